@@ -196,7 +196,8 @@ mod tests {
     #[test]
     fn nulls_are_absent() {
         let config: ImageConfig =
-            serde_json::from_str(r#"{"config":{"Env":null,"Cmd":null,"Labels":null},"rootfs":null,"history":null}"#).unwrap();
+            serde_json::from_str(r#"{"config":{"Env":null,"Cmd":null,"Labels":null},"rootfs":null,"history":null}"#)
+                .unwrap();
         assert_eq!(config, ImageConfig::default());
     }
 }

@@ -415,7 +415,6 @@ pub struct DiffOp {
     pub upper: Option<InputIndex>,
 }
 
-
 mod hex_bytes {
     use serde::{Deserialize, Deserializer, Serializer};
 
