@@ -13,7 +13,7 @@ pub enum Op {
     /// Brings something in from outside. No inputs.
     Source(SourceOp),
     /// Runs a process on a root file system.
-    Exec(ExecOp),
+    Exec(Box<ExecOp>),
     /// Changes files without running anything.
     File(FileOp),
     /// Stacks the layers of all inputs, the first lowest (LLB `MergeOp`).
