@@ -19,8 +19,9 @@ pub use digest::{ContentDigest, Digest, DigestError, KeyHasher};
 pub use graph::{Graph, Meta, Node, NodeId, Operation, Span};
 pub use image::ImageConfig;
 pub use op::{
-    BindSource, CacheMount, CacheSharing, ChmodSpec, ChownSpec, CopyAction, DiffOp, ExecOp, FileAction, FileOp,
-    GitSource, HttpSource, ImageSource, InputIndex, LocalSource, MergeOp, MkdirAction, MkfileAction, Mount, MountKind,
-    NetworkMode, Op, ParentsSpec, ProxyEnv, SecretEnv, SecretMount, SecurityMode, SourceOp, SshMount, UserSpec,
+    BindSource, CacheMount, CacheSharing, ChmodSpec, ChownSpec, CopyAction, DeviceRequest, DiffOp, ExecOp, FileAction,
+    FileOp, GitSource, HttpSource, ImageSource, InputIndex, LocalSource, MergeOp, MkdirAction, MkfileAction, Mount,
+    MountKind, NetworkMode, Op, ParentsSpec, ProxyEnv, SecretEnv, SecretMount, SecurityMode, SourceOp, SshMount,
+    UserSpec,
 };
 pub use platform::{Platform, PlatformError};

@@ -126,7 +126,7 @@ pub struct ExecOp {
     /// `RUN --security`.
     pub security: SecurityMode,
     /// CDI devices asked for with `RUN --device`.
-    pub devices: Vec<String>,
+    pub devices: Vec<DeviceRequest>,
     /// Extra `/etc/hosts` lines, name and address.
     pub extra_hosts: Vec<(String, String)>,
     /// Host name of the step, `buildkitsandbox` when `None`.
@@ -256,6 +256,15 @@ pub struct SshMount {
     /// Group.
     pub gid: u32,
     /// Missing agent is an error.
+    pub required: bool,
+}
+
+/// `RUN --device` (LLB `CDIDevice`).
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct DeviceRequest {
+    /// CDI name: `vendor.com/class=device`.
+    pub name: String,
+    /// A missing device is an error.
     pub required: bool,
 }
 
