@@ -1,1 +1,2 @@
 //! rbuild-snapshotter
+pub mod layer;

@@ -128,6 +128,25 @@ impl ContentDigest {
     }
 }
 
+impl Serialize for ContentDigest {
+    /// Hex for people, 32 bytes in binary formats: indexes of layers hold one per file.
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if serializer.is_human_readable() { serializer.serialize_str(&self.hex()) } else { self.0.serialize(serializer) }
+    }
+}
+
+impl<'de> Deserialize<'de> for ContentDigest {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        if !deserializer.is_human_readable() {
+            return Ok(Self(<[u8; 32]>::deserialize(deserializer)?));
+        }
+        let digits = String::deserialize(deserializer)?;
+        let mut bytes = [0; 32];
+        hex::decode_to_slice(&digits, &mut bytes).map_err(serde::de::Error::custom)?;
+        Ok(Self(bytes))
+    }
+}
+
 impl From<Digest> for ContentDigest {
     fn from(digest: Digest) -> Self {
         Self(digest.0)

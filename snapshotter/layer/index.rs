@@ -1,0 +1,234 @@
+//! What a layer contains, without its bytes: small enough to keep for every layer, enough to answer what COPY, overlay
+//! mending and cache keys ask.
+
+use graph::{ContentDigest, KeyHasher};
+use serde::{Deserialize, Serialize};
+
+use super::entry::{Entry, EntryKind, clean, cmp_paths};
+use super::error::LayerError;
+
+/// First byte of the encoded form.
+const VERSION: u8 = 1;
+
+/// The entries of one layer in the order of [`cmp_paths`], each path once. Directories that the tar does not mention are
+/// there too, marked implicit, so that every entry's parent is an entry; the root is one, unless nothing is.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct LayerIndex {
+    entries: Vec<Entry>,
+    /// Paths of other entries' parents that were taken for directories or for missing while the layer was unpacked
+    /// apart, beyond those that are implicit directories now. A symlink below at one of them changes where entries go.
+    assumed: Vec<Vec<u8>>,
+}
+
+impl LayerIndex {
+    /// Sorts `entries`; of entries with the same path the last counts. Missing parents are added.
+    #[must_use]
+    pub fn new(entries: Vec<Entry>) -> Self {
+        Self::with_assumed(entries, Vec::new())
+    }
+
+    pub(crate) fn with_assumed(mut entries: Vec<Entry>, mut assumed: Vec<Vec<u8>>) -> Self {
+        if !entries.windows(2).all(|pair| cmp_paths(&pair[0].path, &pair[1].path).is_lt()) {
+            entries.reverse();
+            entries.sort_by(|a, b| cmp_paths(&a.path, &b.path));
+            entries.dedup_by(|a, b| a.path == b.path);
+        }
+        let entries = with_parents(entries);
+        assumed.sort();
+        assumed.dedup();
+        let index = Self { entries, assumed: Vec::new() };
+        let assumed = assumed.into_iter().filter(|path| !index.get(path).is_some_and(Entry::is_implicit)).collect();
+        Self { assumed, ..index }
+    }
+
+    /// All entries, sorted.
+    #[must_use]
+    pub fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    pub(crate) fn entries_mut(&mut self) -> impl Iterator<Item = &mut Entry> {
+        self.entries.iter_mut()
+    }
+
+    /// What the layer says about `path`.
+    #[must_use]
+    pub fn get(&self, path: &[u8]) -> Option<&Entry> {
+        self.position(path).map(|at| &self.entries[at])
+    }
+
+    pub(crate) fn position(&self, path: &[u8]) -> Option<usize> {
+        self.entries.binary_search_by(|entry| cmp_paths(&entry.path, path)).ok()
+    }
+
+    /// Paths beside the implicit directories whose being a symlink below would change the layer.
+    #[must_use]
+    pub fn assumed(&self) -> &[Vec<u8>] {
+        &self.assumed
+    }
+
+    /// The regular file that a hard link in this layer names. A file names itself.
+    #[must_use]
+    pub fn file_of<'a>(&'a self, entry: &'a Entry) -> Option<&'a Entry> {
+        match &entry.kind {
+            EntryKind::File { .. } => Some(entry),
+            EntryKind::Hardlink { target } => {
+                self.get(target).filter(|entry| matches!(entry.kind, EntryKind::File { .. }))
+            }
+            _ => None,
+        }
+    }
+
+    /// A digest of everything but times: equal for layers that do the same to whatever is below. Of implicit directories
+    /// only their being there counts, so mending does not change it.
+    #[must_use]
+    pub fn content_digest(&self) -> ContentDigest {
+        let mut hasher = KeyHasher::new("layer/1");
+        for entry in &self.entries {
+            hasher.field(&entry.path);
+            if let EntryKind::Dir { opaque, implicit: true } = entry.kind {
+                hasher.number(if opaque { 11 } else { 10 });
+                continue;
+            }
+            hash_entry(&mut hasher, entry);
+        }
+        hasher.finish()
+    }
+
+    /// The compact form that is kept on disk: a version byte, then postcard; paths share their beginnings with the
+    /// path before.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut before: &[u8] = &[];
+        let entries = self
+            .entries
+            .iter()
+            .map(|entry| {
+                let shared = before.iter().zip(&entry.path).take_while(|(a, b)| a == b).count();
+                before = &entry.path;
+                let rest = Entry { path: entry.path[shared..].to_vec(), ..entry.clone() };
+                Packed { shared: u32::try_from(shared).unwrap_or(u32::MAX), rest }
+            })
+            .collect();
+        let packed = PackedIndex { entries, assumed: self.assumed.clone() };
+        postcard::to_extend(&packed, vec![VERSION]).expect("plain data of known length always serialises")
+    }
+
+    /// Reads [`LayerIndex::encode`]'s form. Damaged input is an error, never a panic or an index that breaks its promises.
+    pub fn decode(bytes: &[u8]) -> Result<Self, LayerError> {
+        let bad = |reason: &str| LayerError::Index(reason.to_owned());
+        let (&version, body) = bytes.split_first().ok_or_else(|| bad("it is empty"))?;
+        if version != VERSION {
+            return Err(LayerError::Index(format!("it has version {version}, this rbuild knows {VERSION}")));
+        }
+        let packed: PackedIndex = postcard::from_bytes(body).map_err(|error| LayerError::Index(error.to_string()))?;
+        let mut entries: Vec<Entry> = Vec::with_capacity(packed.entries.len());
+        for Packed { shared, mut rest } in packed.entries {
+            let before = entries.last().map_or(&[][..], |entry| &entry.path);
+            let shared = before.get(..shared as usize).ok_or_else(|| bad("a path has no beginning"))?;
+            rest.path.splice(..0, shared.iter().copied());
+            if clean(&rest.path) != rest.path || rest.path.contains(&0) {
+                return Err(bad("a path is not clean"));
+            }
+            if entries.last().is_some_and(|last| cmp_paths(&last.path, &rest.path).is_ge()) {
+                return Err(bad("its paths are not sorted"));
+            }
+            entries.push(rest);
+        }
+        let count = entries.len();
+        let entries = with_parents(entries);
+        if entries.len() != count {
+            return Err(bad("a parent directory is missing"));
+        }
+        Ok(Self { entries, assumed: packed.assumed })
+    }
+}
+
+/// Adds what makes every entry's parent an entry. A non-directory with entries below it becomes their implicit directory.
+fn with_parents(entries: Vec<Entry>) -> Vec<Entry> {
+    let complete = entries.first().is_none_or(|first| first.path.is_empty() && first.is_dir()) && {
+        // In this order the parent, if it is there, is on the chain of directories that the entry before ends.
+        let mut chain: Vec<&[u8]> = Vec::new();
+        entries.iter().all(|entry| {
+            let parent = super::entry::split(&entry.path).0;
+            while chain.last().is_some_and(|dir| *dir != parent) {
+                chain.pop();
+            }
+            let found = entry.path.is_empty() || !chain.is_empty();
+            if entry.is_dir() {
+                chain.push(&entry.path);
+            }
+            found
+        })
+    };
+    if complete {
+        return entries;
+    }
+    let mut all: std::collections::BTreeMap<Key, Entry> = std::collections::BTreeMap::new();
+    for entry in entries {
+        for dir in super::entry::ancestors(&entry.path) {
+            let parent = all.entry(Key(dir.to_vec())).or_insert_with(|| implicit_dir(dir));
+            if !parent.is_dir() {
+                *parent = implicit_dir(dir);
+            }
+        }
+        all.insert(Key(entry.path.clone()), entry);
+    }
+    all.into_values().collect()
+}
+
+/// A directory with the metadata it has when nothing is below.
+pub(crate) fn implicit_dir(path: &[u8]) -> Entry {
+    Entry::new(path, EntryKind::Dir { opaque: false, implicit: true }, 0o755)
+}
+
+/// A path ordered by [`cmp_paths`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Key(pub(crate) Vec<u8>);
+
+impl Ord for Key {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        cmp_paths(&self.0, &other.0)
+    }
+}
+
+impl PartialOrd for Key {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+/// Kind, owner, mode, content and attributes; neither path nor times.
+pub(crate) fn hash_entry(hasher: &mut KeyHasher, entry: &Entry) {
+    match &entry.kind {
+        EntryKind::File { size, digest, .. } => hasher.number(1).number(*size).field(digest.as_bytes()),
+        EntryKind::Dir { opaque, .. } => hasher.number(if *opaque { 3 } else { 2 }),
+        EntryKind::Symlink { target } => hasher.number(4).field(target),
+        EntryKind::Hardlink { target } => hasher.number(5).field(target),
+        EntryKind::CharDev { major, minor } => hasher.number(6).number((*major).into()).number((*minor).into()),
+        EntryKind::BlockDev { major, minor } => hasher.number(7).number((*major).into()).number((*minor).into()),
+        EntryKind::Fifo => hasher.number(8),
+        EntryKind::Whiteout => {
+            hasher.number(9);
+            return;
+        }
+    };
+    hasher.number(entry.mode.into()).number(entry.uid.into()).number(entry.gid.into());
+    hasher.number(entry.xattrs.len() as u64);
+    for (name, value) in &entry.xattrs {
+        hasher.field(name).field(value);
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct PackedIndex {
+    entries: Vec<Packed>,
+    assumed: Vec<Vec<u8>>,
+}
+
+/// An entry whose path lacks the first `shared` bytes of the path before.
+#[derive(Serialize, Deserialize)]
+struct Packed {
+    shared: u32,
+    rest: Entry,
+}

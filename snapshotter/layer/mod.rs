@@ -1,0 +1,32 @@
+//! Layers: tar streams to directories and back, and what can be known about them without either.
+//!
+//! A layer exists in three forms. As a *tar stream* it has a diff id, the sha256 of its bytes. As a *directory* it is one
+//! lower (or was the upper) directory of an overlay mount, with whiteouts as character devices 0:0. As a [`LayerIndex`] it
+//! lists every path with all that a tar header says and the blake3 of every file. The index is made in the same pass that
+//! reads or writes the tar, and a [`Tree`] of indexes answers what a stack of layers looks like without touching a disk.
+//!
+//! - [`apply`] unpacks a tar into a directory of its own, whatever is below; [`mend`] makes it fit once that is known.
+//! - [`commit_upper`] hashes the tar that an overlay's upper directory stands for; [`write_upper`] makes its bytes again.
+//! - [`LayerWriter`] is the one place where tar bytes are made: the same entries give the same bytes.
+//! - [`write_tree`] and [`extract_tree`] flatten a stack for `type=tar` and `type=local`.
+
+mod apply;
+mod commit;
+pub mod compress;
+mod entry;
+mod error;
+mod export;
+mod index;
+mod mend;
+mod tree;
+mod write;
+
+pub use apply::{Applied, ApplyOptions, Ownership, apply, apply_upon, index_tar};
+pub use commit::{CommitOptions, Committed, commit_upper, write_upper};
+pub use entry::{Entry, EntryKind, ancestors, clean, cmp_paths, is_within, join, keeps_xattr, split};
+pub use error::LayerError;
+pub use export::{Extracted, extract_tree, write_tree};
+pub use index::LayerIndex;
+pub use mend::{Mended, mend};
+pub use tree::{Found, Resolved, Tree};
+pub use write::{Expect, LayerWriter, WRITER_VERSION, Written};
