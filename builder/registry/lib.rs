@@ -1,1 +1,30 @@
-//! rbuild-registry
+//! A client for OCI distribution registries: pull, push, log in.
+//!
+//! It keeps no state on disk but credentials, and knows nothing of how images are stored or built. What holds:
+//!
+//! - Bytes of blobs and manifests are verified against digest and size while they stream; never more than the announced size
+//!   is passed on.
+//! - Credentials go to the registry they belong to and to the token server it names over TLS, to nobody else; they are in no
+//!   error, event or `Debug` output.
+//! - Every request follows the one retry policy of `retry.rs`.
+
+mod client;
+mod config;
+mod credentials;
+mod error;
+mod manifest;
+mod reference;
+mod retry;
+mod verify;
+
+pub use client::{BlobSource, BlobStream, Client, Progress, Pushed, TransferEvent};
+pub use config::{Event, KeyPair, Proxies, RegistryConfig, Settings};
+pub use credentials::{Credential, CredentialSource, CredentialsError, Secret, StaticCredentials};
+pub use error::{Asked, Detail, Error};
+pub use manifest::{
+    DOCKER_LIST, DOCKER_MANIFEST, MANIFEST_MAX, Manifest, OCI_INDEX, OCI_MANIFEST, Resolved, Want, choose_platform,
+};
+pub use oci_spec::image::{Descriptor, Digest, ImageIndex, ImageManifest, MediaType};
+pub use reference::{DOCKER_HUB, Reference, ReferenceError, Repository};
+pub use retry::RetryPolicy;
+pub use verify::{Verifier, digest_of};
