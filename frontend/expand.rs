@@ -1,12 +1,22 @@
 //! Variables, quotes and escapes in the words of an instruction.
+//!
+//! The language is that of BuildKit's shell lexer, a small part of the POSIX shell's: `$v`, `${v}`, `:-` `-` `:+` `+` `:?`
+//! `?`, prefix and suffix removal with `#` `##` `%` `%%`, replacement with `/` and `//`; single quotes, double quotes and
+//! the file's escape character. Expansion comes first and splitting afterwards, so an unquoted variable with spaces in it
+//! becomes several words.
+//!
+//! Dockerfiles and image configs are hostile: nesting, the size of results and the cost of patterns are bounded.
 
 mod env;
-
-pub use env::{Env, NoEnv};
+mod lexer;
+mod pattern;
 
 use std::collections::BTreeSet;
 
-/// How words are expanded. The default modes are those of most instructions; see the constructors for the others.
+pub use env::{Env, NoEnv};
+
+/// How words are expanded. The default modes are those of most instructions; the others are for names of steps and
+/// for here-documents.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Expander {
     escape: char,
@@ -38,13 +48,58 @@ pub struct WordList {
     pub unset: BTreeSet<String>,
 }
 
+/// A word that cannot be expanded.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("cannot expand '{word}': {reason}")]
+pub struct ExpandError {
+    /// The word, shortened if it is long.
+    pub word: String,
+    /// Why.
+    pub reason: ExpandReason,
+}
+
 /// Why a word cannot be expanded.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-pub enum ExpandError {
-    /// A placeholder until the other reasons follow.
-    #[error("{0}")]
-    Syntax(String),
+pub enum ExpandReason {
+    /// A quote is opened and not closed.
+    #[error("the quote {0} is not closed")]
+    UnclosedQuote(char),
+    /// `${` without its end.
+    #[error("'{0}' is missing in ${{…}}")]
+    MissingEnd(char),
+    /// `${}`, `${:…}`, `${{…}`.
+    #[error("${{ must be followed by the name of a variable")]
+    BadSubstitution,
+    /// `${v=x}` and the like.
+    #[error("unsupported modifier '{0}' in ${{…}}")]
+    UnsupportedModifier(String),
+    /// `${v?message}` of a variable that is not set or empty.
+    #[error("{name}: {message}")]
+    Required {
+        /// The variable.
+        name: String,
+        /// The given message, or what is wrong.
+        message: String,
+    },
+    /// A pattern after `#`, `%` or `/` that makes no sense.
+    #[error("invalid pattern '{pattern}': '\\' can only escape *, ?, \\, }} and /")]
+    InvalidPattern {
+        /// The pattern.
+        pattern: String,
+    },
+    /// More levels of `${…${…}}` than anybody writes.
+    #[error("${{…}} is nested more than {MAX_DEPTH} levels deep")]
+    TooDeep,
+    /// The variables multiply each other's size.
+    #[error("the result is larger than {} MiB", MAX_SIZE >> 20)]
+    TooLarge,
+    /// A pattern that needs too many comparisons.
+    #[error("matching the pattern takes too long")]
+    TooCostly,
 }
+
+const MAX_DEPTH: usize = 100;
+const MAX_SIZE: usize = 16 << 20;
 
 impl Expander {
     /// For the words of an instruction in a file with this escape character.
@@ -79,13 +134,32 @@ impl Expander {
 
     /// Expands `word` to one text; spaces stay.
     pub fn process_word(&self, word: &str, env: &dyn Env) -> Result<Expansion, ExpandError> {
-        let _ = (self, env);
-        Ok(Expansion { text: word.to_owned(), ..Expansion::default() })
+        if !word.contains([self.escape, '$', '"', '\'']) {
+            return Ok(Expansion { text: without_mark(word).to_owned(), ..Expansion::default() });
+        }
+        let done = lexer::run(*self, word, env).map_err(|reason| failed(word, reason))?;
+        Ok(Expansion { text: done.text, used: done.used, unset: done.unset })
     }
 
     /// Expands `word`, then splits it at spaces that are not quoted.
     pub fn process_words(&self, word: &str, env: &dyn Env) -> Result<WordList, ExpandError> {
-        let _ = (self, env);
-        Ok(WordList { words: word.split_whitespace().map(str::to_owned).collect(), ..WordList::default() })
+        let done = lexer::run(*self, word, env).map_err(|reason| failed(word, reason))?;
+        Ok(WordList { words: done.words, used: done.used, unset: done.unset })
     }
 }
+
+/// A byte-order mark in front of a word is dropped, as BuildKit's scanner does.
+fn without_mark(word: &str) -> &str {
+    word.strip_prefix('\u{feff}').unwrap_or(word)
+}
+
+fn failed(word: &str, reason: ExpandReason) -> ExpandError {
+    let mut shown: String = word.chars().take(80).collect();
+    if shown.len() < word.len() {
+        shown.push('…');
+    }
+    ExpandError { word: shown, reason }
+}
+
+#[cfg(test)]
+mod tests;
