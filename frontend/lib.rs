@@ -7,9 +7,22 @@
 
 pub mod diagnostic;
 pub mod expand;
+mod image_name;
+mod image_state;
+pub mod images;
 pub mod instruction;
+pub mod lower;
+pub mod options;
+pub mod plan;
+mod reach;
+mod scope;
 pub mod source;
+mod stage;
 
 pub use diagnostic::{Diagnostic, Diagnostics, Related};
+pub use images::{ImageRequest, Images, ResolvedImage};
 pub use instruction::{parse, parse_trigger};
+pub use lower::{LocalContext, Lowered, ScanTargets, lower};
+pub use options::{ContextSource, NamedContext, NoCache, Options};
+pub use plan::{Plan, plan};
 pub use source::{LineColumn, SourceFile, Span};

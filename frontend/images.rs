@@ -1,0 +1,56 @@
+//! What the builder found out about images, and what it is asked to find out.
+
+use std::collections::BTreeMap;
+
+use graph::{Digest, ImageConfig, Platform};
+
+use crate::Span;
+
+/// An image that must be known before the Dockerfile can be lowered.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ImageRequest {
+    /// In full: `docker.io/library/debian:bookworm-slim`.
+    pub reference: String,
+    /// As the Dockerfile has it, after expansion, for messages.
+    pub written: String,
+    /// The platform that is wanted.
+    pub platform: Platform,
+    /// Where the image is named; `None` for one that only the command line names.
+    pub span: Option<Span>,
+    /// Something that exists and is spelled much the same: a stage, or a common image.
+    pub did_you_mean: Option<String>,
+}
+
+/// An image as the builder resolved it.
+#[derive(Clone, PartialEq, Debug)]
+pub struct ResolvedImage {
+    /// The config, diff ids included.
+    pub config: ImageConfig,
+    /// Digest of the config blob.
+    pub config_digest: Digest,
+    /// Digest of the manifest or index that the reference led to, where there is one: names of vertices show it.
+    pub manifest_digest: Option<Digest>,
+}
+
+/// The resolved images, by full reference and platform.
+#[derive(Clone, Debug, Default)]
+pub struct Images(BTreeMap<(String, Platform), ResolvedImage>);
+
+impl Images {
+    /// No image is known.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds what was found for [`ImageRequest::reference`] and [`ImageRequest::platform`].
+    pub fn insert(&mut self, reference: String, platform: Platform, image: ResolvedImage) {
+        self.0.insert((reference, platform), image);
+    }
+
+    /// What is known of an image.
+    #[must_use]
+    pub fn get(&self, reference: &str, platform: &Platform) -> Option<&ResolvedImage> {
+        self.0.get(&(reference.to_owned(), platform.clone()))
+    }
+}

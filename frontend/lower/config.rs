@@ -1,0 +1,241 @@
+//! Instructions that only change the image config: no layer, one line of history each.
+
+use graph::image::{Empty, Healthcheck as ImageHealthcheck};
+
+use crate::image_state::{Layer, go_healthcheck, go_list, go_quoted_list, set_env};
+use crate::instruction::{
+    ArgInstruction, CmdInstruction, CommandLine, EntrypointInstruction, EnvInstruction, ExposeInstruction,
+    HealthcheckInstruction, KeyValue, LabelInstruction, MaintainerInstruction, ShellInstruction, StopsignalInstruction,
+    UserInstruction, VolumeInstruction, Word,
+};
+use crate::scope::is_build_setting;
+use crate::{Diagnostic, Span};
+
+use super::stage_state::StageState;
+use super::{Lowering, expose, signal};
+
+impl Lowering<'_> {
+    /// Makes the argument a variable: from the command line, from its default, or from the global scope.
+    pub(super) fn arg(&mut self, state: &mut StageState, arg: &ArgInstruction) -> Result<(), Diagnostic> {
+        let plan = self.plan;
+        let mut texts = Vec::with_capacity(arg.args.len());
+        for definition in &arg.args {
+            let name = &definition.name.text;
+            let value = match (plan.options.build_args.get(name), &definition.value) {
+                (Some(given), _) => Some(given.clone()),
+                (None, Some(default)) => Some(self.word(state, default)?),
+                (None, None) => plan.global.value(name).map(str::to_owned),
+            };
+            if let Some(value) = &value
+                && !is_build_setting(name)
+            {
+                state.scope.set(name, value);
+            }
+            texts.push(match &value {
+                Some(value) => format!("{name}={value}"),
+                None => name.clone(),
+            });
+            if state.onbuild {
+                self.declared.insert(name.clone());
+            }
+            state.args.push((name.clone(), value));
+        }
+        state.record(format!("ARG {}", texts.join(" ")), Layer::None);
+        Ok(())
+    }
+
+    pub(super) fn env(&mut self, state: &mut StageState, env: &EnvInstruction) -> Result<(), Diagnostic> {
+        // All values of a line are expanded before the first of them is set.
+        let pairs = self.pairs(state, &env.vars)?;
+        let mut text = "ENV".to_owned();
+        for (name, value) in &pairs {
+            text.push_str(&format!(" {name}={value}"));
+            state.scope.set(name, value);
+            set_env(&mut state.image.config.env, name, value);
+        }
+        state.record(text, Layer::None);
+        Ok(())
+    }
+
+    pub(super) fn label(&mut self, state: &mut StageState, label: &LabelInstruction) -> Result<(), Diagnostic> {
+        let pairs = self.pairs(state, &label.labels)?;
+        let mut text = "LABEL".to_owned();
+        for (name, value) in pairs {
+            text.push_str(&format!(" {name}={value}"));
+            state.image.config.labels.insert(name, value);
+        }
+        state.record(text, Layer::None);
+        Ok(())
+    }
+
+    fn pairs(&self, state: &StageState, pairs: &[KeyValue]) -> Result<Vec<(String, String)>, Diagnostic> {
+        pairs.iter().map(|pair| Ok((self.word(state, &pair.key)?, self.word(state, &pair.value)?))).collect()
+    }
+
+    pub(super) fn cmd(&mut self, state: &mut StageState, cmd: &CmdInstruction) -> Result<(), Diagnostic> {
+        let args = command_args(state, &cmd.command);
+        state.record(format!("CMD {}", go_quoted_list(&args)), Layer::None);
+        state.image.config.cmd = non_empty(args);
+        state.image.config.args_escaped = true;
+        state.cmd_set = true;
+        Ok(())
+    }
+
+    /// A new entry point does not fit the inherited command, so that is dropped; one of the same stage was meant for it.
+    pub(super) fn entrypoint(
+        &mut self,
+        state: &mut StageState,
+        entrypoint: &EntrypointInstruction,
+    ) -> Result<(), Diagnostic> {
+        let args = command_args(state, &entrypoint.command);
+        state.record(format!("ENTRYPOINT {}", go_quoted_list(&args)), Layer::None);
+        state.image.config.entrypoint = non_empty(args);
+        if !state.cmd_set {
+            state.image.config.cmd = None;
+        }
+        Ok(())
+    }
+
+    pub(super) fn healthcheck(
+        &mut self,
+        state: &mut StageState,
+        check: &HealthcheckInstruction,
+    ) -> Result<(), Diagnostic> {
+        let nanoseconds = |duration: std::time::Duration| i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX);
+        let check = match check {
+            HealthcheckInstruction::None => {
+                ImageHealthcheck { test: vec!["NONE".to_owned()], ..ImageHealthcheck::default() }
+            }
+            HealthcheckInstruction::Check(check) => {
+                let (kind, args) = match &check.command {
+                    CommandLine::Shell(line) => ("CMD-SHELL", vec![line.text.clone()]),
+                    CommandLine::Exec(args) => ("CMD", texts(args)),
+                };
+                ImageHealthcheck {
+                    test: std::iter::once(kind.to_owned()).chain(args).collect(),
+                    interval: nanoseconds(check.interval),
+                    timeout: nanoseconds(check.timeout),
+                    start_period: nanoseconds(check.start_period),
+                    start_interval: nanoseconds(check.start_interval),
+                    retries: i64::from(check.retries),
+                }
+            }
+        };
+        state.record(format!("HEALTHCHECK {}", go_healthcheck(&check)), Layer::None);
+        state.image.config.healthcheck = Some(check);
+        Ok(())
+    }
+
+    pub(super) fn shell(&mut self, state: &mut StageState, shell: &ShellInstruction) -> Result<(), Diagnostic> {
+        let shell = texts(&shell.shell);
+        state.record(format!("SHELL {}", go_list(&shell)), Layer::None);
+        state.image.config.shell = Some(shell);
+        Ok(())
+    }
+
+    pub(super) fn user(&mut self, state: &mut StageState, user: &UserInstruction) -> Result<(), Diagnostic> {
+        let user = self.word(state, &user.user)?;
+        state.record(format!("USER {user}"), Layer::None);
+        state.image.config.user = user;
+        Ok(())
+    }
+
+    pub(super) fn volume(
+        &mut self,
+        state: &mut StageState,
+        volume: &VolumeInstruction,
+        span: Span,
+    ) -> Result<(), Diagnostic> {
+        let mut paths = Vec::with_capacity(volume.paths.len());
+        for word in &volume.paths {
+            let path = self.word(state, word)?;
+            if path.is_empty() {
+                return Err(Diagnostic::new(span, "VOLUME specified can not be an empty string")
+                    .with_hint(format!("{} is empty here", word.text)));
+            }
+            paths.push(path);
+        }
+        state.record(format!("VOLUME {}", go_list(&paths)), Layer::None);
+        state.image.config.volumes.extend(paths.into_iter().map(|path| (path, Empty {})));
+        Ok(())
+    }
+
+    pub(super) fn expose(&mut self, state: &mut StageState, expose: &ExposeInstruction) -> Result<(), Diagnostic> {
+        let mut ports = Vec::new();
+        for word in &expose.ports {
+            let problem = |message: String| Diagnostic::new(word.span, message);
+            let list = self.plan.expander.process_words(&word.text, &state.scope);
+            for text in list.map_err(|error| problem(error.to_string()))?.words {
+                ports.extend(expose::ports(&text).map_err(problem)?);
+            }
+        }
+        state.record(format!("EXPOSE {}", go_list(&ports)), Layer::None);
+        state.image.config.exposed_ports.extend(ports.into_iter().map(|port| (port, Empty {})));
+        Ok(())
+    }
+
+    pub(super) fn stop_signal(
+        &mut self,
+        state: &mut StageState,
+        stop: &StopsignalInstruction,
+    ) -> Result<(), Diagnostic> {
+        let name = self.word(state, &stop.signal)?;
+        if !signal::is_known(&name) {
+            return Err(Diagnostic::new(stop.signal.span, format!("invalid signal: {name}"))
+                .with_suggestion(&name.to_ascii_uppercase(), signal::NAMES)
+                .with_default_hint("use a name such as SIGTERM, or a number"));
+        }
+        state.record(format!("STOPSIGNAL {name}"), Layer::None);
+        state.image.config.stop_signal = name;
+        Ok(())
+    }
+
+    pub(super) fn maintainer(
+        &mut self,
+        state: &mut StageState,
+        maintainer: &MaintainerInstruction,
+    ) -> Result<(), Diagnostic> {
+        let name = maintainer.name.text.clone();
+        state.record(format!("MAINTAINER {name}"), Layer::None);
+        state.image.author = name;
+        Ok(())
+    }
+}
+
+trait DefaultHint {
+    fn with_default_hint(self, hint: &str) -> Self;
+}
+
+impl DefaultHint for Diagnostic {
+    /// For where no suggestion was found.
+    fn with_default_hint(self, hint: &str) -> Self {
+        if self.hint.is_some() { self } else { self.with_hint(hint) }
+    }
+}
+
+/// What runs: as it is in exec form, behind the stage's shell otherwise.
+fn command_args(state: &StageState, command: &CommandLine) -> Vec<String> {
+    match command {
+        CommandLine::Exec(args) => texts(args),
+        CommandLine::Shell(line) => with_shell(state, line.text.clone()),
+    }
+}
+
+/// `line` behind the stage's shell.
+pub(super) fn with_shell(state: &StageState, line: String) -> Vec<String> {
+    let mut args = match &state.image.config.shell {
+        Some(shell) if !shell.is_empty() => shell.clone(),
+        _ => vec!["/bin/sh".to_owned(), "-c".to_owned()],
+    };
+    args.push(line);
+    args
+}
+
+pub(super) fn texts(words: &[Word]) -> Vec<String> {
+    words.iter().map(|word| word.text.clone()).collect()
+}
+
+/// An empty list resets; in the config it is absent, as BuildKit writes it.
+fn non_empty(args: Vec<String>) -> Option<Vec<String>> {
+    Some(args).filter(|args| !args.is_empty())
+}

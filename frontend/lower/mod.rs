@@ -1,0 +1,273 @@
+//! From a plan and the images it needs to a graph and an image config.
+//!
+//! Each reachable stage is worked through from its first instruction to its last. An instruction either adds a node to the
+//! graph and moves the stage's root to it, or changes the image config, and always leaves a line of history. One file per
+//! family of instructions; this one has what they share.
+
+mod config;
+mod copy;
+mod expose;
+pub(crate) mod git;
+mod mount;
+mod owner;
+mod path;
+mod run;
+mod signal;
+mod stage_state;
+mod tree;
+mod workdir;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
+
+use graph::{Graph, ImageConfig, NodeId, Op, Platform, ProxyEnv};
+
+use crate::images::Images;
+use crate::instruction::{InstructionKind, Word};
+use crate::plan::Plan;
+use crate::reach::Reach;
+use crate::scope::{is_predefined, proxy_env};
+use crate::stage::{Origin, Step};
+use crate::{Diagnostic, Diagnostics, Span};
+
+use stage_state::StageState;
+
+/// A Dockerfile as a graph.
+pub struct Lowered {
+    /// All that must be done; nodes in topological order.
+    pub graph: Graph<Op>,
+    /// The root file system of the result; `None` is the empty tree.
+    pub root: Option<NodeId>,
+    /// The config of the result. `rootfs.diff_ids` is empty and new history entries have no `created` (unless
+    /// `SOURCE_DATE_EPOCH` says which): both are known once the layers exist. Each history entry without `empty_layer` is
+    /// one layer.
+    pub config: ImageConfig,
+    /// Platform of the result.
+    pub platform: Platform,
+    /// What was accepted but is probably not meant. One that is about the command line has an empty span at 0.
+    pub warnings: Vec<Diagnostic>,
+    /// The directories of the caller that the graph reads.
+    pub local_contexts: Vec<LocalContext>,
+    /// What an SBOM scanner should look at beside the result.
+    pub scan: ScanTargets,
+}
+
+impl fmt::Debug for Lowered {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let nodes = self.graph.len();
+        f.debug_struct("Lowered").field("nodes", &nodes).field("platform", &self.platform).finish_non_exhaustive()
+    }
+}
+
+/// A directory of the caller, and what of it is read.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LocalContext {
+    /// `context`, or the name given with `--build-context`.
+    pub name: String,
+    /// Paths and patterns from the directory's root; `/` is all of it.
+    pub paths: Vec<String>,
+}
+
+/// `BUILDKIT_SBOM_SCAN_CONTEXT` and `BUILDKIT_SBOM_SCAN_STAGE`.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct ScanTargets {
+    /// The main build context.
+    pub context: bool,
+    /// Stages beside the target, by name, with their root.
+    pub stages: Vec<(String, Option<NodeId>)>,
+}
+
+/// Lowers a plan. All images that [`Plan::missing_images`] names must be known.
+pub fn lower(plan: &Plan, images: &Images) -> Result<Lowered, Diagnostics> {
+    let reach = Reach::compute(plan, images)?;
+    if !reach.missing.is_empty() {
+        let problems = reach.missing.into_iter().map(|request| {
+            let message = format!("image {} ({}) was not resolved", request.written, request.platform);
+            Diagnostic::new(request.span.unwrap_or_default(), message)
+        });
+        return Err(Diagnostics(problems.collect()));
+    }
+    let mut lowering = Lowering::new(plan, images, &reach);
+    for &stage in &reach.stages {
+        lowering.stage(stage)?;
+    }
+    Ok(lowering.finish())
+}
+
+/// What is under way.
+struct Lowering<'a> {
+    plan: &'a Plan,
+    images: &'a Images,
+    reach: &'a Reach,
+    graph: Graph<Op>,
+    proxy: ProxyEnv,
+    /// Stages that are done, by position.
+    roots: HashMap<usize, Option<NodeId>>,
+    /// States of those that a later stage, or the result, still needs, and by how many.
+    states: HashMap<usize, (StageState, usize)>,
+    /// Results of other builds that were copied into this graph, by context name.
+    imported: HashMap<String, Option<NodeId>>,
+    locals: BTreeMap<String, BTreeSet<String>>,
+    warnings: Vec<Diagnostic>,
+    declared: BTreeSet<String>,
+    scan: ScanTargets,
+}
+
+impl<'a> Lowering<'a> {
+    fn new(plan: &'a Plan, images: &'a Images, reach: &'a Reach) -> Self {
+        Self {
+            plan,
+            images,
+            reach,
+            graph: Graph::new(),
+            proxy: proxy_env(&plan.options),
+            roots: HashMap::new(),
+            states: HashMap::new(),
+            imported: HashMap::new(),
+            locals: BTreeMap::new(),
+            warnings: plan.warnings.clone(),
+            declared: plan.declared_args.clone(),
+            scan: ScanTargets::default(),
+        }
+    }
+
+    /// Works through one stage; those it is based on are done.
+    fn stage(&mut self, number: usize) -> Result<(), Diagnostic> {
+        let plan = self.plan;
+        let stage = &plan.stages.list[number];
+        let triggers = self.reach.triggers.get(&number).map_or(&[][..], Vec::as_slice);
+        let mut state = self.begin(number, triggers.len())?;
+        if !stage.replaced {
+            state.settle_image();
+            for step in triggers.iter().chain(&stage.steps) {
+                state.onbuild = step.onbuild;
+                self.step(&mut state, step).map_err(|problem| match step.onbuild {
+                    // The places inside a trigger are not places of the Dockerfile.
+                    true => Diagnostic { span: stage.span, related: Vec::new(), ..problem },
+                    false => problem,
+                })?;
+            }
+            self.note_scan(number, &state);
+        }
+        self.roots.insert(number, state.root);
+        let children = self.reach.stages.range(number + 1..);
+        let users = children.filter(|child| plan.stages.list[**child].origin == Origin::Stage(number)).count();
+        let users = users + usize::from(number == plan.target);
+        if users > 0 {
+            self.states.insert(number, (state, users));
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, state: &mut StageState, step: &Step) -> Result<(), Diagnostic> {
+        let instruction = &step.instruction;
+        match &instruction.kind {
+            InstructionKind::Run(run) => self.run(state, step, run),
+            InstructionKind::Copy(copy) => self.copy(state, step, &copy::Request::of_copy(copy)),
+            InstructionKind::Add(add) => self.copy(state, step, &copy::Request::of_add(add)),
+            InstructionKind::Workdir(workdir) => self.workdir(state, instruction, workdir),
+            InstructionKind::Arg(arg) => self.arg(state, arg),
+            InstructionKind::Env(env) => self.env(state, env),
+            InstructionKind::Label(label) => self.label(state, label),
+            InstructionKind::Cmd(cmd) => self.cmd(state, cmd),
+            InstructionKind::Entrypoint(entrypoint) => self.entrypoint(state, entrypoint),
+            InstructionKind::Healthcheck(check) => self.healthcheck(state, check),
+            InstructionKind::Shell(shell) => self.shell(state, shell),
+            InstructionKind::User(user) => self.user(state, user),
+            InstructionKind::Volume(volume) => self.volume(state, volume, instruction.span),
+            InstructionKind::Expose(expose) => self.expose(state, expose),
+            InstructionKind::Stopsignal(signal) => self.stop_signal(state, signal),
+            InstructionKind::Maintainer(maintainer) => self.maintainer(state, maintainer),
+            InstructionKind::Onbuild(onbuild) => {
+                state.image.config.on_build.push(onbuild.trigger.clone());
+                Ok(())
+            }
+            // The parser makes a new stage of it, and triggers with it are refused.
+            InstructionKind::From(_) => Ok(()),
+        }
+    }
+
+    /// A word with the stage's variables in it.
+    fn word(&self, state: &StageState, word: &Word) -> Result<String, Diagnostic> {
+        state
+            .scope
+            .expand(self.plan.expander, &word.text)
+            .map_err(|error| Diagnostic::new(word.span, error.to_string()))
+    }
+
+    fn optional_word(&self, state: &StageState, word: Option<&Word>) -> Result<Option<String>, Diagnostic> {
+        word.map(|word| self.word(state, word)).transpose()
+    }
+
+    /// The instruction's text as progress shows it: keyword in upper case, variables replaced where that works.
+    fn display(&self, state: &StageState, code: &str) -> String {
+        let text = state.scope.expand(self.plan.expander, code).unwrap_or_else(|_| code.to_owned());
+        upper_keyword(&text)
+    }
+
+    fn note_scan(&mut self, number: usize, state: &StageState) {
+        let enabled = |name: &str| {
+            let local = state.args.iter().rev().find(|(arg, value)| arg == name && value.is_some());
+            let value = local.and_then(|(_, value)| value.as_deref()).or_else(|| self.plan.global.value(name));
+            value.is_some_and(|value| {
+                crate::scope::parse_bool(value).unwrap_or_else(|| value.split(',').any(|stage| stage == state.label))
+            })
+        };
+        if number == self.plan.target {
+            self.scan.context |= enabled("BUILDKIT_SBOM_SCAN_CONTEXT");
+        } else if enabled("BUILDKIT_SBOM_SCAN_STAGE") {
+            self.scan.stages.push((state.label.clone(), state.root));
+        }
+    }
+
+    fn finish(mut self) -> Lowered {
+        let plan = self.plan;
+        let options = &plan.options;
+        let (state, _) = self.states.remove(&plan.target).expect("the target is reachable and is kept for the result");
+        let mut config = state.image;
+        config.config.labels.extend(options.labels.iter().cloned());
+        config.rootfs.kind = "layers".to_owned();
+        config.rootfs.diff_ids.clear();
+        let wanted = &options.target_platform;
+        if !options.implicit_platform {
+            let same = config.os == wanted.os && config.architecture == wanted.architecture;
+            config.os.clone_from(&wanted.os);
+            config.architecture.clone_from(&wanted.architecture);
+            if !wanted.variant.is_empty() || !same {
+                config.variant.clone_from(&wanted.variant);
+            }
+        }
+        if let Ok(platform) = config.platform().to_string().parse::<Platform>() {
+            config.os = platform.os;
+            config.architecture = platform.architecture;
+            config.variant = platform.variant;
+        }
+        self.warn_unused_args();
+        let platform = config.platform();
+        let local_contexts = self.locals.into_iter().map(|(name, paths)| LocalContext {
+            name,
+            paths: if paths.contains("/") { vec!["/".to_owned()] } else { paths.into_iter().collect() },
+        });
+        let local_contexts = local_contexts.collect();
+        let Self { graph, warnings, scan, .. } = Self { locals: BTreeMap::new(), ..self };
+        Lowered { graph, root: state.root, config, platform, warnings, local_contexts, scan }
+    }
+
+    fn warn_unused_args(&mut self) {
+        let unused = |name: &&str| !self.declared.contains(*name) && !is_predefined(name);
+        let given = self.plan.options.build_args.keys().map(String::as_str);
+        let names: Vec<&str> = given.filter(unused).collect();
+        let Some(first) = names.first() else { return };
+        let message = format!("one or more build-args [{}] were not consumed", names.join(" "));
+        let known = self.declared.iter().map(String::as_str);
+        let warning = Diagnostic::new(Span::default(), message).with_suggestion(first, known);
+        self.warnings.push(warning);
+    }
+}
+
+fn upper_keyword(text: &str) -> String {
+    match text.split_once(' ') {
+        Some((keyword, rest)) => format!("{} {rest}", keyword.to_uppercase()),
+        None => text.to_uppercase(),
+    }
+}

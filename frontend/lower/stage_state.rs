@@ -1,0 +1,210 @@
+//! What a stage is at one point between two instructions.
+
+use graph::{ImageConfig, Meta, NodeId, Platform};
+
+use crate::Diagnostic;
+use crate::image_state::{self, DEFAULT_PATH, Layer, env_name};
+use crate::instruction::{Instruction, InstructionKind};
+use crate::scope::{Scope, cross_target};
+use crate::stage::{Origin, Stage};
+
+use super::{Lowering, path};
+
+/// The state of a stage. A stage that is based on it starts from a copy.
+#[derive(Clone)]
+pub(super) struct StageState {
+    /// `None` is the empty tree.
+    pub(super) root: Option<NodeId>,
+    /// Variables as RUN sees them.
+    pub(super) scope: Scope,
+    /// ARGs that were declared, in order: history shows them.
+    pub(super) args: Vec<(String, Option<String>)>,
+    pub(super) image: ImageConfig,
+    pub(super) platform: Platform,
+    pub(super) label: String,
+    pub(super) ignore_cache: bool,
+    /// A CMD of this stage, which a later ENTRYPOINT does not clear.
+    pub(super) cmd_set: bool,
+    /// The instruction at hand is a trigger.
+    pub(super) onbuild: bool,
+    /// Time of new history entries.
+    pub(super) created: Option<String>,
+    progress: Progress,
+}
+
+/// The `[build 2/5]` in front of names.
+#[derive(Clone, Default)]
+struct Progress {
+    platform: bool,
+    stage: Option<String>,
+    index: usize,
+    total: usize,
+}
+
+impl StageState {
+    /// Completes what an image config may leave open, and takes over what it says.
+    pub(super) fn settle_image(&mut self) {
+        self.image.config.on_build.clear();
+        let config = &mut self.image.config;
+        if !config.env.iter().any(|entry| env_name(entry) == "PATH") && self.platform.os != "windows" {
+            config.env.push(format!("PATH={DEFAULT_PATH}"));
+        }
+        for entry in &config.env {
+            let (name, value) = entry.split_once('=').unwrap_or((entry, ""));
+            self.scope.set(name, value);
+        }
+        if !config.working_dir.is_empty() && !config.working_dir.starts_with('/') {
+            config.working_dir = path::join("/", &config.working_dir);
+        }
+    }
+
+    /// The working directory, cleaned.
+    pub(super) fn cwd(&self) -> String {
+        path::clean(&self.image.config.working_dir)
+    }
+
+    pub(super) fn record(&mut self, created_by: String, layer: Layer) {
+        image_state::record(&mut self.image, created_by, layer, self.created.as_deref());
+    }
+
+    /// Numbers the next vertex of the stage and gives it its name.
+    pub(super) fn numbered(&mut self, text: &str) -> String {
+        self.progress.index += 1;
+        self.name(text)
+    }
+
+    /// A name under the number that was given last.
+    pub(super) fn name(&self, text: &str) -> String {
+        self.name_with(text, Some(&self.scope))
+    }
+
+    fn name_with(&self, text: &str, scope: Option<&Scope>) -> String {
+        let Progress { platform, stage, index, total } = &self.progress;
+        if *total == 0 {
+            return text.to_owned();
+        }
+        let mut name = "[".to_owned();
+        if *platform {
+            let cross = scope.map(|scope| cross_target(&self.platform, scope)).unwrap_or_default();
+            name.push_str(&format!("{}{cross} ", self.platform));
+        }
+        if let Some(stage) = stage {
+            name.push_str(&format!("{stage} "));
+        }
+        let width = total.to_string().len();
+        name.push_str(&format!("{index:width$}/{total}] "));
+        if self.onbuild {
+            name.push_str("ONBUILD ");
+        }
+        name.push_str(text);
+        name
+    }
+}
+
+impl Lowering<'_> {
+    /// The state before the first instruction.
+    pub(super) fn begin(&mut self, number: usize, triggers: usize) -> Result<StageState, Diagnostic> {
+        let plan = self.plan;
+        let options = &plan.options;
+        let stage = &plan.stages.list[number];
+        let progress = Progress {
+            platform: options.multi_platform,
+            stage: (!plan.stages.lone).then(|| stage.label.clone()),
+            index: 0,
+            total: if stage.replaced { 0 } else { count_vertices(stage, triggers) },
+        };
+        let ignore_cache = options.no_cache.covers(stage.name.as_deref());
+        if let Origin::Stage(base) = stage.origin {
+            let mut state = self.take_state(base);
+            state.image.config.on_build.clear();
+            state.label.clone_from(&stage.label);
+            return Ok(StageState { ignore_cache, cmd_set: false, onbuild: false, progress, ..state });
+        }
+        let platform = match &stage.platform {
+            Some(platform) if stage.origin != Origin::Empty => platform.clone(),
+            _ => options.target_platform.clone(),
+        };
+        let mut state = StageState {
+            root: None,
+            scope: Scope::default(),
+            args: Vec::new(),
+            image: image_state::empty_image(&platform),
+            platform,
+            label: stage.label.clone(),
+            ignore_cache,
+            cmd_set: false,
+            onbuild: false,
+            created: plan.created.clone(),
+            progress,
+        };
+        if let Some(image) = self.base_config(&stage.origin, &state.platform)? {
+            self.check_platform(stage, &state.platform, &image);
+            state.image = image;
+        }
+        state.image.created = None;
+        // Only images are shown as a FROM step; what an image or a context is shown as without a stage stays the same.
+        let name = |state: &mut StageState, text: &str| match &stage.origin {
+            Origin::Image(_) => {
+                state.progress.index += 1;
+                state.name_with(text, None)
+            }
+            _ => text.to_owned(),
+        };
+        let place = Some(plan.source.lines(stage.span));
+        let wanted = state.platform.clone();
+        state.root = self.tree(&stage.origin, &wanted, |text| Meta {
+            name: name(&mut state, text),
+            span: place,
+            stage: Some(stage.label.clone()),
+            ignore_cache: false,
+        })?;
+        if stage.origin != Origin::Empty && matches!(stage.origin, Origin::Context(_)) {
+            self.use_all(&stage.origin);
+        }
+        Ok(state)
+    }
+
+    /// The state of a finished stage; the last one that asks gets it without a copy.
+    fn take_state(&mut self, number: usize) -> StageState {
+        let (state, users) =
+            self.states.remove(&number).expect("a base is lowered before the stages upon it, and kept");
+        if users > 1 {
+            self.states.insert(number, (state.clone(), users - 1));
+        }
+        state
+    }
+
+    fn check_platform(&mut self, stage: &Stage, wanted: &Platform, image: &ImageConfig) {
+        let is = image.platform();
+        if (&is.os, &is.architecture) != (&wanted.os, &wanted.architecture) && !is.architecture.is_empty() {
+            let name = match &stage.origin {
+                Origin::Image(name) => &name.written,
+                _ => &stage.label,
+            };
+            let message = format!("base image {name} was pulled with platform {wanted}, but is made for {is}");
+            self.warnings.push(Diagnostic::new(stage.span, message));
+        }
+    }
+
+    /// What a node of a stage says of itself.
+    pub(super) fn meta(&self, state: &StageState, name: String, instruction: &Instruction) -> Meta {
+        Meta {
+            name,
+            span: Some(self.plan.source.lines(instruction.span)),
+            stage: Some(state.label.clone()),
+            ignore_cache: state.ignore_cache,
+        }
+    }
+}
+
+/// How many numbered vertices a stage has. BuildKit counts every trigger, whatever it is.
+fn count_vertices(stage: &Stage, triggers: usize) -> usize {
+    let base = usize::from(!matches!(stage.origin, Origin::Empty | Origin::Stage(_)));
+    let steps = stage.steps.iter().filter(|step| {
+        matches!(
+            step.instruction.kind,
+            InstructionKind::Add(_) | InstructionKind::Copy(_) | InstructionKind::Run(_) | InstructionKind::Workdir(_)
+        )
+    });
+    base + steps.count() + triggers
+}

@@ -1,0 +1,49 @@
+//! WORKDIR: a config change, and the directory itself.
+
+use graph::{FileAction, FileOp, MkdirAction, Op};
+
+use crate::Diagnostic;
+use crate::image_state::Layer;
+use crate::instruction::{Instruction, WorkdirInstruction};
+
+use super::stage_state::StageState;
+use super::{Lowering, owner, path};
+
+impl Lowering<'_> {
+    pub(super) fn workdir(
+        &mut self,
+        state: &mut StageState,
+        instruction: &Instruction,
+        workdir: &WorkdirInstruction,
+    ) -> Result<(), Diagnostic> {
+        let wanted = self.word(state, &workdir.path)?;
+        let current = &state.image.config.working_dir;
+        // An absolute path goes into the config as it was written; only a relative one has to be worked out.
+        let dir = match wanted.as_str() {
+            "" if current.is_empty() => "/".to_owned(),
+            "" => current.clone(),
+            wanted if wanted.starts_with('/') => wanted.to_owned(),
+            wanted => path::join(current, wanted),
+        };
+        state.image.config.working_dir.clone_from(&dir);
+        if dir == "/" {
+            state.record(format!("WORKDIR {dir}"), Layer::None);
+            return Ok(());
+        }
+        let user = &state.image.config.user;
+        let mkdir = MkdirAction {
+            path: path::clean(&dir),
+            mode: 0o755,
+            make_parents: true,
+            chown: (!user.is_empty()).then(|| owner::chown(user)),
+        };
+        let op = FileOp { base: state.root.map(|_| 0), actions: vec![FileAction::Mkdir(mkdir)] };
+        let name = self.display(state, instruction.code());
+        let name = state.numbered(&name);
+        // The directory is the same each time, so `--no-cache` has nothing to make anew.
+        let meta = graph::Meta { ignore_cache: false, ..self.meta(state, name, instruction) };
+        state.root = Some(self.graph.add(Op::File(op), state.root.into_iter().collect(), meta));
+        state.record(format!("WORKDIR {dir}"), Layer::Made);
+        Ok(())
+    }
+}

@@ -1,0 +1,250 @@
+//! From a Dockerfile to a plan: parsed, its global scope evaluated, its stages named. What remains open is what only the
+//! base images can say.
+
+use std::collections::BTreeSet;
+
+use graph::{ContentDigest, Platform};
+
+use crate::expand::Expander;
+use crate::images::{ImageRequest, Images};
+use crate::instruction::{ArgInstruction, FromInstruction, Instruction, InstructionKind};
+use crate::options::{NoCache, Options};
+use crate::reach::Reach;
+use crate::scope::{Scope, automatic_args};
+use crate::stage::{NewStage, Stages};
+use crate::{Diagnostic, Diagnostics, SourceFile, Span};
+
+/// A Dockerfile that is ready to be lowered, once the images it needs are known.
+#[derive(Debug)]
+pub struct Plan {
+    pub(crate) source: SourceFile,
+    pub(crate) options: Options,
+    pub(crate) expander: Expander,
+    pub(crate) stages: Stages,
+    pub(crate) target: usize,
+    /// What the FROMs see, and what an ARG without a value takes its value from.
+    pub(crate) global: Scope,
+    /// Time of the new history entries.
+    pub(crate) created: Option<String>,
+    /// Names of all ARGs of the file.
+    pub(crate) declared_args: BTreeSet<String>,
+    pub(crate) warnings: Vec<Diagnostic>,
+}
+
+impl Plan {
+    /// The images that must be known, but are not among `known`. The triggers of a base image can name further images, so
+    /// the answer is complete only when it is empty: resolve, add, ask again.
+    pub fn missing_images(&self, known: &Images) -> Result<Vec<ImageRequest>, Diagnostics> {
+        Reach::compute(self, known).map(|reach| reach.missing)
+    }
+
+    /// The names of the stages, `stage-N` for those without; the one to build is [`Self::target_stage`].
+    pub fn stage_names(&self) -> impl Iterator<Item = &str> {
+        self.stages.names()
+    }
+
+    /// The name of the stage to build.
+    #[must_use]
+    pub fn target_stage(&self) -> &str {
+        self.stages.list.get(self.target).map_or("", |stage| stage.label.as_str())
+    }
+
+    /// Identifies the Dockerfile's text, for records of a build.
+    #[must_use]
+    pub fn source_digest(&self) -> ContentDigest {
+        ContentDigest::of(self.source.text().as_bytes())
+    }
+}
+
+/// Parses a Dockerfile and settles what its stages are. Everything that can be wrong without knowing an image is reported
+/// here.
+pub fn plan(source: &SourceFile, options: &Options) -> Result<Plan, Diagnostics> {
+    let dockerfile = crate::parse(source)?;
+    let mut options = options.clone();
+    let expander = Expander::new(dockerfile.escape);
+    let (global_args, blocks) = split(dockerfile.instructions);
+    let Some(last) = blocks.last() else {
+        let message = "the Dockerfile contains no stages to build";
+        return Err(Diagnostic::new(Span::default(), message).with_hint("begin with FROM").into());
+    };
+
+    let target_name = options.target.clone().or_else(|| last.from.name.as_ref().map(|name| name.text.clone()));
+    // A build argument by itself, or the same thing said by a flag: an ARG of that name sees either.
+    if let Some(epoch) = options.source_date_epoch {
+        options.build_args.insert("SOURCE_DATE_EPOCH".to_owned(), epoch.to_string());
+    }
+    apply_settings(&mut options);
+    let mut global = automatic_args(&options, target_name.as_deref());
+    let mut declared_args = BTreeSet::new();
+    for (span, arg) in &global_args {
+        declare(&arg.args, &mut declared_args);
+        evaluate_global(arg, *span, &mut global, expander, &options)?;
+    }
+    let created = creation_time(&mut options, &global)?;
+
+    let mut stages = Stages::default();
+    let mut problems = Vec::new();
+    for block in &blocks {
+        match new_stage(&block.from, block.span, &global, expander) {
+            Ok(stage) => problems.extend(stages.add(stage, &options).err()),
+            Err(problem) => problems.push(problem),
+        }
+    }
+    if !problems.is_empty() {
+        return Err(Diagnostics(problems));
+    }
+    // Only now are all names known that a `--from` can mean.
+    for (number, block) in blocks.into_iter().enumerate() {
+        if stages.list[number].replaced {
+            continue;
+        }
+        let mut steps = Vec::with_capacity(block.instructions.len());
+        for instruction in block.instructions {
+            if let InstructionKind::Arg(arg) = &instruction.kind {
+                declare(&arg.args, &mut declared_args);
+            }
+            match stages.step(instruction, false, &options) {
+                Ok(step) => steps.push(step),
+                Err(problem) => problems.push(problem),
+            }
+        }
+        stages.list[number].steps = steps;
+    }
+    problems.extend(stages.check_cycles().err());
+    if !problems.is_empty() {
+        return Err(Diagnostics(problems));
+    }
+    stages.settle_lone();
+    let target = stages.target(options.target.as_deref())?;
+    let mut warnings = dockerfile.warnings;
+    warnings.extend(unknown_filters(&options, &stages));
+    let source = source.clone();
+    Ok(Plan { source, options, expander, stages, target, global, created, declared_args, warnings })
+}
+
+/// A FROM and the instructions that belong to it.
+struct Block {
+    from: FromInstruction,
+    span: Span,
+    instructions: Vec<Instruction>,
+}
+
+fn split(instructions: Vec<Instruction>) -> (Vec<(Span, ArgInstruction)>, Vec<Block>) {
+    let (mut global, mut blocks) = (Vec::new(), Vec::<Block>::new());
+    for instruction in instructions {
+        let span = instruction.span;
+        match (instruction.kind, blocks.last_mut()) {
+            (InstructionKind::From(from), _) => blocks.push(Block { from, span, instructions: Vec::new() }),
+            (InstructionKind::Arg(arg), None) => global.push((span, arg)),
+            // The parser lets nothing else stand before the first FROM.
+            (_, None) => {}
+            (kind, Some(block)) => block.instructions.push(Instruction { kind, ..instruction }),
+        }
+    }
+    (global, blocks)
+}
+
+fn declare(args: &[crate::instruction::ArgDefinition], declared: &mut BTreeSet<String>) {
+    declared.extend(args.iter().map(|arg| arg.name.text.clone()));
+}
+
+/// The build arguments that stand for a flag.
+fn apply_settings(options: &mut Options) {
+    if let Some(hostname) = options.build_args.get("BUILDKIT_SANDBOX_HOSTNAME").filter(|name| !name.is_empty()) {
+        options.hostname = Some(hostname.clone());
+    }
+    if let Some(multi) = options.build_args.get("BUILDKIT_MULTI_PLATFORM").and_then(|v| crate::scope::parse_bool(v)) {
+        options.multi_platform = multi;
+    }
+}
+
+fn evaluate_global(
+    arg: &ArgInstruction,
+    span: Span,
+    global: &mut Scope,
+    expander: Expander,
+    options: &Options,
+) -> Result<(), Diagnostic> {
+    for definition in &arg.args {
+        let name = &definition.name.text;
+        if let Some(value) = options.build_args.get(name) {
+            global.set(name, value);
+        } else if let Some(default) = &definition.value {
+            let value =
+                global.expand(expander, &default.text).map_err(|error| Diagnostic::new(span, error.to_string()))?;
+            global.set(name, value);
+        }
+    }
+    Ok(())
+}
+
+/// The time of `SOURCE_DATE_EPOCH`, which must be a number of seconds.
+fn creation_time(options: &mut Options, global: &Scope) -> Result<Option<String>, Diagnostic> {
+    const NAME: &str = "SOURCE_DATE_EPOCH";
+    let value = options.build_args.get(NAME).map(String::as_str).or_else(|| global.value(NAME));
+    let Some(value) = value.filter(|value| !value.is_empty()) else {
+        options.build_args.remove(NAME);
+        return Ok(None);
+    };
+    let time = value.parse::<i64>().ok().and_then(|seconds| jiff::Timestamp::from_second(seconds).ok());
+    let Some(time) = time else {
+        let message = format!("invalid {NAME}: {value}");
+        return Err(
+            Diagnostic::new(Span::default(), message).with_hint("give the seconds since 1970-01-01, as in 1767225600")
+        );
+    };
+    options.source_date_epoch = Some(time.as_second());
+    Ok(Some(time.to_string()))
+}
+
+fn new_stage(from: &FromInstruction, span: Span, global: &Scope, expander: Expander) -> Result<NewStage, Diagnostic> {
+    let expand = |word: &crate::instruction::Word| {
+        expander.process_word(&word.text, global).map_err(|error| Diagnostic::new(word.span, error.to_string()))
+    };
+    let suggest = |problem: Diagnostic, unset: &BTreeSet<String>| match unset.first() {
+        None => problem,
+        Some(name) => {
+            let hinted = problem.clone().with_suggestion(name, global.names());
+            if hinted.hint.is_some() {
+                hinted
+            } else {
+                problem.with_hint(format!("{name} is not set here: declare it with ARG {name}=… before the first FROM"))
+            }
+        }
+    };
+    let image = expand(&from.image)?;
+    if image.text.is_empty() {
+        let message = format!("base name ({}) should not be blank", from.image.text);
+        return Err(suggest(Diagnostic::new(from.image.span, message), &image.unset));
+    }
+    let platform = match &from.platform {
+        None => None,
+        Some(word) => {
+            let text = expand(word)?;
+            if text.text.is_empty() {
+                let message = format!("empty platform value from expression {}", word.text);
+                return Err(suggest(Diagnostic::new(word.span, message), &text.unset));
+            }
+            let parsed = text.text.parse::<Platform>().map_err(|error| {
+                suggest(
+                    Diagnostic::new(word.span, format!("failed to parse platform {}: {error}", word.text)),
+                    &text.unset,
+                )
+            })?;
+            Some(parsed)
+        }
+    };
+    Ok(NewStage { image: image.text, name: from.name.as_ref().map(|name| name.text.clone()), platform, span })
+}
+
+/// A filter that names no stage would silently do nothing.
+fn unknown_filters(options: &Options, stages: &Stages) -> Vec<Diagnostic> {
+    let NoCache::Stages(names) = &options.no_cache else { return Vec::new() };
+    let unknown = names.iter().filter(|name| stages.find(name).is_none());
+    unknown
+        .map(|name| {
+            let message = format!("--no-cache-filter names no stage of this Dockerfile: {name:?}");
+            Diagnostic::new(Span::default(), message).with_suggestion(name, stages.names())
+        })
+        .collect()
+}
