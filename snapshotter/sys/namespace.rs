@@ -1,0 +1,57 @@
+//! Namespaces: what a new process gets of its own, and joining one that exists.
+
+use std::os::fd::{AsFd, AsRawFd};
+
+use rustix::thread::{LinkNameSpaceType, UnshareFlags};
+
+use crate::error::{Named, Result};
+
+/// A set of namespaces, as in clone(2) and unshare(2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Namespaces(u64);
+
+impl Namespaces {
+    /// No namespace at all.
+    pub const NONE: Self = Self(0);
+    /// Mounts.
+    pub const MOUNT: Self = Self(libc::CLONE_NEWNS as u64);
+    /// Process ids.
+    pub const PID: Self = Self(libc::CLONE_NEWPID as u64);
+    /// System V IPC and POSIX message queues.
+    pub const IPC: Self = Self(libc::CLONE_NEWIPC as u64);
+    /// Host and domain name.
+    pub const UTS: Self = Self(libc::CLONE_NEWUTS as u64);
+    /// The view of the cgroup tree.
+    pub const CGROUP: Self = Self(libc::CLONE_NEWCGROUP as u64);
+    /// Network devices, addresses, routes, firewall rules.
+    pub const NETWORK: Self = Self(libc::CLONE_NEWNET as u64);
+    /// User and group ids, and the capabilities over all the others.
+    pub const USER: Self = Self(libc::CLONE_NEWUSER as u64);
+
+    /// Both sets together.
+    #[must_use]
+    pub const fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// The flags of clone(2).
+    pub const fn bits(self) -> u64 {
+        self.0
+    }
+}
+
+/// Gives this thread namespaces of its own.
+///
+/// Descriptors stay shared with other threads, so what makes `unshare` unsafe in general cannot happen.
+pub fn unshare(namespaces: Namespaces) -> Result<()> {
+    let flags = UnshareFlags::from_bits_truncate(namespaces.bits() as u32);
+    // SAFETY: the set never holds CLONE_FILES, which is what could make another thread's descriptors wrong.
+    unsafe { rustix::thread::unshare_unsafe(flags) }.call(|| format!("unshare({flags:?})"))
+}
+
+/// Joins the network namespace of the descriptor.
+pub fn join_network(namespace: impl AsFd) -> Result<()> {
+    let fd = namespace.as_fd();
+    rustix::thread::move_into_link_name_space(fd, Some(LinkNameSpaceType::Network))
+        .call(|| format!("setns({}, CLONE_NEWNET)", fd.as_raw_fd()))
+}
