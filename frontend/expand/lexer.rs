@@ -245,7 +245,7 @@ impl Lexer<'_> {
             value => value.unwrap_or(""),
         };
         match (modifier, present) {
-            ('-', true) | ('?', true) => Ok(value.to_owned()),
+            ('-' | '?', true) => Ok(value.to_owned()),
             ('-', false) | ('+', true) => Ok(word),
             ('+', false) => Ok(String::new()),
             _ => {

@@ -4,6 +4,7 @@
 //! mean depends on the stage they stand in. Two things are already undone: continuations, and the quotes around flags and
 //! in exec forms.
 
+use std::fmt;
 use std::time::Duration;
 
 use graph::{NetworkMode, SecurityMode};
@@ -13,7 +14,7 @@ use crate::diagnostic::Diagnostic;
 use crate::source::Span;
 
 /// A piece of text and where it was written.
-#[derive(Clone, PartialEq, Eq, Debug, Hash)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Word {
     /// The text, unexpanded.
     pub text: String,
@@ -26,6 +27,12 @@ impl Word {
     #[must_use]
     pub fn new(text: impl Into<String>, span: Span) -> Self {
         Self { text: text.into(), span }
+    }
+}
+
+impl fmt::Debug for Word {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}@{:?}", self.text, self.span)
     }
 }
 

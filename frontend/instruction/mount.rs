@@ -129,15 +129,13 @@ impl MountFlag {
                 Some((key, field_value)) => (key.to_lowercase(), Some(field_value.to_owned())),
                 None => (text.to_lowercase(), None),
             };
-            if key == "from" {
-                if let Some(name) = &field_value {
-                    if name.find('$').is_some_and(|at| at + 1 != name.len()) {
-                        return Err(problem("'from' of a mount cannot contain variables".to_owned()).with_hint(
-                            "name the stage with FROM … AS name, which can use an ARG, and mount from that name",
-                        ));
-                    }
-                    from = Some(name.clone()).filter(|name| !name.is_empty());
+            if let ("from", Some(name)) = (key.as_str(), &field_value) {
+                if name.find('$').is_some_and(|at| at + 1 != name.len()) {
+                    return Err(problem("'from' of a mount cannot contain variables".to_owned()).with_hint(
+                        "name the stage with FROM … AS name, which can use an ARG, and mount from that name",
+                    ));
                 }
+                from = Some(name.clone()).filter(|name| !name.is_empty());
             }
             fields.push(MountField { key, value: field_value, text });
         }

@@ -1,0 +1,643 @@
+//! One logical line becomes one instruction.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use graph::{NetworkMode, SecurityMode};
+
+use super::ast::*;
+use super::flags::{FlagKind, Flags};
+use super::mount::{self, MountFlag};
+use super::{csv, duration, words};
+use crate::diagnostic::Diagnostic;
+use crate::lines::{Head, Joined, JsonForm, LogicalLine, SPACES, parse_heredoc, string_array};
+use crate::source::Span;
+
+type Result<T> = std::result::Result<T, Diagnostic>;
+
+pub(super) const KEYWORDS: [&str; 18] = [
+    "ADD",
+    "ARG",
+    "CMD",
+    "COPY",
+    "ENTRYPOINT",
+    "ENV",
+    "EXPOSE",
+    "FROM",
+    "HEALTHCHECK",
+    "LABEL",
+    "MAINTAINER",
+    "ONBUILD",
+    "RUN",
+    "SHELL",
+    "STOPSIGNAL",
+    "USER",
+    "VOLUME",
+    "WORKDIR",
+];
+
+/// Parses a line.
+pub(super) fn instruction(line: LogicalLine, escape: char, warnings: &mut Vec<Diagnostic>) -> Result<Instruction> {
+    let mut request = Request {
+        text: &line.text,
+        head: &line.head,
+        keyword: line.head.keyword.text.to_uppercase(),
+        heredocs: &line.heredocs,
+        escape,
+        warnings,
+    };
+    let kind = request.kind()?;
+    let original = line.text.as_str().trim_start().to_owned();
+    let LogicalLine { head: Head { keyword, flags, .. }, span, comments, heredocs, .. } = line;
+    Ok(Instruction { keyword, span, original, flags, heredocs, comments, kind })
+}
+
+struct Request<'a> {
+    text: &'a Joined,
+    head: &'a Head,
+    /// In upper case.
+    keyword: String,
+    heredocs: &'a [Heredoc],
+    escape: char,
+    warnings: &'a mut Vec<Diagnostic>,
+}
+
+impl<'a> Request<'a> {
+    fn kind(&mut self) -> Result<InstructionKind> {
+        use InstructionKind::*;
+        Ok(match self.keyword.as_str() {
+            "FROM" => From(self.from()?),
+            "ARG" => Arg(self.arg()?),
+            "RUN" => Run(self.run()?),
+            "CMD" => {
+                self.flags(&[])?;
+                Cmd(CmdInstruction { command: self.command_line(self.head.args.clone())? })
+            }
+            "ENTRYPOINT" => {
+                self.flags(&[])?;
+                Entrypoint(EntrypointInstruction { command: self.command_line(self.head.args.clone())? })
+            }
+            "LABEL" => {
+                self.flags(&[])?;
+                Label(LabelInstruction { labels: self.key_values()? })
+            }
+            "ENV" => {
+                self.flags(&[])?;
+                Env(EnvInstruction { vars: self.key_values()? })
+            }
+            "MAINTAINER" => Maintainer(MaintainerInstruction { name: self.one_argument()? }),
+            "USER" => User(UserInstruction { user: self.one_argument()? }),
+            "WORKDIR" => Workdir(WorkdirInstruction { path: self.one_argument()? }),
+            "STOPSIGNAL" => {
+                self.flags_are_ignored();
+                Stopsignal(StopsignalInstruction { signal: self.rest_of_line()? })
+            }
+            "EXPOSE" => Expose(self.expose()?),
+            "ADD" => Add(self.add()?),
+            "COPY" => Copy(self.copy()?),
+            "VOLUME" => Volume(self.volume()?),
+            "ONBUILD" => Onbuild(self.onbuild()?),
+            "HEALTHCHECK" => Healthcheck(self.healthcheck()?),
+            "SHELL" => Shell(self.shell()?),
+            _ => return Err(self.unknown()),
+        })
+    }
+
+    fn unknown(&self) -> Diagnostic {
+        let keyword = &self.head.keyword;
+        let problem = Diagnostic::new(keyword.span, format!("unknown instruction {}", shortened(&keyword.text)))
+            .with_suggestion(&keyword.text, KEYWORDS);
+        match problem.hint {
+            Some(_) => problem,
+            None if keyword.text.starts_with("//") => problem.with_hint("comments begin with #"),
+            None => problem.with_hint("if it belongs to the line above, end that line with a line continuation"),
+        }
+    }
+
+    fn problem(&self, message: impl Into<String>) -> Diagnostic {
+        let keyword = self.head.keyword.span;
+        Diagnostic::new(if self.args().is_empty() { keyword } else { self.args_span() }, message)
+    }
+
+    fn args(&self) -> &'a str {
+        self.text.slice(self.head.args.clone())
+    }
+
+    fn args_span(&self) -> Span {
+        self.text.span(self.head.args.clone())
+    }
+
+    fn word(&self, range: Range<usize>) -> Word {
+        self.text.word(range)
+    }
+
+    fn flags(&self, known: &[(&'static str, FlagKind)]) -> Result<Flags<'a>> {
+        Flags::check(&self.keyword, &self.head.flags, known)
+    }
+
+    /// Some instructions drop their flags unread.
+    fn flags_are_ignored(&mut self) {
+        if let Some(flag) = self.head.flags.first() {
+            let message = format!("{} takes no flags, --{} has no effect", self.keyword, flag.name);
+            self.warnings.push(Diagnostic::new(flag.span, message).with_hint("remove it"));
+        }
+    }
+
+    /// The whole rest of the line, spaces included.
+    fn rest_of_line(&self) -> Result<Word> {
+        if self.args().is_empty() {
+            return Err(self.problem(format!("{} needs an argument", self.keyword)));
+        }
+        Ok(self.word(self.head.args.clone()))
+    }
+
+    fn one_argument(&self) -> Result<Word> {
+        let word = self.rest_of_line()?;
+        self.flags(&[])?;
+        Ok(word)
+    }
+
+    fn needs_arguments(&self) -> Result<()> {
+        if self.args().is_empty() {
+            return Err(self.problem(format!("{} needs at least one argument", self.keyword)));
+        }
+        Ok(())
+    }
+
+    fn words_at_spaces(&self) -> Vec<Word> {
+        let ranges = words::at_spaces(self.text.as_str(), self.head.args.clone());
+        ranges.into_iter().map(|range| self.word(range)).collect()
+    }
+
+    /// The strings of a JSON array, or `None` if the text is no JSON array.
+    fn json(&self, range: Range<usize>) -> Result<Option<Vec<Word>>> {
+        match string_array(self.text.slice(range.clone())) {
+            JsonForm::Other => Ok(None),
+            JsonForm::NotStrings => {
+                Err(Diagnostic::new(self.text.span(range), "the JSON array has elements that are not strings")
+                    .with_hint("put each element in double quotes"))
+            }
+            JsonForm::Strings(strings) => Ok(Some(
+                strings
+                    .into_iter()
+                    .map(|(string, place)| {
+                        Word::new(string, self.text.span(range.start + place.start..range.start + place.end))
+                    })
+                    .collect(),
+            )),
+        }
+    }
+
+    fn command_line(&self, range: Range<usize>) -> Result<CommandLine> {
+        Ok(match self.json(range.clone())? {
+            Some(words) => CommandLine::Exec(words),
+            None => CommandLine::Shell(self.word(range)),
+        })
+    }
+
+    fn from(&self) -> Result<FromInstruction> {
+        let args = self.words_at_spaces();
+        let (image, stage) = match args.as_slice() {
+            [image] => (image, None),
+            [image, keyword, name] if keyword.text.eq_ignore_ascii_case("as") => (image, Some((keyword, name))),
+            _ => {
+                return Err(self
+                    .problem("FROM needs an image, or an image, AS and a name")
+                    .with_hint("write FROM image, or FROM image AS name"));
+            }
+        };
+        let name = stage.map(|(_, name)| stage_name(name)).transpose()?;
+        let flags = self.flags(&[("platform", FlagKind::Text)])?;
+        Ok(FromInstruction {
+            image: image.clone(),
+            platform: flags.text("platform"),
+            name,
+            as_keyword: stage.map(|(keyword, _)| keyword.clone()),
+        })
+    }
+
+    fn arg(&mut self) -> Result<ArgInstruction> {
+        self.needs_arguments()?;
+        self.flags_are_ignored();
+        let mut args = Vec::new();
+        for range in words::unquoted(self.text.as_str(), self.head.args.clone(), self.escape) {
+            let (name, value) = self.name_and_value(range.clone());
+            if value.is_some() && name.text.is_empty() {
+                return Err(Diagnostic::new(self.text.span(range), "the name of an ARG is empty")
+                    .with_hint("write ARG name=value, without space around the equals sign"));
+            }
+            args.push(ArgDefinition { name, value });
+        }
+        // A lone escape character is an argument that vanishes.
+        if args.is_empty() {
+            return Err(self.problem("ARG needs at least one argument"));
+        }
+        Ok(ArgInstruction { args })
+    }
+
+    fn name_and_value(&self, range: Range<usize>) -> (Word, Option<Word>) {
+        match self.text.slice(range.clone()).find('=') {
+            None => (self.word(range), None),
+            Some(at) => {
+                let equals = range.start + at;
+                (self.word(range.start..equals), Some(self.word(equals + 1..range.end)))
+            }
+        }
+    }
+
+    fn key_values(&self) -> Result<Vec<KeyValue>> {
+        let pairs = self.unchecked_key_values()?;
+        if pairs.is_empty() {
+            return Err(self.problem(format!("{} needs at least one argument", self.keyword)));
+        }
+        match pairs.iter().find(|pair| pair.key.text.is_empty()) {
+            Some(pair) => Err(Diagnostic::new(pair.key.span.to(pair.value.span), "the name in front of = is empty")
+                .with_hint("write name=value, without space around the equals sign")),
+            None => Ok(pairs),
+        }
+    }
+
+    /// Whether it is the old form, `name value`, depends on whether there is an equals sign in the first word.
+    fn unchecked_key_values(&self) -> Result<Vec<KeyValue>> {
+        let args = self.head.args.clone();
+        let ranges = words::unquoted(self.text.as_str(), args.clone(), self.escape);
+        let Some(first) = ranges.first() else { return Ok(Vec::new()) };
+        if !self.text.slice(first.clone()).contains('=') {
+            let Some(end) = self.args().find(SPACES) else {
+                return Err(self
+                    .problem(format!("{} needs a name and a value", self.keyword))
+                    .with_hint(format!("write {} name=value", self.keyword)));
+            };
+            let rest = &self.args()[end..];
+            let value = args.end - rest.trim_start_matches(SPACES).len();
+            let key = self.word(args.start..args.start + end);
+            return Ok(vec![KeyValue { key, value: self.word(value..args.end), legacy: true }]);
+        }
+        ranges
+            .into_iter()
+            .map(|range| match self.name_and_value(range.clone()) {
+                (key, Some(value)) => Ok(KeyValue { key, value, legacy: false }),
+                (key, None) => {
+                    let message = format!("'{}' has no equals sign", shortened(&key.text));
+                    Err(Diagnostic::new(key.span, message)
+                        .with_hint("write name=value; a value with spaces needs quotes: name=\"a b\""))
+                }
+            })
+            .collect()
+    }
+
+    fn run(&self) -> Result<RunInstruction> {
+        let flags = self.flags(&[
+            ("mount", FlagKind::List),
+            ("network", FlagKind::Text),
+            ("security", FlagKind::Text),
+            ("device", FlagKind::List),
+        ])?;
+        let command = self.command_line(self.head.args.clone())?;
+        let network = [("default", NetworkMode::Default), ("none", NetworkMode::None), ("host", NetworkMode::Host)];
+        let security = [("sandbox", SecurityMode::Sandbox), ("insecure", SecurityMode::Insecure)];
+        Ok(RunInstruction {
+            command,
+            mounts: flags.list("mount").map(MountFlag::parse).collect::<Result<_>>()?,
+            network: flags.any_text("network").map(|word| choice("network mode", &word, &network)).transpose()?,
+            security: flags.any_text("security").map(|word| choice("security mode", &word, &security)).transpose()?,
+            devices: flags.list("device").map(device).collect::<Result<_>>()?,
+        })
+    }
+
+    fn expose(&self) -> Result<ExposeInstruction> {
+        self.needs_arguments()?;
+        self.flags(&[])?;
+        let mut ports = self.words_at_spaces();
+        ports.sort_by(|a, b| a.text.cmp(&b.text));
+        Ok(ExposeInstruction { ports })
+    }
+
+    /// JSON, or words between spaces.
+    fn list(&self) -> Result<(Vec<Word>, bool)> {
+        Ok(match self.json(self.head.args.clone())? {
+            Some(words) => (words, true),
+            None => (self.words_at_spaces(), false),
+        })
+    }
+
+    fn volume(&self) -> Result<VolumeInstruction> {
+        let (mut paths, _) = self.list()?;
+        if paths.is_empty() {
+            return Err(self.problem("VOLUME needs at least one argument"));
+        }
+        self.flags(&[])?;
+        for path in &mut paths {
+            path.text = path.text.trim().to_owned();
+            if path.text.is_empty() {
+                return Err(Diagnostic::new(path.span, "the path of a VOLUME is empty"));
+            }
+        }
+        Ok(VolumeInstruction { paths })
+    }
+
+    fn copy(&mut self) -> Result<CopyInstruction> {
+        let args = self.sources_and_dest()?;
+        let flags = self.flags(&[
+            ("chown", FlagKind::Text),
+            ("from", FlagKind::Text),
+            ("chmod", FlagKind::Text),
+            ("link", FlagKind::Bool),
+            ("exclude", FlagKind::List),
+            ("parents", FlagKind::Bool),
+        ])?;
+        let (sources, dest) = self.sort_sources(args)?;
+        Ok(CopyInstruction {
+            sources,
+            dest,
+            from: flags.text("from"),
+            chown: flags.text("chown"),
+            chmod: flags.text("chmod"),
+            link: flags.bool("link").unwrap_or(false),
+            parents: flags.bool("parents").unwrap_or(false),
+            excludes: flags.list("exclude").collect(),
+        })
+    }
+
+    fn add(&mut self) -> Result<AddInstruction> {
+        let args = self.sources_and_dest()?;
+        let flags = self.flags(&[
+            ("chown", FlagKind::Text),
+            ("chmod", FlagKind::Text),
+            ("link", FlagKind::Bool),
+            ("keep-git-dir", FlagKind::Bool),
+            ("checksum", FlagKind::Text),
+            ("unpack", FlagKind::Bool),
+            ("exclude", FlagKind::List),
+        ])?;
+        let (sources, dest) = self.sort_sources(args)?;
+        Ok(AddInstruction {
+            sources,
+            dest,
+            chown: flags.text("chown"),
+            chmod: flags.text("chmod"),
+            checksum: flags.text("checksum"),
+            link: flags.bool("link").unwrap_or(false),
+            keep_git_dir: flags.bool("keep-git-dir"),
+            unpack: flags.bool("unpack"),
+            excludes: flags.list("exclude").collect(),
+        })
+    }
+
+    /// At least two arguments, the last of which is the destination.
+    fn sources_and_dest(&mut self) -> Result<(Vec<Word>, Word)> {
+        let (mut args, json) = self.list()?;
+        let dest = args.pop();
+        match dest {
+            Some(dest) if !args.is_empty() => {
+                if !json {
+                    self.check_heredocs_are_sources(&args);
+                }
+                Ok((args, dest))
+            }
+            _ => Err(self
+                .problem(format!("{} needs at least a source and a destination", self.keyword))
+                .with_hint(format!("write {} source destination", self.keyword))),
+        }
+    }
+
+    /// The line's words are found with quotes in mind, the arguments without: a delimiter with a space in it begins a
+    /// here-document that no argument names.
+    fn check_heredocs_are_sources(&mut self, args: &[Word]) {
+        let named = |heredoc: &Heredoc| {
+            args.iter().any(|arg| matches!(parse_heredoc(&arg.text), Ok(Some(word)) if word.name == heredoc.name.text))
+        };
+        for heredoc in self.heredocs.iter().filter(|heredoc| !named(heredoc)) {
+            let message = format!("the here-document '{}' is no source of this {}", heredoc.name.text, self.keyword);
+            self.warnings.push(
+                Diagnostic::new(heredoc.name.span, message)
+                    .with_hint("write its delimiter directly behind <<, without spaces"),
+            );
+        }
+    }
+
+    fn sort_sources(&self, (args, dest): (Vec<Word>, Word)) -> Result<(Vec<CopySource>, Word)> {
+        // A word with odd quotes is no here-document but a path.
+        let heredoc = |word: &Word| parse_heredoc(&word.text).ok().flatten();
+        if heredoc(&dest).is_some() {
+            return Err(Diagnostic::new(
+                dest.span,
+                format!("the destination of {} cannot be a here-document", self.keyword),
+            )
+            .with_hint("the destination is the last argument"));
+        }
+        let sources = args.into_iter().map(|arg| match heredoc(&arg) {
+            None => CopySource::Path(arg),
+            Some(word) => {
+                // Of several with one name all get the content of the last; in JSON form there is no content.
+                let body = self.heredocs.iter().rev().find(|heredoc| heredoc.name.text == word.name);
+                let content = body.map_or("", |heredoc| heredoc.content.as_str());
+                CopySource::Inline(InlineFile {
+                    data: if word.chomp { chomp_tabs(content) } else { content.to_owned() },
+                    name: word.name,
+                    expand: word.expand,
+                    span: arg.span,
+                })
+            }
+        });
+        Ok((sources.collect(), dest))
+    }
+
+    fn shell(&self) -> Result<ShellInstruction> {
+        self.flags(&[])?;
+        match self.json(self.head.args.clone())? {
+            Some(shell) if !shell.is_empty() => Ok(ShellInstruction { shell }),
+            Some(_) => Err(self.problem("SHELL needs at least one argument")),
+            None if self.args().is_empty() => Err(self.problem("SHELL needs at least one argument")),
+            None => {
+                Err(self.problem("SHELL must be a JSON array").with_hint("write it like SHELL [\"/bin/bash\", \"-c\"]"))
+            }
+        }
+    }
+
+    fn healthcheck(&mut self) -> Result<HealthcheckInstruction> {
+        self.needs_arguments()?;
+        let args = self.head.args.clone();
+        let end = self.args().find(char::is_whitespace).map_or(args.end, |at| args.start + at);
+        let kind = self.word(args.start..end);
+        let command = args.end - self.text.slice(end..args.end).trim_start().len()..args.end;
+        match kind.text.to_uppercase().as_str() {
+            "NONE" => {
+                // Also here an array must be one of strings.
+                let rest = self.command_line(command)?;
+                if !matches!(&rest, CommandLine::Exec(words) if words.is_empty())
+                    && !matches!(&rest, CommandLine::Shell(word) if word.text.is_empty())
+                {
+                    return Err(self.problem("HEALTHCHECK NONE takes no arguments"));
+                }
+                self.flags_are_ignored();
+                return Ok(HealthcheckInstruction::None);
+            }
+            "CMD" => {}
+            other => {
+                return Err(Diagnostic::new(kind.span, format!("HEALTHCHECK has no form {}", shortened(other)))
+                    .with_hint("write HEALTHCHECK CMD command, or HEALTHCHECK NONE"));
+            }
+        }
+        let flags = self.flags(&[
+            ("interval", FlagKind::Text),
+            ("timeout", FlagKind::Text),
+            ("start-period", FlagKind::Text),
+            ("start-interval", FlagKind::Text),
+            ("retries", FlagKind::Text),
+        ])?;
+        let command = self.command_line(command)?;
+        let is_empty = match &command {
+            CommandLine::Shell(word) => word.text.is_empty(),
+            CommandLine::Exec(words) => words.is_empty(),
+        };
+        if is_empty {
+            return Err(self.problem("HEALTHCHECK CMD needs a command"));
+        }
+        Ok(HealthcheckInstruction::Check(Healthcheck {
+            command,
+            interval: interval("interval", flags.text("interval"))?,
+            timeout: interval("timeout", flags.text("timeout"))?,
+            start_period: interval("start-period", flags.text("start-period"))?,
+            start_interval: interval("start-interval", flags.text("start-interval"))?,
+            retries: flags.text("retries").map_or(Ok(0), retries)?,
+        }))
+    }
+
+    fn onbuild(&mut self) -> Result<OnbuildInstruction> {
+        self.needs_arguments()?;
+        self.flags(&[])?;
+        let head = Head::split(self.text, self.head.args.start, self.escape);
+        let keyword = head.keyword.text.to_uppercase();
+        match keyword.as_str() {
+            "ONBUILD" => {
+                return Err(Diagnostic::new(head.keyword.span, "ONBUILD cannot be an ONBUILD trigger")
+                    .with_hint("write each trigger with one ONBUILD"));
+            }
+            "FROM" | "MAINTAINER" => {
+                return Err(Diagnostic::new(head.keyword.span, format!("{keyword} cannot be an ONBUILD trigger")));
+            }
+            _ => {}
+        }
+        let mut inner = Vec::new();
+        let mut request = Request {
+            text: self.text,
+            head: &head,
+            keyword,
+            heredocs: self.heredocs,
+            escape: self.escape,
+            warnings: &mut inner,
+        };
+        request.check_as_trigger()?;
+        // The rest is checked when the trigger is used, which may be never. But the author should know now.
+        if let Err(problem) = request.kind() {
+            let Diagnostic { message, span, hint, related } = problem;
+            let message = format!("this trigger will fail when it is used: {message}");
+            inner.push(Diagnostic { message, span, hint, related });
+        }
+        self.warnings.append(&mut inner);
+
+        let mut trigger = self.text.as_str()[self.head.args.start..].to_owned();
+        for heredoc in self.heredocs {
+            trigger.push('\n');
+            trigger.push_str(&heredoc.content);
+            trigger.push_str(&heredoc.name.text);
+        }
+        Ok(OnbuildInstruction { trigger, keyword: head.keyword })
+    }
+
+    /// What is already checked where the ONBUILD stands.
+    fn check_as_trigger(&self) -> Result<()> {
+        match self.keyword.as_str() {
+            "ENV" | "LABEL" => self.unchecked_key_values().map(drop),
+            "RUN" | "CMD" | "ENTRYPOINT" | "SHELL" | "COPY" | "ADD" | "VOLUME" => {
+                self.json(self.head.args.clone()).map(drop)
+            }
+            "HEALTHCHECK" => {
+                let args = self.head.args.clone();
+                let end = self.args().find(char::is_whitespace).map_or(args.end, |at| args.start + at);
+                self.json(end..args.end).map(drop)
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn stage_name(word: &Word) -> Result<Word> {
+    let name = word.text.to_lowercase();
+    let valid = name.starts_with(|c: char| c.is_ascii_lowercase())
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-_.".contains(&b));
+    if valid {
+        return Ok(Word::new(name, word.span));
+    }
+    Err(Diagnostic::new(word.span, format!("'{}' cannot be the name of a stage", shortened(&word.text)))
+        .with_hint("a name begins with a letter and goes on with letters, digits, '-', '_' and '.'"))
+}
+
+fn choice<T: Copy>(what: &str, word: &Word, known: &[(&'static str, T)]) -> Result<T> {
+    known.iter().find(|(name, _)| *name == word.text).map(|(_, found)| *found).ok_or_else(|| {
+        let names: Vec<_> = known.iter().map(|(name, _)| *name).collect();
+        let message = format!("unknown {what} '{}', expected one of {}", shortened(&word.text), names.join(", "));
+        Diagnostic::new(word.span, message).with_suggestion(&word.text, names)
+    })
+}
+
+/// `name`, `name=value` of CDI, `required`: the first field that is no known key is the device.
+fn device(word: Word) -> Result<Device> {
+    let problem = |message: String| Diagnostic::new(word.span, message);
+    let fields = csv::fields(&word.text).map_err(|error| problem(format!("--device cannot be read: {error}")))?;
+    let mut device = Device { name: String::new(), required: false, span: word.span };
+    for field in fields {
+        let (key, value) = match field.split_once('=') {
+            Some((key, value)) => (key.to_lowercase(), Some(value)),
+            None => (field.to_lowercase(), None),
+        };
+        match (key.as_str(), value) {
+            ("required", None) => device.required = true,
+            ("required", Some(value)) => {
+                device.required = mount::parse_bool(value)
+                    .ok_or_else(|| problem(format!("invalid value for required in --device: '{value}'")))?;
+            }
+            ("name", Some(value)) if device.name.is_empty() => device.name = value.to_owned(),
+            ("name", Some(_)) => {
+                return Err(problem(format!("the name of the device is already '{}'", device.name)));
+            }
+            _ if device.name.is_empty() => device.name = field,
+            (key, _) => {
+                return Err(problem(format!("unknown key '{key}' in --device field '{field}'"))
+                    .with_suggestion(key, ["name", "required"]));
+            }
+        }
+    }
+    Ok(device)
+}
+
+fn interval(name: &str, word: Option<Word>) -> Result<Duration> {
+    let Some(word) = word else { return Ok(Duration::ZERO) };
+    let nanos = duration::parse(&word.text).ok_or_else(|| {
+        Diagnostic::new(word.span, format!("--{name} is no duration: '{}'", shortened(&word.text)))
+            .with_hint("write a number with a unit, for instance 30s, 1m30s or 500ms")
+    })?;
+    match u64::try_from(nanos) {
+        Ok(0) => Ok(Duration::ZERO),
+        Ok(nanos) if nanos >= 1_000_000 => Ok(Duration::from_nanos(nanos)),
+        _ => Err(Diagnostic::new(word.span, format!("--{name} must be at least 1ms"))),
+    }
+}
+
+fn retries(word: Word) -> Result<u32> {
+    let number: i32 = word
+        .text
+        .parse()
+        .map_err(|_| Diagnostic::new(word.span, format!("--retries is no number: '{}'", shortened(&word.text))))?;
+    u32::try_from(number).map_err(|_| Diagnostic::new(word.span, "--retries cannot be negative"))
+}
+
+/// Messages stay readable whatever is in the file.
+fn shortened(text: &str) -> String {
+    let mut short: String = text.chars().take(60).collect();
+    if short.len() < text.len() {
+        short.push('…');
+    }
+    short
+}

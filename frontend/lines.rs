@@ -1,0 +1,313 @@
+//! The first layer: physical lines become logical ones.
+//!
+//! Continuations are joined, comments and empty lines between them dropped, here-documents cut out. What remains of an
+//! instruction is one text, every byte of which can be traced to the file. To know whether `<<` begins a here-document,
+//! this layer has to look at the keyword and its flags ([`head`]) and at whether the arguments are JSON ([`json`]).
+//!
+//! All loops are over lines or bytes, none recurses, and each byte is looked at a constant number of times.
+
+mod directive;
+mod head;
+mod heredoc;
+mod joined;
+mod json;
+
+use crate::diagnostic::Diagnostic;
+use crate::instruction::{Directive, Heredoc, Word};
+use crate::source::{SourceFile, Span};
+
+pub use directive::{SyntaxDirective, detect_syntax};
+pub(crate) use head::{Head, SPACES};
+pub use heredoc::{HeredocWord, parse_heredoc};
+pub(crate) use joined::Joined;
+pub(crate) use json::{JsonForm, string_array};
+
+/// BuildKit reads lines into a buffer of 64 KiB, of which the newline takes one byte.
+const MAX_LINE: usize = 65_535;
+
+/// A Dockerfile as logical lines.
+pub(crate) struct Lines {
+    pub(crate) directives: Vec<Directive>,
+    pub(crate) escape: char,
+    pub(crate) lines: Vec<LogicalLine>,
+    pub(crate) problems: Vec<Diagnostic>,
+    pub(crate) warnings: Vec<Diagnostic>,
+}
+
+/// What one instruction consists of.
+pub(crate) struct LogicalLine {
+    pub(crate) text: Joined,
+    pub(crate) head: Head,
+    /// Here-documents included.
+    pub(crate) span: Span,
+    pub(crate) comments: Vec<Word>,
+    pub(crate) heredocs: Vec<Heredoc>,
+}
+
+/// Splits a file. Never fails: what is wrong is in `problems`, and what can still be read is read.
+pub(crate) fn read(source: &SourceFile) -> Lines {
+    let mut reader = Reader { physical: Physical::new(source.text()), lines: Lines::new() };
+    reader.directives();
+    let mut comments = Vec::new();
+    while let Some(line) = reader.next_line() {
+        let trimmed = line.text.trim_start();
+        if let Some(comment) = trimmed.strip_prefix('#') {
+            let word = trimmed_word(comment, line.end_of_text() - comment.len());
+            if word.text.is_empty() {
+                comments.clear();
+            } else {
+                comments.push(word);
+            }
+            continue;
+        }
+        if trimmed.is_empty() {
+            continue;
+        }
+        let line = Line { text: trimmed, start: line.end_of_text() - trimmed.len() };
+        reader.logical_line(line, &mut comments);
+    }
+    reader.lines
+}
+
+fn trimmed_word(text: &str, start: usize) -> Word {
+    let trimmed = text.trim();
+    let start = start + (text.len() - text.trim_start().len());
+    Word::new(trimmed, Span::new(start, start + trimmed.len()))
+}
+
+impl Lines {
+    fn new() -> Self {
+        Self { directives: Vec::new(), escape: '\\', lines: Vec::new(), problems: Vec::new(), warnings: Vec::new() }
+    }
+}
+
+/// A physical line without its ending.
+#[derive(Clone, Copy)]
+struct Line<'a> {
+    text: &'a str,
+    start: usize,
+}
+
+impl Line<'_> {
+    fn end_of_text(&self) -> usize {
+        self.start + self.text.len()
+    }
+
+    fn span(&self) -> Span {
+        Span::new(self.start, self.end_of_text())
+    }
+}
+
+/// The lines of a text, from `at` on.
+#[derive(Clone, Copy)]
+struct Physical<'a> {
+    text: &'a str,
+    at: usize,
+}
+
+impl<'a> Physical<'a> {
+    /// A byte-order mark at the beginning is no part of the first line.
+    fn new(text: &'a str) -> Self {
+        Self { text, at: if text.starts_with('\u{feff}') { '\u{feff}'.len_utf8() } else { 0 } }
+    }
+
+    /// The next line with its ending.
+    fn next_raw(&mut self) -> Option<Line<'a>> {
+        let rest = &self.text[self.at..];
+        if rest.is_empty() {
+            return None;
+        }
+        let length = rest.find('\n').map_or(rest.len(), |newline| newline + 1);
+        let line = Line { text: &rest[..length], start: self.at };
+        self.at += length;
+        Some(line)
+    }
+}
+
+struct Reader<'a> {
+    physical: Physical<'a>,
+    lines: Lines,
+}
+
+impl<'a> Reader<'a> {
+    /// The next line with its ending, its length checked.
+    fn next_raw(&mut self) -> Option<Line<'a>> {
+        let line = self.physical.next_raw()?;
+        let length = line.text.strip_suffix('\n').unwrap_or(line.text).len();
+        if length > MAX_LINE {
+            let span = Span::new(line.start, line.start + length);
+            self.lines.problems.push(
+                Diagnostic::new(
+                    span,
+                    format!("this line has {length} bytes, more than the {MAX_LINE} that are allowed"),
+                )
+                .with_hint("break it with a line continuation, or COPY a file instead"),
+            );
+        }
+        Some(line)
+    }
+
+    /// The next line without its ending.
+    fn next_line(&mut self) -> Option<Line<'a>> {
+        self.next_raw().map(|line| Line { text: line.text.trim_end_matches(['\r', '\n']), ..line })
+    }
+
+    /// Directives are only looked for up to the first line that is none.
+    fn directives(&mut self) {
+        loop {
+            let before = self.physical;
+            let Some(line) = self.physical.next_raw() else { return };
+            let text = line.text.trim_end_matches(['\r', '\n']);
+            let directive = directive::parse(Line { text, ..line }.trimmed_start(), "#");
+            let Some(directive) = directive.filter(|_| line.text.len() <= MAX_LINE) else {
+                self.physical = before;
+                return;
+            };
+            if let Some(first) = self.lines.directives.iter().find(|known| known.name == directive.name) {
+                self.lines.problems.push(
+                    Diagnostic::new(directive.span, format!("the directive '{}' is given twice", directive.name))
+                        .with_hint("remove one of them")
+                        .with_related(first.span, "it was first given here"),
+                );
+                continue;
+            }
+            if directive.name == "escape" {
+                match directive.value.text.as_str() {
+                    "\\" => self.lines.escape = '\\',
+                    "`" => self.lines.escape = '`',
+                    other => self.lines.problems.push(
+                        Diagnostic::new(directive.value.span, format!("'{other}' cannot be the escape character"))
+                            .with_hint("only \\ and ` can"),
+                    ),
+                }
+            }
+            self.lines.directives.push(directive);
+        }
+    }
+
+    /// Reads the rest of the instruction that begins with `line`.
+    fn logical_line(&mut self, mut line: Line<'a>, comments: &mut Vec<Word>) {
+        let mut text = Joined::default();
+        let mut empty: Option<Span> = None;
+        loop {
+            match continued(line.text, self.lines.escape) {
+                None => {
+                    text.push(line.text, line.start);
+                    break;
+                }
+                Some(part) => text.push(part, line.start),
+            }
+            // Only a line that is neither a comment nor empty decides whether there is yet another one.
+            let next = loop {
+                let Some(next) = self.next_line() else { break None };
+                match next.text.trim_start().chars().next() {
+                    Some('#') => {}
+                    Some(_) => break Some(next),
+                    None => empty = empty.or(Some(next.span())),
+                }
+            };
+            match next {
+                Some(next) => line = next,
+                None => break,
+            }
+        }
+        if let Some(span) = empty {
+            self.lines.warnings.push(
+                Diagnostic::new(span, "an empty line stands inside a continued instruction")
+                    .with_hint("remove it, or begin it with #"),
+            );
+        }
+        if text.as_str().trim().is_empty() {
+            self.lines.problems.push(
+                Diagnostic::new(line.span(), "a line continuation without an instruction")
+                    .with_hint("remove this line"),
+            );
+            return;
+        }
+        let head = Head::split(&text, 0, self.lines.escape);
+        let heredocs = self.heredocs(&text, &head);
+        let mut span = text.trimmed_span();
+        if !heredocs.is_empty() {
+            let read = &self.physical.text[..self.physical.at];
+            span.end = read.trim_end_matches(['\r', '\n']).len();
+        }
+        self.lines.lines.push(LogicalLine { text, head, span, comments: std::mem::take(comments), heredocs });
+    }
+
+    /// Reads the here-documents that a line asks for.
+    fn heredocs(&mut self, text: &Joined, head: &Head) -> Vec<Heredoc> {
+        if !text.as_str().contains("<<") || !head.takes_heredocs(text, self.lines.escape) {
+            return Vec::new();
+        }
+        let words = match heredoc::in_line(text) {
+            Ok(words) => words,
+            Err(problem) => {
+                self.lines.problems.push(problem);
+                return Vec::new();
+            }
+        };
+        let mut heredocs = Vec::with_capacity(words.len());
+        for (word, span) in words {
+            let start = self.physical.at;
+            let Some(end) = self.find_delimiter(&word) else {
+                self.lines.problems.push(self.unterminated(&word, span, start));
+                return heredocs;
+            };
+            heredocs.push(Heredoc {
+                name: Word::new(word.name, span),
+                fd: word.fd,
+                expand: word.expand,
+                chomp: word.chomp,
+                content: self.physical.text[start..end].to_owned(),
+                content_span: Span::new(start, end),
+            });
+        }
+        heredocs
+    }
+
+    /// Reads up to the delimiter and returns where it begins.
+    fn find_delimiter(&mut self, word: &HeredocWord) -> Option<usize> {
+        while let Some(line) = self.next_line() {
+            let text = if word.chomp { line.text.trim_start_matches('\t') } else { line.text };
+            if text == word.name {
+                return Some(line.start);
+            }
+        }
+        None
+    }
+
+    fn unterminated(&self, word: &HeredocWord, span: Span, start: usize) -> Diagnostic {
+        let name = &word.name;
+        let problem = Diagnostic::new(span, format!("the here-document '{name}' does not end"))
+            .with_hint(format!("end it with a line that consists of {name} only"));
+        let mut rest = Physical { text: self.physical.text, at: start };
+        while let Some(line) = rest.next_raw() {
+            if line.text.trim() == name.trim() {
+                let at = trimmed_word(line.text, line.start).span;
+                return problem.with_related(at, "this line does not end it because of the space around the delimiter");
+            }
+        }
+        problem
+    }
+}
+
+impl<'a> Line<'a> {
+    fn trimmed_start(self) -> Self {
+        let text = self.text.trim_start();
+        Line { text, start: self.end_of_text() - text.len() }
+    }
+}
+
+/// The line without its continuation character; `None` if it is not continued. A doubled escape character is text, and
+/// spaces and tabs may stand behind it.
+fn continued(line: &str, escape: char) -> Option<&str> {
+    let part = line.trim_end_matches([' ', '\t']).strip_suffix(escape)?;
+    (!part.ends_with(escape)).then_some(part)
+}
+
+/// Whether a line of this text would be continued by the next one.
+pub(crate) fn is_continued(line: &str, escape: char) -> bool {
+    continued(line, escape).is_some()
+}
+#[cfg(test)]
+mod tests;
