@@ -1,18 +1,30 @@
-//! The client.
+//! The client: what all its exchanges share, and the small ones. Pulling is in `pull.rs`, pushing in `push.rs`.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use bytes::Bytes;
-use futures_util::future::BoxFuture;
-use tokio::io::AsyncRead;
+use reqwest::Method;
+use reqwest::header::{HeaderMap, LINK};
+use serde::Deserialize;
 
-use crate::{
-    Credential, CredentialSource, Descriptor, Digest, Error, Reference, Repository, Resolved, Settings, Verifier,
-};
+use crate::error::Asked;
+use crate::transport::{Body, Endpoint, Request, Shared, same_origin};
+use crate::{Credential, CredentialSource, Digest, Error, Reference, Repository, Settings, StaticCredentials};
+
+const TAGS_BODY_MAX: u64 = 16 << 20;
+const TAGS_PAGES_MAX: usize = 1000;
 
 /// Talks to registries. Cheap to clone; clones share connections, tokens and limits.
 #[derive(Clone)]
-pub struct Client {}
+pub struct Client {
+    pub(crate) shared: Arc<Shared>,
+    endpoints: Arc<Mutex<HashMap<String, Hosts>>>,
+}
+
+/// The hosts of one registry, in the order in which they are asked: mirrors, then itself.
+type Hosts = Arc<Vec<Arc<Endpoint>>>;
 
 /// How far a transfer is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,116 +40,144 @@ pub struct TransferEvent {
 /// Told about progress, often; should be cheap.
 pub type Progress = Arc<dyn Fn(TransferEvent) + Send + Sync>;
 
-/// Something to upload that can be read again from any offset.
-pub trait BlobSource: Send + Sync {
-    /// Opens it for reading from `offset` on.
-    fn open(&self, offset: u64) -> BoxFuture<'_, std::io::Result<Box<dyn AsyncRead + Send + Unpin>>>;
-}
-
-/// How a blob came to be on the registry.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Pushed {
-    /// It was there.
-    Exists,
-    /// It was mounted from another repository of the registry.
-    Mounted {
-        /// The repository.
-        from: Repository,
-    },
-    /// It was uploaded.
-    Uploaded {
-        /// How many bytes were sent, repeated parts included.
-        bytes: u64,
-    },
-}
-
-/// A verified download; see [`Client::blob`].
-pub struct BlobStream {}
-
-impl BlobStream {
-    /// The next bytes, or `None` at the end.
-    pub async fn chunk(&mut self) -> Result<Option<Bytes>, Error> {
-        todo!()
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").field("settings", &self.shared.settings).finish_non_exhaustive()
     }
 }
 
 impl Client {
-    /// A client with these settings.
-    pub fn new(_settings: Settings, _credentials: Arc<dyn CredentialSource>) -> Result<Self, Error> {
-        todo!()
+    /// A client with these settings. Nothing is read or connected to before it is needed.
+    pub fn new(settings: Settings, credentials: Arc<dyn CredentialSource>) -> Self {
+        Self { shared: Arc::new(Shared::new(settings, credentials)), endpoints: Arc::default() }
     }
-    /// Fetches the manifest or index a reference names.
-    pub async fn resolve(&self, _reference: &Reference) -> Result<Resolved, Error> {
-        todo!()
+
+    /// Whether the registry answers and lets us in, with the configured credentials if it wants any.
+    ///
+    /// # Errors
+    /// Says why not.
+    pub async fn ping(&self, registry: &str) -> Result<(), Error> {
+        base(self.origin(registry)?.as_ref(), "the registry API").await
     }
-    /// Media type, digest and size of what a reference names, without fetching it.
-    pub async fn head(&self, _reference: &Reference) -> Result<Descriptor, Error> {
-        todo!()
+
+    /// Checks a credential with the registry, without using or storing it otherwise.
+    ///
+    /// # Errors
+    /// [`Error::Unauthorized`] when it is refused, or why it could not be checked.
+    pub async fn login(&self, registry: &str, credential: Credential) -> Result<(), Error> {
+        let credentials = StaticCredentials::one(registry, credential);
+        let endpoint = Endpoint::origin(self.shared.clone(), registry, Some(credentials))?;
+        base(&endpoint, "login").await
     }
-    /// Fetches the manifest of a descriptor, e.g. one chosen from an index.
-    pub async fn manifest(&self, _repository: &Repository, _descriptor: &Descriptor) -> Result<Resolved, Error> {
-        todo!()
-    }
-    /// Downloads a blob; the bytes are verified as they pass, and the last ones are withheld until all are verified.
-    pub async fn blob(&self, _repository: &Repository, _descriptor: &Descriptor) -> Result<BlobStream, Error> {
-        todo!()
-    }
-    /// Downloads the rest of a blob whose first bytes went through `verifier`.
-    pub async fn resume_blob(
-        &self,
-        _repository: &Repository,
-        _descriptor: &Descriptor,
-        _verifier: Verifier,
-    ) -> Result<BlobStream, Error> {
-        todo!()
-    }
-    /// Downloads a small blob such as a config into memory.
-    pub async fn small_blob(
-        &self,
-        _repository: &Repository,
-        _descriptor: &Descriptor,
-        _limit: u64,
-    ) -> Result<Bytes, Error> {
-        todo!()
-    }
-    /// Uploads a blob unless it is there or can be mounted from one of `mount_from`.
-    pub async fn push_blob(
-        &self,
-        _repository: &Repository,
-        _descriptor: &Descriptor,
-        _source: &dyn BlobSource,
-        _mount_from: &[Repository],
-        _progress: Option<&Progress>,
-    ) -> Result<Pushed, Error> {
-        todo!()
-    }
-    /// Stores a manifest under the reference's tag, or under its digest.
-    pub async fn put_manifest(
-        &self,
-        _reference: &Reference,
-        _media_type: &str,
-        _bytes: Bytes,
-    ) -> Result<Digest, Error> {
-        todo!()
-    }
-    /// Checks that we may push there, before any work is done for it.
-    pub async fn check_push(&self, _repository: &Repository) -> Result<(), Error> {
-        todo!()
-    }
-    /// Whether the registry answers, without or with the configured credentials.
-    pub async fn ping(&self, _registry: &str) -> Result<(), Error> {
-        todo!()
-    }
-    /// Checks a credential with the registry.
-    pub async fn login(&self, _registry: &str, _credential: Credential) -> Result<(), Error> {
-        todo!()
-    }
+
     /// The tags of a repository.
-    pub async fn tags(&self, _repository: &Repository) -> Result<Vec<String>, Error> {
-        todo!()
+    ///
+    /// # Errors
+    /// When they cannot be listed.
+    pub async fn tags(&self, repository: &Repository) -> Result<Vec<String>, Error> {
+        #[derive(Deserialize)]
+        struct Page {
+            #[serde(default)]
+            tags: Option<Vec<String>>,
+        }
+        let endpoint = self.origin(repository.registry())?;
+        let what = format!("tags of {repository}");
+        let mut request = endpoint.request(Method::GET, repository, "tags/list", "pull", what).await?;
+        request.url.query_pairs_mut().append_pair("n", "1000");
+        let mut tags = Vec::new();
+        for _ in 0..TAGS_PAGES_MAX {
+            let (_, headers, body) = endpoint.call_for_bytes(&request, TAGS_BODY_MAX).await?;
+            let invalid =
+                |why: String| Error::InvalidResponse { asked: Asked::boxed(&endpoint.host, &request.what), why };
+            let page: Page = serde_json::from_slice(&body).map_err(|e| invalid(format!("not a list of tags: {e}")))?;
+            tags.extend(page.tags.unwrap_or_default());
+            let next = headers.get(LINK).and_then(|link| link.to_str().ok()).and_then(next_link);
+            let Some(next) = next else { return Ok(tags) };
+            let next = request.url.join(next).map_err(|_| invalid("a Link that is no URL".into()))?;
+            if !same_origin(&next, &request.url) {
+                return Err(invalid("the next page of tags is on another host".into()));
+            }
+            request.url = next;
+        }
+        Ok(tags)
     }
-    /// Deletes a manifest, or a tag.
-    pub async fn delete(&self, _reference: &Reference) -> Result<(), Error> {
-        todo!()
+
+    /// Deletes a manifest by digest, or a tag where the registry can delete tags.
+    ///
+    /// # Errors
+    /// When the registry refuses; many do, or must be configured to allow it.
+    pub async fn delete(&self, reference: &Reference) -> Result<(), Error> {
+        let endpoint = self.origin(reference.registry())?;
+        let tail = format!("manifests/{}", reference.locator());
+        let what = format!("deletion of {reference}");
+        let request = endpoint.request(Method::DELETE, reference.repository(), &tail, "pull,push,delete", what).await?;
+        endpoint.call(&request).await.map(drop)
+    }
+
+    /// The registry itself, which alone is pushed to.
+    pub(crate) fn origin(&self, registry: &str) -> Result<Arc<Endpoint>, Error> {
+        let hosts = self.hosts(registry)?;
+        Ok(hosts.last().expect("the registry itself is always the last host").clone())
+    }
+
+    /// Mirrors that can be trusted, then the registry itself.
+    pub(crate) fn hosts_to_ask(&self, registry: &str) -> Result<Vec<Arc<Endpoint>>, Error> {
+        let trusted = |host: &&Arc<Endpoint>| host.mirror_of.is_none() || !host.distrusted.load(Ordering::Relaxed);
+        Ok(self.hosts(registry)?.iter().filter(trusted).cloned().collect())
+    }
+
+    fn hosts(&self, registry: &str) -> Result<Hosts, Error> {
+        let mut endpoints = self.endpoints.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(hosts) = endpoints.get(registry) {
+            return Ok(hosts.clone());
+        }
+        let mut hosts = Vec::new();
+        if let Some(config) = self.shared.settings.registries.get(registry) {
+            for mirror in &config.mirrors {
+                hosts.push(Arc::new(Endpoint::mirror(self.shared.clone(), mirror, registry)?));
+            }
+        }
+        hosts.push(Arc::new(Endpoint::origin(self.shared.clone(), registry, None)?));
+        Ok(endpoints.entry(registry.to_owned()).or_insert(Arc::new(hosts)).clone())
+    }
+}
+
+/// Asks the API's base, which every registry answers to those it lets in.
+async fn base(endpoint: &Endpoint, what: &str) -> Result<(), Error> {
+    let request = Request {
+        method: Method::GET,
+        url: endpoint.url("").await?,
+        headers: HeaderMap::new(),
+        body: Body::Empty,
+        scopes: Vec::new(),
+        repository: String::new(),
+        what: what.to_owned(),
+    };
+    endpoint.call(&request).await.map(drop)
+}
+
+/// The target of `<target>; rel="next"`.
+fn next_link(header: &str) -> Option<&str> {
+    header.split(',').find_map(|link| {
+        let (target, params) = link.split_once('>')?;
+        let next = params.split(';').any(|p| matches!(p.trim(), "rel=\"next\"" | "rel=next"));
+        next.then(|| target.trim().strip_prefix('<')).flatten()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_next_page_is_found() {
+        for (header, want) in [
+            (r#"</v2/a/tags/list?last=x&n=1>; rel="next""#, Some("/v2/a/tags/list?last=x&n=1")),
+            (r#"</p>; rel=prev, </n>; rel=next"#, Some("/n")),
+            (r#"</p>; rel="prev""#, None),
+            ("nonsense", None),
+        ] {
+            assert_eq!(next_link(header), want, "{header}");
+        }
     }
 }

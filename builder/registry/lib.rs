@@ -8,16 +8,22 @@
 //!   error, event or `Debug` output.
 //! - Every request follows the one retry policy of `retry.rs`.
 
+mod auth;
+mod challenge;
 mod client;
 mod config;
 mod credentials;
 mod error;
+mod http;
 mod manifest;
+mod pull;
+mod push;
 mod reference;
 mod retry;
+mod transport;
 mod verify;
 
-pub use client::{BlobSource, BlobStream, Client, Progress, Pushed, TransferEvent};
+pub use client::{Client, Progress, TransferEvent};
 pub use config::{Event, KeyPair, Proxies, RegistryConfig, Settings};
 pub use credentials::{Credential, CredentialSource, CredentialsError, Secret, StaticCredentials};
 pub use error::{Asked, Detail, Error};
@@ -25,6 +31,8 @@ pub use manifest::{
     DOCKER_LIST, DOCKER_MANIFEST, MANIFEST_MAX, Manifest, OCI_INDEX, OCI_MANIFEST, Resolved, Want, choose_platform,
 };
 pub use oci_spec::image::{Descriptor, Digest, ImageIndex, ImageManifest, MediaType};
+pub use pull::BlobStream;
+pub use push::{BlobSource, Pushed};
 pub use reference::{DOCKER_HUB, Reference, ReferenceError, Repository};
 pub use retry::RetryPolicy;
 pub use verify::{Verifier, digest_of};

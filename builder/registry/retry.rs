@@ -33,32 +33,34 @@ impl Default for RetryPolicy {
     }
 }
 
-/// What is left of [`RetryPolicy::overall`], shared by all requests of a client.
+/// The policy with what is left of [`RetryPolicy::overall`], shared by all requests of a client.
 #[derive(Debug)]
-pub(crate) struct Budget(AtomicU32);
+pub(crate) struct Retrier {
+    policy: RetryPolicy,
+    left: AtomicU32,
+}
 
-impl Budget {
+impl Retrier {
     pub(crate) fn new(policy: &RetryPolicy) -> Self {
-        Self(AtomicU32::new(policy.overall))
+        Self { policy: policy.clone(), left: AtomicU32::new(policy.overall) }
     }
 
     fn take(&self) -> bool {
-        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()
+        self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()
     }
 }
 
 /// The retries of one request.
 #[derive(Debug)]
-pub(crate) struct Attempts<'a> {
-    policy: &'a RetryPolicy,
-    budget: &'a Budget,
+pub(crate) struct Attempts {
     limit: u32,
     used: u32,
 }
 
-impl<'a> Attempts<'a> {
-    pub(crate) fn new(policy: &'a RetryPolicy, budget: &'a Budget, limit: u32) -> Self {
-        Self { policy, budget, limit: limit.min(policy.per_request), used: 0 }
+impl Attempts {
+    /// At most `limit` retries, and at most as many as the policy allows.
+    pub(crate) fn new(limit: u32) -> Self {
+        Self { limit, used: 0 }
     }
 
     /// Begins counting anew, after progress.
@@ -67,15 +69,16 @@ impl<'a> Attempts<'a> {
     }
 
     /// How long to wait before the next attempt, or `None` when `error` should be given to the caller.
-    pub(crate) fn next(&mut self, error: &Error) -> Option<Duration> {
-        if !error.is_transient() || self.used >= self.limit {
+    pub(crate) fn next(&mut self, retrier: &Retrier, error: &Error) -> Option<Duration> {
+        let policy = &retrier.policy;
+        if !error.is_transient() || self.used >= self.limit.min(policy.per_request) {
             return None;
         }
         let asked = error.retry_after();
-        if asked.is_some_and(|wait| wait > self.policy.max_retry_after) || !self.budget.take() {
+        if asked.is_some_and(|wait| wait > policy.max_retry_after) || !retrier.take() {
             return None;
         }
-        let backoff = self.policy.base.saturating_mul(1 << self.used.min(16)).min(self.policy.max_wait);
+        let backoff = policy.base.saturating_mul(1 << self.used.min(16)).min(policy.max_wait);
         self.used += 1;
         Some(asked.unwrap_or_else(|| backoff.mul_f64(jitter())))
     }
@@ -134,20 +137,20 @@ mod tests {
     #[test]
     fn waits_grow_and_budgets_end() {
         let policy = RetryPolicy { per_request: 3, overall: 4, ..RetryPolicy::default() };
-        let budget = Budget::new(&policy);
-        let mut attempts = Attempts::new(&policy, &budget, u32::MAX);
-        let waits: Vec<_> = std::iter::from_fn(|| attempts.next(&status(503, None))).collect();
+        let retrier = Retrier::new(&policy);
+        let mut attempts = Attempts::new(u32::MAX);
+        let waits: Vec<_> = std::iter::from_fn(|| attempts.next(&retrier, &status(503, None))).collect();
         assert_eq!(waits.len(), 3);
         for (wait, most) in waits.iter().zip([250, 500, 1000]) {
             assert!(*wait <= Duration::from_millis(most) && *wait >= Duration::from_millis(most / 2), "{wait:?}");
         }
         attempts.reset();
-        assert_eq!(attempts.next(&status(503, Some(9))), Some(Duration::from_secs(9)));
-        assert_eq!(attempts.next(&status(503, None)), None, "the overall budget is spent");
+        assert_eq!(attempts.next(&retrier, &status(503, Some(9))), Some(Duration::from_secs(9)));
+        assert_eq!(attempts.next(&retrier, &status(503, None)), None, "the overall budget is spent");
         let policy = RetryPolicy::default();
-        let budget = Budget::new(&policy);
-        let mut attempts = Attempts::new(&policy, &budget, u32::MAX);
-        assert_eq!(attempts.next(&status(429, Some(3600))), None, "too long to wait");
-        assert_eq!(attempts.next(&status(400, None)), None);
+        let retrier = Retrier::new(&policy);
+        let mut attempts = Attempts::new(u32::MAX);
+        assert_eq!(attempts.next(&retrier, &status(429, Some(3600))), None, "too long to wait");
+        assert_eq!(attempts.next(&retrier, &status(400, None)), None);
     }
 }

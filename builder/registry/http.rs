@@ -1,0 +1,233 @@
+//! HTTP clients: one per set of TLS settings, with redirects, retries and time-outs left to our own transport.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use reqwest::{Certificate, Identity, NoProxy, Proxy};
+
+use crate::{Error, KeyPair, Settings};
+
+/// What decides whether a server's certificate is accepted, and which we show.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Tls {
+    pub(crate) insecure: bool,
+    ca: Vec<PathBuf>,
+    keypair: Vec<(PathBuf, PathBuf)>,
+}
+
+impl Tls {
+    /// The settings of a registry under any of its names, from the config file and the certificate directories.
+    pub(crate) fn of(settings: &Settings, names: &[&str]) -> Result<Self, Error> {
+        let mut tls = Self::default();
+        let mut dirs = Vec::new();
+        for name in names {
+            if let Some(config) = settings.registries.get(*name) {
+                tls.insecure |= config.insecure == Some(true);
+                tls.ca.extend(config.ca.iter().cloned());
+                tls.keypair.extend(config.keypair.iter().map(|KeyPair { key, cert }| (cert.clone(), key.clone())));
+                dirs.extend(config.tlsconfigdir.iter().cloned());
+            }
+            dirs.extend(settings.certs_dirs.iter().map(|dir| dir.join(name)));
+        }
+        for dir in dirs {
+            tls.add_dir(&dir).map_err(|why| Error::Settings { host: names.join(", "), why })?;
+        }
+        Ok(tls)
+    }
+
+    fn add_dir(&mut self, dir: &Path) -> Result<(), String> {
+        let entries = match std::fs::read_dir(dir) {
+            Ok(entries) => entries,
+            Err(error)
+                if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::PermissionDenied) =>
+            {
+                return Ok(());
+            }
+            Err(error) => return Err(format!("cannot read {}: {error}", dir.display())),
+        };
+        let mut paths: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+        paths.sort();
+        for path in paths {
+            match path.extension().and_then(|e| e.to_str()) {
+                Some("crt") => self.ca.push(path),
+                Some("cert") => {
+                    let key = path.with_extension("key");
+                    if !key.exists() {
+                        return Err(format!("{} has no key {} beside it", path.display(), key.display()));
+                    }
+                    self.keypair.push((path, key));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn certificates(&self) -> Result<Vec<Certificate>, String> {
+        let mut all = Vec::new();
+        for path in &self.ca {
+            let parsed = Certificate::from_pem_bundle(&read(path)?).unwrap_or_default();
+            if parsed.is_empty() {
+                return Err(format!("{} has no PEM certificate", path.display()));
+            }
+            all.extend(parsed);
+        }
+        Ok(all)
+    }
+
+    /// The first client certificate; a TLS client of ours shows one.
+    fn identity(&self) -> Result<Option<Identity>, String> {
+        let Some((cert, key)) = self.keypair.first() else { return Ok(None) };
+        let mut pem = read(cert)?;
+        pem.push(b'\n');
+        pem.extend(read(key)?);
+        let identity = Identity::from_pem(&pem);
+        identity.map(Some).map_err(|_| format!("{} and {} are no PEM key pair", cert.display(), key.display()))
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, String> {
+    std::fs::read(path).map_err(|error| format!("cannot read {}: {error}", path.display()))
+}
+
+/// The clients made so far.
+#[derive(Default)]
+pub(crate) struct Clients(Mutex<HashMap<(Tls, bool), reqwest::Client>>);
+
+impl Clients {
+    /// The client for a host with these settings. For plain HTTP the machine's certificates are not loaded.
+    pub(crate) fn get(
+        &self,
+        settings: &Settings,
+        tls: &Tls,
+        https: bool,
+        host: &str,
+    ) -> Result<reqwest::Client, Error> {
+        let key = (tls.clone(), https);
+        let mut clients = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(client) = clients.get(&key) {
+            return Ok(client.clone());
+        }
+        let client = build(settings, tls, https).map_err(|why| Error::Settings { host: host.to_owned(), why })?;
+        clients.insert(key, client.clone());
+        Ok(client)
+    }
+}
+
+fn build(settings: &Settings, tls: &Tls, https: bool) -> Result<reqwest::Client, String> {
+    // Another part of the program may have installed a provider; any will do.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let loopback = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)].map(|ip| SocketAddr::new(ip, 0));
+    let base = || -> Result<reqwest::ClientBuilder, String> {
+        let mut builder = reqwest::Client::builder()
+            .user_agent(&settings.user_agent)
+            .redirect(reqwest::redirect::Policy::none())
+            .referer(false)
+            .retry(reqwest::retry::never())
+            .connect_timeout(settings.connect_timeout)
+            .resolve_to_addrs("localhost", &loopback)
+            // One connection per transfer: a cut or slow one concerns one blob only.
+            .http1_only()
+            .no_proxy();
+        for proxy in proxies(settings)? {
+            builder = builder.proxy(proxy);
+        }
+        Ok(builder)
+    };
+    let describe = |error: reqwest::Error| crate::transport::innermost(&error);
+    if !https {
+        return base()?.tls_certs_only([]).build().map_err(describe);
+    }
+    let certificates = tls.certificates()?;
+    let identity = tls.identity()?;
+    let with_tls = || -> Result<reqwest::ClientBuilder, String> {
+        let mut builder = base()?;
+        if let Some(identity) = identity.clone() {
+            builder = builder.identity(identity);
+        }
+        Ok(builder)
+    };
+    if tls.insecure {
+        return with_tls()?.tls_danger_accept_invalid_certs(true).build().map_err(describe);
+    }
+    // A machine without any certificates of its own still has those that were configured.
+    match with_tls()?.tls_certs_merge(certificates.clone()).build() {
+        Ok(client) => Ok(client),
+        Err(_) => with_tls()?.tls_certs_only(certificates).build().map_err(describe),
+    }
+}
+
+fn proxies(settings: &Settings) -> Result<Vec<Proxy>, String> {
+    let proxies = &settings.proxies;
+    let none =
+        NoProxy::from_string(&format!("{},localhost,127.0.0.0/8,::1", proxies.no_proxy.as_deref().unwrap_or_default()));
+    let mut list = Vec::new();
+    type Make = fn(String) -> reqwest::Result<Proxy>;
+    let kinds: [(&str, &Option<String>, Make); 3] = [
+        ("http_proxy", &proxies.http, |url| Proxy::http(url)),
+        ("https_proxy", &proxies.https, |url| Proxy::https(url)),
+        ("all_proxy", &proxies.all, |url| Proxy::all(url)),
+    ];
+    for (name, url, make) in kinds {
+        if let Some(url) = url {
+            let url = if url.contains("://") { url.clone() } else { format!("http://{url}") };
+            let proxy = make(url).map_err(|_| format!("{name} is not the URL of a proxy"))?;
+            list.push(proxy.no_proxy(none.clone()));
+        }
+    }
+    Ok(list)
+}
+
+/// Whether a `host[:port]` is this machine.
+pub(crate) fn is_loopback(authority: &str) -> bool {
+    let host = match authority.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or_default(),
+        None => authority.split(':').next().unwrap_or_default(),
+    };
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loopback_is_this_machine_only() {
+        for (authority, want) in [
+            ("localhost", true),
+            ("localhost:5000", true),
+            ("127.0.0.1:5000", true),
+            ("127.8.8.8", true),
+            ("[::1]:5000", true),
+            ("[::1]", true),
+            ("128.0.0.1", false),
+            ("localhost.evil.com", false),
+            ("127.0.0.1.evil.com:80", false),
+            ("[::2]", false),
+            ("10.0.0.1:5000", false),
+        ] {
+            assert_eq!(is_loopback(authority), want, "{authority}");
+        }
+    }
+
+    #[test]
+    fn certificate_directories_are_read_as_docker_does() {
+        let dir = tempfile::tempdir().unwrap();
+        let host = dir.path().join("reg.local:5000");
+        std::fs::create_dir(&host).unwrap();
+        for name in ["a.crt", "client.cert", "client.key", "readme.txt"] {
+            std::fs::write(host.join(name), "x").unwrap();
+        }
+        let settings = Settings { certs_dirs: vec![dir.path().to_owned()], ..Settings::default() };
+        let tls = Tls::of(&settings, &["reg.local:5000"]).unwrap();
+        assert_eq!(tls.ca, [host.join("a.crt")]);
+        assert_eq!(tls.keypair, [(host.join("client.cert"), host.join("client.key"))]);
+        assert!(tls.certificates().unwrap_err().contains("has no PEM certificate"));
+        assert_eq!(Tls::of(&settings, &["other"]).unwrap(), Tls::default());
+        std::fs::remove_file(host.join("client.key")).unwrap();
+        let error = Tls::of(&settings, &["reg.local:5000"]).unwrap_err().to_string();
+        assert!(error.contains("has no key"), "{error}");
+    }
+}

@@ -1,0 +1,640 @@
+//! One host of a registry: how it is spoken to, and how a request becomes an answer or an exact error.
+
+use std::error::Error as StdError;
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use futures_util::stream;
+use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, HeaderMap, HeaderValue, LOCATION, RETRY_AFTER};
+use reqwest::{Method, Response, StatusCode};
+use serde_json::Value;
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::sync::OnceCell;
+use url::Url;
+
+use crate::auth::{Authorizer, Grant};
+use crate::error::{Asked, Detail};
+use crate::http::{Clients, Tls, is_loopback};
+use crate::push::BlobSource;
+use crate::retry::{Attempts, Retrier, parse_retry_after};
+use crate::{CredentialSource, Digest, Error, Event, Repository, Settings};
+
+const REDIRECTS_MAX: usize = 10;
+const AUTH_ROUNDS_MAX: usize = 4;
+const ERROR_BODY_MAX: usize = 64 << 10;
+const UPLOAD_PIECE: usize = 128 << 10;
+
+/// What all hosts of a client share.
+pub(crate) struct Shared {
+    pub(crate) settings: Settings,
+    pub(crate) credentials: Arc<dyn CredentialSource>,
+    pub(crate) retrier: Retrier,
+    pub(crate) transfers: Arc<tokio::sync::Semaphore>,
+    clients: Clients,
+}
+
+impl Shared {
+    pub(crate) fn new(settings: Settings, credentials: Arc<dyn CredentialSource>) -> Self {
+        Self {
+            retrier: Retrier::new(&settings.retry),
+            transfers: Arc::new(tokio::sync::Semaphore::new(settings.parallel.max(1))),
+            clients: Clients::default(),
+            settings,
+            credentials,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Scheme {
+    Http,
+    Https,
+}
+
+/// A registry or a mirror.
+pub(crate) struct Endpoint {
+    /// Host and port, as connected to and as shown.
+    pub(crate) host: String,
+    /// The registry this is a mirror of.
+    pub(crate) mirror_of: Option<String>,
+    /// Set when it served wrong bytes; a mirror is not asked again then.
+    pub(crate) distrusted: AtomicBool,
+    pub(crate) auth: Authorizer,
+    pub(crate) shared: Arc<Shared>,
+    prefix: String,
+    fixed: Option<Scheme>,
+    scheme: OnceCell<Scheme>,
+    tls: Tls,
+}
+
+/// A request, before authentication.
+pub(crate) struct Request<'a> {
+    pub(crate) method: Method,
+    pub(crate) url: Url,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Body<'a>,
+    /// The scopes that a token needs; none for the base endpoint.
+    pub(crate) scopes: Vec<String>,
+    /// The repository's path on the host, by which credentials are found.
+    pub(crate) repository: String,
+    /// In words.
+    pub(crate) what: String,
+}
+
+/// What a request carries; it can be sent again.
+pub(crate) enum Body<'a> {
+    Empty,
+    Bytes(Bytes),
+    Blob {
+        source: &'a dyn BlobSource,
+        digest: &'a Digest,
+        offset: u64,
+        len: u64,
+        on_sent: Arc<dyn Fn(u64) + Send + Sync>,
+    },
+}
+
+/// An upload that is under way: what the watch over it sees.
+#[derive(Default)]
+struct Sending {
+    sent: AtomicU64,
+    failure: Mutex<Option<io::Error>>,
+}
+
+impl Endpoint {
+    /// The registry itself, with the client's credentials unless others are given.
+    pub(crate) fn origin(
+        shared: Arc<Shared>,
+        registry: &str,
+        credentials: Option<Arc<dyn CredentialSource>>,
+    ) -> Result<Self, Error> {
+        // Docker Hub's API has another host than its images' names.
+        let host = if registry == crate::DOCKER_HUB { "registry-1.docker.io" } else { registry };
+        let checked = crate::reference::check_registry(host);
+        checked.map_err(|why| Error::Settings { host: registry.to_owned(), why })?;
+        let credentials = credentials.unwrap_or_else(|| shared.credentials.clone());
+        Self::new(shared, credentials, registry, host, "", None, None)
+    }
+
+    /// A mirror: `host[:port][/prefix]`, with an optional scheme.
+    pub(crate) fn mirror(shared: Arc<Shared>, mirror: &str, of: &str) -> Result<Self, Error> {
+        let (fixed, rest) = match mirror.split_once("://") {
+            Some(("http", rest)) => (Some(Scheme::Http), rest),
+            Some(("https", rest)) => (Some(Scheme::Https), rest),
+            _ => (None, mirror),
+        };
+        let (host, prefix) = rest.trim_end_matches('/').split_once('/').unwrap_or((rest.trim_end_matches('/'), ""));
+        let checked = crate::reference::check_registry(host)
+            .and_then(|()| if prefix.is_empty() { Ok(()) } else { crate::reference::check_path(prefix) });
+        checked.map_err(|why| Error::Settings { host: of.to_owned(), why: format!("mirror {mirror:?}: {why}") })?;
+        let credentials = shared.credentials.clone();
+        Self::new(shared, credentials, host, host, prefix, fixed, Some(of.to_owned()))
+    }
+
+    fn new(
+        shared: Arc<Shared>,
+        credentials: Arc<dyn CredentialSource>,
+        registry: &str,
+        host: &str,
+        prefix: &str,
+        fixed: Option<Scheme>,
+        mirror_of: Option<String>,
+    ) -> Result<Self, Error> {
+        let names: &[&str] = if registry == host { &[registry] } else { &[registry, host] };
+        let http = names.iter().find_map(|name| shared.settings.registries.get(*name)?.http);
+        let tls = Tls::of(&shared.settings, names)?;
+        let fixed = fixed.or(match http {
+            Some(true) if !tls.insecure => Some(Scheme::Http),
+            Some(true) => None,
+            Some(false) => Some(Scheme::Https),
+            None if is_loopback(host) => None,
+            None => Some(Scheme::Https),
+        });
+        Ok(Self {
+            host: host.to_owned(),
+            mirror_of,
+            distrusted: AtomicBool::new(false),
+            auth: Authorizer::new(registry, credentials),
+            shared,
+            prefix: if prefix.is_empty() { String::new() } else { format!("{prefix}/") },
+            fixed,
+            scheme: OnceCell::new(),
+            tls,
+        })
+    }
+
+    /// The URL of an API path below `/v2/`.
+    pub(crate) async fn url(&self, path: &str) -> Result<Url, Error> {
+        let scheme = if self.scheme().await? == Scheme::Http { "http" } else { "https" };
+        let text = format!("{scheme}://{}/v2/{path}", self.host);
+        let mut url = Url::parse(&text)
+            .map_err(|e| Error::Settings { host: self.host.clone(), why: format!("not the name of a host: {e}") })?;
+        if let Some(of) = &self.mirror_of {
+            // containerd's convention, by which one mirror can serve several registries.
+            url.query_pairs_mut().append_pair("ns", of);
+        }
+        Ok(url)
+    }
+
+    /// A request about a repository: `tail` follows its name in the path, `actions` are what a token must allow.
+    pub(crate) async fn request<'a>(
+        &self,
+        method: Method,
+        repository: &Repository,
+        tail: &str,
+        actions: &str,
+        what: String,
+    ) -> Result<Request<'a>, Error> {
+        let path = format!("{}{}", self.prefix, repository.path());
+        Ok(Request {
+            method,
+            url: self.url(&format!("{path}/{tail}")).await?,
+            headers: HeaderMap::new(),
+            body: Body::Empty,
+            scopes: vec![format!("repository:{path}:{actions}")],
+            repository: path,
+            what,
+        })
+    }
+
+    /// Whether to speak HTTPS. Where both are possible, the server is tried with HTTPS once.
+    pub(crate) async fn scheme(&self) -> Result<Scheme, Error> {
+        if let Some(fixed) = self.fixed {
+            return Ok(fixed);
+        }
+        self.scheme.get_or_try_init(|| self.probe()).await.copied()
+    }
+
+    async fn probe(&self) -> Result<Scheme, Error> {
+        let asked = Asked::boxed(&self.host, "whether it speaks TLS");
+        let client = self.shared.clients.get(&self.shared.settings, &self.tls, true, &self.host)?;
+        let patience = self.shared.settings.connect_timeout.min(Duration::from_secs(5));
+        let request = client.get(format!("https://{}/v2/", self.host)).timeout(patience).send();
+        let Err(error) = request.await else { return Ok(Scheme::Https) };
+        if rustls_error(&error).is_some_and(|e| !matches!(e, rustls::Error::InvalidMessage(_))) {
+            return Ok(Scheme::Https);
+        }
+        let refused = io_kind(&error) == Some(io::ErrorKind::ConnectionRefused);
+        let has_port = self.host.rsplit(']').next().is_some_and(|rest| rest.contains(':'));
+        if refused && has_port || error.is_dns() {
+            return Err(classify(&error, asked, patience));
+        }
+        Ok(Scheme::Http)
+    }
+
+    /// Emits that this host served something.
+    pub(crate) fn served(&self, what: &str) {
+        let event = Event::Served { host: self.host.clone(), what: what.to_owned(), mirror: self.mirror_of.is_some() };
+        self.shared.settings.emit(&event);
+    }
+
+    /// Emits that this mirror failed.
+    pub(crate) fn failed(&self, what: &str, error: &Error) {
+        let event = Event::MirrorFailed { host: self.host.clone(), what: what.to_owned(), error: error.to_string() };
+        self.shared.settings.emit(&event);
+    }
+
+    /// The retries of one request: few for a mirror, since others can be asked.
+    pub(crate) fn attempts(&self) -> Attempts {
+        Attempts::new(if self.mirror_of.is_some() { 1 } else { u32::MAX })
+    }
+
+    /// Waits before another attempt, or gives the error back when there should be none.
+    pub(crate) async fn backoff(&self, attempts: &mut Attempts, what: &str, error: Error) -> Result<(), Error> {
+        let Some(wait) = attempts.next(&self.shared.retrier, &error) else { return Err(error) };
+        let event = Event::Retrying { host: self.host.clone(), what: what.to_owned(), error: error.to_string(), wait };
+        self.shared.settings.emit(&event);
+        tokio::time::sleep(wait).await;
+        Ok(())
+    }
+
+    /// Makes a request, again while that may help. An answer below 400 is returned, all others are errors.
+    pub(crate) async fn call(&self, request: &Request<'_>) -> Result<Response, Error> {
+        let mut attempts = self.attempts();
+        loop {
+            match self.once(request).await {
+                Err(error) => self.backoff(&mut attempts, &request.what, error).await?,
+                answer => return answer,
+            }
+        }
+    }
+
+    /// Like [`Self::call`], with the body, which counts as part of the attempt.
+    pub(crate) async fn call_for_bytes(
+        &self,
+        request: &Request<'_>,
+        limit: u64,
+    ) -> Result<(StatusCode, HeaderMap, Bytes), Error> {
+        let mut attempts = self.attempts();
+        loop {
+            let answer = async {
+                let mut response = self.once(request).await?;
+                let headers = std::mem::take(response.headers_mut());
+                let status = response.status();
+                Ok((status, headers, self.read(response, limit, &request.what).await?))
+            };
+            match answer.await {
+                Err(error) => self.backoff(&mut attempts, &request.what, error).await?,
+                answer => return answer,
+            }
+        }
+    }
+
+    /// Makes a request once, with authentication.
+    pub(crate) async fn once(&self, request: &Request<'_>) -> Result<Response, Error> {
+        // A registry may send uploads to another host; our credentials do not go there.
+        let ours = same_origin(&request.url, &self.url("").await?);
+        let mut rounds = 0;
+        loop {
+            let grant = if ours { self.auth.grant(self, request).await? } else { Grant::default() };
+            let response = self.execute(request, grant.header.as_ref()).await?;
+            let asked = Asked::boxed(authority(response.url()), &request.what);
+            let unauthorized = response.status() == StatusCode::UNAUTHORIZED;
+            let from_us = ours && same_origin(response.url(), &request.url);
+            rounds += 1;
+            if unauthorized
+                && from_us
+                && rounds < AUTH_ROUNDS_MAX
+                && self.auth.rejected(self, request, &grant, response.headers()).await?
+            {
+                continue;
+            }
+            if !response.status().is_client_error() && !response.status().is_server_error() {
+                return Ok(response);
+            }
+            let error = self.status_error(response, asked, &grant.secrets, grant.authenticated, &grant.note).await;
+            return Err(match error {
+                // The token server took the credentials, so they are right; they do not suffice.
+                Error::Unauthorized { asked, detail, .. } if grant.by_token_server => Error::Denied { asked, detail },
+                error => error,
+            });
+        }
+    }
+
+    /// Sends, follows redirects of GET and HEAD, and returns whatever status comes. Authorization stays with the origin.
+    pub(crate) async fn execute(
+        &self,
+        request: &Request<'_>,
+        authorization: Option<&HeaderValue>,
+    ) -> Result<Response, Error> {
+        let mut url = request.url.clone();
+        let mut authorization = authorization;
+        for _ in 0..=REDIRECTS_MAX {
+            let response = self.send(request, &url, authorization).await?;
+            let redirect = matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308);
+            if !redirect || (request.method != Method::GET && request.method != Method::HEAD) {
+                return Ok(response);
+            }
+            let next = self.redirect_target(&response, &url, &request.what)?;
+            if !same_origin(&next, &url) {
+                authorization = None;
+            }
+            url = next;
+        }
+        let asked = Asked::boxed(authority(&url), &request.what);
+        Err(Error::InvalidResponse { asked, why: format!("more than {REDIRECTS_MAX} redirects") })
+    }
+
+    fn redirect_target(&self, response: &Response, from: &Url, what: &str) -> Result<Url, Error> {
+        let invalid =
+            |why: &str| Error::InvalidResponse { asked: Asked::boxed(authority(from), what), why: why.into() };
+        let location = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
+        let mut next = location
+            .and_then(|text| from.join(text).ok())
+            .ok_or_else(|| invalid("a redirect without a usable Location"))?;
+        if !matches!(next.scheme(), "http" | "https") || next.host_str().is_none() {
+            return Err(invalid("a redirect to something that is not HTTP"));
+        }
+        if from.scheme() == "https" && next.scheme() == "http" {
+            return Err(invalid("a redirect from HTTPS to plain HTTP, which is not followed"));
+        }
+        // User information in a redirect would become credentials of the server's choice.
+        let _ = next.set_username("");
+        let _ = next.set_password(None);
+        Ok(next)
+    }
+
+    async fn send(
+        &self,
+        request: &Request<'_>,
+        url: &Url,
+        authorization: Option<&HeaderValue>,
+    ) -> Result<Response, Error> {
+        let asked = || Asked::boxed(authority(url), &request.what);
+        let settings = &self.shared.settings;
+        let client = self.shared.clients.get(settings, &self.tls, url.scheme() == "https", &self.host)?;
+        let mut builder = client.request(request.method.clone(), url.clone()).headers(request.headers.clone());
+        if let Some(authorization) = authorization {
+            builder = builder.header(AUTHORIZATION, authorization.clone());
+        }
+        let mut upload = None;
+        match &request.body {
+            Body::Empty if matches!(request.method, Method::POST | Method::PUT | Method::PATCH) => {
+                builder = builder.header(CONTENT_LENGTH, 0);
+            }
+            Body::Empty => {}
+            Body::Bytes(bytes) => builder = builder.body(bytes.clone()),
+            Body::Blob { source, digest, offset, len, on_sent } => {
+                let failed = |source| Error::Source { digest: (*digest).clone(), source };
+                let reader = source.open(*offset).await.map_err(failed)?;
+                let sending = Arc::new(Sending::default());
+                let body = upload_body(reader, *len, sending.clone(), on_sent.clone());
+                builder = builder.header(CONTENT_LENGTH, *len).body(body);
+                upload = Some((sending, *len, *digest));
+            }
+        }
+        let stall = settings.stall_timeout;
+        let Some((sending, len, digest)) = upload else {
+            return match tokio::time::timeout(stall + settings.connect_timeout, builder.send()).await {
+                Ok(answer) => answer.map_err(|error| classify(&error, asked(), stall)),
+                Err(_) => Err(Error::Timeout { asked: asked(), after: stall }),
+            };
+        };
+        let answer = watch(builder.send(), &sending, len, stall).await;
+        // A source that cannot be read fails the request in the HTTP library's words; ours are better.
+        if let Some(source) = sending.failure.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            return Err(Error::Source { digest: digest.clone(), source });
+        }
+        match answer {
+            Some(answer) => answer.map_err(|error| classify(&error, asked(), stall)),
+            None => Err(Error::Timeout { asked: asked(), after: stall }),
+        }
+    }
+
+    /// Reads a body that must fit into memory.
+    pub(crate) async fn read(&self, mut response: Response, limit: u64, what: &str) -> Result<Bytes, Error> {
+        let asked = Asked::boxed(authority(response.url()), what);
+        if response.content_length().is_some_and(|length| length > limit) {
+            return Err(Error::TooLarge { asked, limit });
+        }
+        let mut all = Vec::new();
+        while let Some(bytes) = self.next_bytes(&mut response, what).await? {
+            if (all.len() + bytes.len()) as u64 > limit {
+                return Err(Error::TooLarge { asked, limit });
+            }
+            all.extend_from_slice(&bytes);
+        }
+        Ok(all.into())
+    }
+
+    /// The next bytes of a body, within the stall time-out.
+    pub(crate) async fn next_bytes(&self, response: &mut Response, what: &str) -> Result<Option<Bytes>, Error> {
+        let stall = self.shared.settings.stall_timeout;
+        let asked = Asked::boxed(authority(response.url()), what);
+        match tokio::time::timeout(stall, response.chunk()).await {
+            Ok(Ok(bytes)) => Ok(bytes),
+            Ok(Err(error)) => Err(classify(&error, asked, stall)),
+            Err(_) => Err(Error::Timeout { asked, after: stall }),
+        }
+    }
+
+    /// Turns a failure status into an error, with what the server said in its body.
+    pub(crate) async fn status_error(
+        &self,
+        mut response: Response,
+        asked: Box<Asked>,
+        secrets: &[String],
+        authenticated: bool,
+        note: &str,
+    ) -> Error {
+        let status = response.status().as_u16();
+        let retry_after = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
+        let retry_after = retry_after.and_then(|value| parse_retry_after(value, SystemTime::now()));
+        let mut body = Vec::new();
+        while body.len() < ERROR_BODY_MAX
+            && let Ok(Some(bytes)) = self.next_bytes(&mut response, "").await
+        {
+            body.extend_from_slice(&bytes[..bytes.len().min(ERROR_BODY_MAX - body.len())]);
+        }
+        let detail = detail_of(&body, secrets);
+        match status {
+            404 => Error::NotFound { asked, detail },
+            401 => Error::Unauthorized { asked, authenticated, detail, note: note.to_owned() },
+            403 => Error::Denied { asked, detail },
+            429 => Error::TooManyRequests { asked, retry_after, detail },
+            _ => Error::Status { asked, status, retry_after, detail },
+        }
+    }
+}
+
+/// The body of an upload: exactly `len` bytes, counted as they leave.
+fn upload_body(
+    reader: Box<dyn AsyncRead + Send + Unpin>,
+    len: u64,
+    sending: Arc<Sending>,
+    on_sent: Arc<dyn Fn(u64) + Send + Sync>,
+) -> reqwest::Body {
+    let pieces = stream::try_unfold((reader, 0u64), move |(mut reader, done)| {
+        let (sending, on_sent) = (sending.clone(), on_sent.clone());
+        async move {
+            if done == len {
+                return Ok(None);
+            }
+            let mut buffer = bytes::BytesMut::with_capacity(UPLOAD_PIECE);
+            let mut limited = (&mut reader).take(len - done);
+            let read = limited.read_buf(&mut buffer).await.and_then(|n| match n {
+                0 => Err(io::Error::new(io::ErrorKind::UnexpectedEof, format!("it ends {} bytes early", len - done))),
+                n => Ok(n as u64),
+            });
+            match read {
+                Ok(n) => {
+                    sending.sent.store(done + n, Ordering::Relaxed);
+                    on_sent(done + n);
+                    Ok(Some((buffer.freeze(), (reader, done + n))))
+                }
+                Err(error) => {
+                    let told = io::Error::new(error.kind(), "source");
+                    *sending.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+                    Err(told)
+                }
+            }
+        }
+    });
+    reqwest::Body::wrap_stream(pieces)
+}
+
+/// Waits for the answer to an upload while bytes leave. `None`: nothing moved for `stall`; once all is sent a registry may take
+/// five times as long, since it may copy the blob before it answers.
+async fn watch<T>(send: impl Future<Output = T>, sending: &Sending, len: u64, stall: Duration) -> Option<T> {
+    let mut send = std::pin::pin!(send);
+    let (mut seen, mut idle) = (0, 0);
+    loop {
+        tokio::select! {
+            answer = &mut send => return Some(answer),
+            () = tokio::time::sleep(stall) => {}
+        }
+        let sent = sending.sent.load(Ordering::Relaxed);
+        idle = if sent == seen { idle + 1 } else { 0 };
+        seen = sent;
+        if idle >= if sent == len { 5 } else { 1 } {
+            return None;
+        }
+    }
+}
+
+/// `host[:port]` of a URL, for people.
+pub(crate) fn authority(url: &Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
+}
+
+pub(crate) fn same_origin(a: &Url, b: &Url) -> bool {
+    a.scheme() == b.scheme() && a.host_str() == b.host_str() && a.port_or_known_default() == b.port_or_known_default()
+}
+
+/// Turns the HTTP library's failure into ours. URLs are left out: those of blobs are often signed.
+pub(crate) fn classify(error: &reqwest::Error, asked: Box<Asked>, after: Duration) -> Error {
+    let cause = innermost(error);
+    if rustls_error(error).is_some() {
+        return Error::Tls { asked, cause };
+    }
+    if error.is_dns() {
+        return Error::Connect { asked, cause: format!("name resolution failed: {cause}") };
+    }
+    if error.is_timeout() && !error.is_connect() {
+        return Error::Timeout { asked, after };
+    }
+    if error.is_connect() {
+        return Error::Connect { asked, cause };
+    }
+    if error.is_builder() {
+        return Error::InvalidResponse { asked, why: cause };
+    }
+    Error::Interrupted { asked, cause }
+}
+
+/// The text of the cause at the end of the chain.
+pub(crate) fn innermost(error: &reqwest::Error) -> String {
+    let mut last: &dyn StdError = error;
+    while let Some(source) = last.source() {
+        last = source;
+    }
+    if std::ptr::eq(std::ptr::from_ref(last).cast::<()>(), std::ptr::from_ref(error).cast::<()>()) {
+        // The outermost text would contain the URL.
+        return if error.is_timeout() { "timed out".into() } else { "the request failed".into() };
+    }
+    clean(&last.to_string(), &[])
+}
+
+fn chain(error: &reqwest::Error) -> impl Iterator<Item = &(dyn StdError + 'static)> {
+    let mut next = error.source();
+    std::iter::from_fn(move || {
+        let this = next?;
+        // An io::Error that wraps another error is transparent to `source`.
+        let inner = this.downcast_ref::<io::Error>().and_then(|e| e.get_ref()).map(|e| e as &(dyn StdError + 'static));
+        next = inner.or_else(|| this.source());
+        Some(this)
+    })
+}
+
+fn rustls_error(error: &reqwest::Error) -> Option<&rustls::Error> {
+    chain(error).find_map(|e| e.downcast_ref::<rustls::Error>())
+}
+
+fn io_kind(error: &reqwest::Error) -> Option<io::ErrorKind> {
+    chain(error).filter_map(|e| e.downcast_ref::<io::Error>()).last().map(io::Error::kind)
+}
+
+/// Finds the code and message in an error body: the distribution API's JSON, a token server's, or a line of text.
+fn detail_of(body: &[u8], secrets: &[String]) -> Detail {
+    let text = |value: Option<&Value>| clean(value.and_then(Value::as_str).unwrap_or_default(), secrets);
+    if let Ok(json) = serde_json::from_slice::<Value>(body) {
+        let first = json.get("errors").and_then(|errors| errors.get(0)).unwrap_or(&json);
+        let code = first.get("code").or(first.get("error")).filter(|code| code.is_string());
+        let message = ["message", "error_description", "details", "detail"].iter().find_map(|key| first.get(*key));
+        return Detail { code: text(code), message: text(message.filter(|m| m.is_string())) };
+    }
+    let line = String::from_utf8_lossy(body);
+    let line = line.trim();
+    let plain = !line.starts_with('<') && !line.contains('\n');
+    Detail { code: String::new(), message: if plain { clean(line, secrets) } else { String::new() } }
+}
+
+/// Makes a server's text fit to be shown: without secrets it may have echoed, without control characters, not endless.
+pub(crate) fn clean(text: &str, secrets: &[String]) -> String {
+    let mut text = text.to_owned();
+    for secret in secrets.iter().filter(|secret| !secret.is_empty()) {
+        text = text.replace(secret.as_str(), "***");
+    }
+    text.chars().filter(|c| !c.is_control()).take(300).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn error_bodies_are_read_and_cleaned() {
+        for (body, want) in [
+            (r#"{"errors":[{"code":"DENIED","message":"no\u001b[31m red"}]}"#, " (DENIED: no[31m red)"),
+            (r#"{"errors":[{"code":"UNKNOWN"}]}"#, " (UNKNOWN)"),
+            (r#"{"errors":[]}"#, ""),
+            (r#"{"details":"incorrect username or password"}"#, " (incorrect username or password)"),
+            (r#"{"error":"invalid_grant","error_description":"expired"}"#, " (invalid_grant: expired)"),
+            (r#"{"error":{"a":1},"message":["x"]}"#, ""),
+            ("plain words about hunter2\n", " (plain words about ***)"),
+            ("<html>no</html>", ""),
+            ("null", ""),
+            ("", ""),
+        ] {
+            assert_eq!(detail_of(body.as_bytes(), &["hunter2".into(), String::new()]).to_string(), want, "{body}");
+        }
+    }
+
+    #[test]
+    fn origins_are_scheme_host_and_port() {
+        let url = |text: &str| Url::parse(text).unwrap();
+        for (a, b, want) in [
+            ("https://a/x", "https://a:443/y", true),
+            ("https://a/", "http://a/", false),
+            ("https://a/", "https://b/", false),
+            ("https://a/", "https://a:444/", false),
+            ("https://a/", "https://a.b/", false),
+        ] {
+            assert_eq!(same_origin(&url(a), &url(b)), want, "{a} {b}");
+        }
+    }
+}
