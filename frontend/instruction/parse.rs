@@ -138,7 +138,8 @@ impl<'a> Request<'a> {
     /// Some instructions drop their flags unread.
     fn flags_are_ignored(&mut self) {
         if let Some(flag) = self.head.flags.first() {
-            let message = format!("{} takes no flags, --{} has no effect", self.keyword, flag.name);
+            let none = if self.keyword == "HEALTHCHECK" { " NONE" } else { "" };
+            let message = format!("{}{none} takes no flags, --{} has no effect", self.keyword, flag.name);
             self.warnings.push(Diagnostic::new(flag.span, message).with_hint("remove it"));
         }
     }

@@ -136,11 +136,14 @@ fn heredocs_are_cut_out() {
     let pair = |name: &str, body: &str| (name.to_owned(), body.to_owned());
     for (text, expected) in [
         ("RUN <<A\nx\nA", vec![("RUN <<A", vec![pair("A", "x\n")])]),
-        ("run <<A cat <<-B\nB\n\tA\nA\n\tb\n\tB\n", vec![(
-            "run <<A cat <<-B",
-            vec![pair("A", "B\n\tA\n"), pair("B", "\tb\n")],
-        )]),
-        ("RUN a \\\n <<A\nx \\\n# y\nA\nRUN b", vec![("RUN a  <<A", vec![pair("A", "x \\\n# y\n")]), ("RUN b", vec![])]),
+        (
+            "run <<A cat <<-B\nB\n\tA\nA\n\tb\n\tB\n",
+            vec![("run <<A cat <<-B", vec![pair("A", "B\n\tA\n"), pair("B", "\tb\n")])],
+        ),
+        (
+            "RUN a \\\n <<A\nx \\\n# y\nA\nRUN b",
+            vec![("RUN a  <<A", vec![pair("A", "x \\\n# y\n")]), ("RUN b", vec![])],
+        ),
         ("RUN <<A\r\nx\r\nA\r\n", vec![("RUN <<A", vec![pair("A", "x\r\n")])]),
         ("ONBUILD --x copy <<A /x\nA\n", vec![("ONBUILD --x copy <<A /x", vec![pair("A", "")])]),
         // These are none.

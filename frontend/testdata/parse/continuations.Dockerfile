@@ -1,0 +1,9 @@
+FROM a
+RUN echo \
+
+
+  b \
+# c
+  c
+RUN \
+  d\ \

@@ -1,0 +1,3 @@
+ARG a
+COPY a b
+FROM x

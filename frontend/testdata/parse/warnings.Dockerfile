@@ -1,0 +1,9 @@
+FROM a
+ARG --x y
+STOPSIGNAL --x 9
+HEALTHCHECK --interval=x NONE
+ONBUILD CPY a b
+ONBUILD RUN --moutn=x y
+ONBUILD RUN a \
+
+  b
