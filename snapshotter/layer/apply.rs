@@ -1,12 +1,22 @@
 //! From a tar stream to a directory.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
 use graph::{ContentDigest, Digest};
 
-use super::{LayerError, LayerIndex, Tree};
+use super::disk::Disk;
+use super::entry::{EntryKind, clean, is_within, join, keeps_xattr, show, split};
+use super::error::LayerError;
+use super::header::{OPAQUE, WHITEOUT};
+use super::index::LayerIndex;
+use super::read::{Member, MemberKind, Piece, TarReader};
+use super::state::{Inode, Meta, NodeId, NodeKind, ROOT, State};
+use super::tree::Tree;
+
+/// The holes of all sparse files of a layer together. They cost an attacker nothing, and us the time to hash them.
+const MAX_HOLES: u64 = 256 << 30;
 
 /// How a layer is put on disk.
 #[derive(Clone, Copy, Debug, Default)]
@@ -43,9 +53,19 @@ pub struct Applied {
 }
 
 /// Unpacks an uncompressed layer into the empty directory `dest`, apart from whatever will be below.
+///
+/// Every entry that the tar has is made as the tar has it; what only the layers below can tell is noted in the index for
+/// [`super::mend`]. Nothing is synced. After an error the directory is to be removed.
 pub fn apply(tar: impl Read, dest: &Path, options: &ApplyOptions) -> Result<Applied, LayerError> {
-    let _ = (tar, dest, options);
-    todo!()
+    let none = |_: usize, _: &[u8]| Err(io::ErrorKind::NotFound.into());
+    Applier {
+        state: State::new(None),
+        disk: Some(Disk::new(dest, *options)?),
+        below: None,
+        open_below: &none,
+        holes: 0,
+    }
+    .run(tar)
 }
 
 /// As [`apply`], on top of layers that are known: the result is what sequential application would change. `open_below`
@@ -57,12 +77,310 @@ pub fn apply_upon(
     below: &Tree,
     open_below: impl Fn(usize, &[u8]) -> io::Result<File>,
 ) -> Result<Applied, LayerError> {
-    let _ = (tar, dest, options, below, open_below(0, b""));
-    todo!()
+    let disk = Some(Disk::new(dest, *options)?);
+    Applier { state: State::new(Some(below)), disk, below: Some(below), open_below: &open_below, holes: 0 }.run(tar)
 }
 
 /// Reads an uncompressed layer without unpacking it.
 pub fn index_tar(tar: impl Read) -> Result<Applied, LayerError> {
-    let _ = tar;
-    todo!()
+    let none = |_: usize, _: &[u8]| Err(io::ErrorKind::NotFound.into());
+    Applier { state: State::new(None), disk: None, below: None, open_below: &none, holes: 0 }.run(tar)
+}
+
+struct Applier<'a> {
+    state: State<'a>,
+    /// `None`: only the index is wanted.
+    disk: Option<Disk>,
+    below: Option<&'a Tree>,
+    open_below: &'a dyn Fn(usize, &[u8]) -> io::Result<File>,
+    holes: u64,
+}
+
+impl Applier<'_> {
+    fn run(mut self, tar: impl Read) -> Result<Applied, LayerError> {
+        let mut reader = TarReader::new(tar);
+        while let Some(member) = reader.next()? {
+            self.member(&mut reader, member)?;
+        }
+        let (diff_id, size) = reader.finish()?;
+        let mut not_held = Vec::new();
+        if let Some(mut disk) = self.disk {
+            disk.finish(&self.state)?;
+            not_held = disk.not_held;
+        }
+        let index = self.state.index();
+        Ok(Applied { diff_id, content: index.content_digest(), size, index, not_held })
+    }
+
+    fn member<R: Read>(&mut self, reader: &mut TarReader<R>, member: Member) -> Result<(), LayerError> {
+        let path = clean(&member.name);
+        let (dir, name) = split(&path);
+        let format = |reason: &str| {
+            Err(LayerError::Format { offset: member.at, reason: format!("{}: {reason}", show(&member.name)) })
+        };
+        if name == OPAQUE {
+            let dir = self.parent(dir)?;
+            self.state.hide(dir);
+            return Ok(());
+        }
+        // What aufs kept for itself stands in old images.
+        if path.split(|&b| b == b'/').any(|part| part.starts_with(b".wh..wh.")) {
+            return Ok(());
+        }
+        if let Some(removed) = name.strip_prefix(WHITEOUT) {
+            if matches!(removed, b"" | b"." | b"..") {
+                return format("a whiteout of nothing");
+            }
+            return self.whiteout(dir, removed);
+        }
+        let meta = Meta {
+            mode: member.mode,
+            uid: member.uid,
+            gid: member.gid,
+            mtime: member.mtime,
+            xattrs: member.xattrs.into_iter().filter(|(name, _)| keeps_xattr(name)).collect(),
+        };
+        if path.is_empty() {
+            if member.kind != MemberKind::Dir {
+                return format("the root must be a directory");
+            }
+            self.explicit(ROOT, meta);
+            return Ok(());
+        }
+        let dir = self.parent(dir)?;
+        match member.kind {
+            MemberKind::Dir => self.directory(dir, name, meta),
+            MemberKind::File { size, offset } => {
+                self.clear(dir, name)?;
+                self.file(reader, dir, name, size, offset, meta)
+            }
+            MemberKind::Hardlink(target) => self.hardlink(dir, name, &target, meta),
+            MemberKind::Symlink(target) if target.is_empty() => format("a symbolic link to nothing"),
+            MemberKind::Symlink(target) => self.other(dir, name, EntryKind::Symlink { target }, meta),
+            MemberKind::Char(major, minor) => self.other(dir, name, EntryKind::CharDev { major, minor }, meta),
+            MemberKind::Block(major, minor) => self.other(dir, name, EntryKind::BlockDev { major, minor }, meta),
+            MemberKind::Fifo => self.other(dir, name, EntryKind::Fifo, meta),
+        }
+    }
+
+    /// The directory that names in `dir` go to.
+    fn parent(&mut self, dir: &[u8]) -> Result<NodeId, LayerError> {
+        let disk = std::cell::RefCell::new(self.disk.as_mut());
+        let made =
+            &mut |state: &State<'_>, id| disk.borrow_mut().as_mut().map_or(Ok(()), |disk| disk.make_dir(state, id));
+        let removed =
+            &mut |state: &State<'_>, id| disk.borrow_mut().as_mut().map_or(Ok(()), |disk| disk.remove(state, id));
+        self.state.parent(dir, made, removed)
+    }
+
+    /// Makes room for something that is no directory. Tells whether this layer had put anything there.
+    fn clear(&mut self, dir: NodeId, name: &[u8]) -> Result<bool, LayerError> {
+        let Some(old) = self.state.child(dir, name) else { return Ok(false) };
+        if let Some(disk) = &mut self.disk {
+            disk.remove(&self.state, old)?;
+        }
+        self.state.detach(old);
+        Ok(true)
+    }
+
+    /// A removal concerns the layers below only: what this layer itself has there stays, in whatever order they come.
+    fn whiteout(&mut self, dir: &[u8], name: &[u8]) -> Result<(), LayerError> {
+        let dir = self.parent(dir)?;
+        match self.state.child(dir, name) {
+            Some(child) if self.state.is_dir(child) => self.state.hide(child),
+            Some(_) => {}
+            None if self.state.is_hidden(dir) => {}
+            None => {
+                self.state.attach(dir, name, NodeKind::Other(EntryKind::Whiteout), Meta::default());
+            }
+        }
+        Ok(())
+    }
+
+    fn explicit(&mut self, id: NodeId, meta: Meta) {
+        let node = self.state.node_mut(id);
+        node.meta = meta;
+        if let NodeKind::Dir { implicit, .. } = &mut node.kind {
+            *implicit = false;
+        }
+    }
+
+    fn directory(&mut self, dir: NodeId, name: &[u8], meta: Meta) -> Result<(), LayerError> {
+        if let Some(old) = self.state.child(dir, name)
+            && self.state.is_dir(old)
+        {
+            self.explicit(old, meta);
+            return Ok(());
+        }
+        // Whatever this layer put there, or removed, took what is below away.
+        let replaced = self.clear(dir, name)?;
+        let hidden = replaced || self.state.is_hidden(dir);
+        let kind = NodeKind::Dir { children: Default::default(), opaque: replaced, implicit: false, hidden };
+        let id = self.state.attach(dir, name, kind, meta);
+        if let Some(disk) = &mut self.disk {
+            disk.make_dir(&self.state, id)?;
+        }
+        Ok(())
+    }
+
+    fn other(&mut self, dir: NodeId, name: &[u8], kind: EntryKind, meta: Meta) -> Result<(), LayerError> {
+        self.clear(dir, name)?;
+        let id = self.state.attach(dir, name, NodeKind::Other(kind), meta);
+        if let Some(disk) = &mut self.disk {
+            disk.make_other(&self.state, id)?;
+        }
+        Ok(())
+    }
+
+    fn file<R: Read>(
+        &mut self,
+        reader: &mut TarReader<R>,
+        dir: NodeId,
+        name: &[u8],
+        size: u64,
+        offset: Option<u64>,
+        meta: Meta,
+    ) -> Result<(), LayerError> {
+        let path = || join(&self.state.path(dir), name);
+        let mut file = match &mut self.disk {
+            Some(disk) => Some(disk.create(&self.state, dir, name, &meta)?),
+            None => None,
+        };
+        let mut hasher = blake3::Hasher::new();
+        let mut ends_in_hole = false;
+        while let Some(piece) = reader.piece()? {
+            match piece {
+                Piece::Data(data) => {
+                    hasher.update(data);
+                    if let Some(file) = &mut file {
+                        file.write_all(data).map_err(|e| LayerError::io("write", &path())(e))?;
+                    }
+                    ends_in_hole = false;
+                }
+                Piece::Hole(length) => {
+                    self.holes = self.holes.saturating_add(length);
+                    if self.holes > MAX_HOLES {
+                        let reason = "the holes of its sparse files are too large";
+                        return Err(LayerError::Unrepresentable { path: show(&path()), reason });
+                    }
+                    hash_zeros(&mut hasher, length);
+                    if let Some(file) = &mut file {
+                        let length = i64::try_from(length).unwrap_or(i64::MAX);
+                        file.seek(SeekFrom::Current(length)).map_err(|e| LayerError::io("seek", &path())(e))?;
+                    }
+                    ends_in_hole = true;
+                }
+            }
+        }
+        if let (Some(file), Some(disk)) = (&mut file, &mut self.disk) {
+            if ends_in_hole {
+                file.set_len(size).map_err(|e| LayerError::io("truncate", &path())(e))?;
+            }
+            disk.describe_file(file, &meta, path)?;
+        }
+        let digest = ContentDigest::from_bytes(*hasher.finalize().as_bytes());
+        let inode = self.state.add_inode(Inode { size, digest, offset, meta });
+        self.state.attach(dir, name, NodeKind::File(inode), Meta::default());
+        Ok(())
+    }
+
+    fn hardlink(&mut self, dir: NodeId, name: &[u8], target: &[u8], meta: Meta) -> Result<(), LayerError> {
+        let target = clean(target);
+        let (target_dir, target_name) = split(&target);
+        let resolved = join(&self.state.resolve(target_dir)?, target_name);
+        let path = join(&self.state.path(dir), name);
+        let missing = || LayerError::LinkTarget { path: show(&path), target: show(&target) };
+        if resolved == path {
+            return if self.state.find(&path).is_some() { Ok(()) } else { Err(missing()) };
+        }
+        if is_within(&resolved, &path) {
+            return Err(missing());
+        }
+        self.clear(dir, name)?;
+        let old = match self.state.find(&resolved) {
+            Some(old) => old,
+            None => match self.below {
+                None if self.state.shows_below(&resolved) => {
+                    // Only the layers below can tell: noted for mending.
+                    let kind = EntryKind::Hardlink { target: resolved };
+                    self.state.attach(dir, name, NodeKind::Other(kind), meta);
+                    return Ok(());
+                }
+                None => return Err(missing()),
+                Some(below) => {
+                    let found = self.state.below(&resolved).ok_or_else(missing)?;
+                    match &found.entry.kind {
+                        EntryKind::Dir { .. } | EntryKind::Whiteout => return Err(missing()),
+                        EntryKind::File { .. } | EntryKind::Hardlink { .. } => {
+                            let file = below.file_of(found).ok_or_else(missing)?;
+                            self.copy_up(&resolved, file.layer, file.entry)?
+                        }
+                        kind => return self.other(dir, name, kind.clone(), Meta::of(found.entry)),
+                    }
+                }
+            },
+        };
+        match &self.state.node(old).kind {
+            NodeKind::Dir { .. } | NodeKind::Other(EntryKind::Whiteout) => Err(missing()),
+            // Two names of one symlink or device are as good as two of them; a link to a link awaits mending as that does.
+            NodeKind::Other(kind) => {
+                let (kind, old_meta) = (kind.clone(), self.state.node(old).meta.clone());
+                self.other(dir, name, kind, old_meta)
+            }
+            NodeKind::File(inode) => {
+                let inode = *inode;
+                if let Some(disk) = &mut self.disk {
+                    disk.link(&self.state, old, dir, name)?;
+                }
+                let new = self.state.attach(dir, name, NodeKind::File(inode), Meta::default());
+                self.describe_link(new, inode, meta)
+            }
+        }
+    }
+
+    /// The header of a link describes the file that it names, as in every engine. It nearly always says the same.
+    fn describe_link(&mut self, id: NodeId, inode: usize, mut meta: Meta) -> Result<(), LayerError> {
+        let before = &self.state.inode(inode).meta;
+        if meta.xattrs.is_empty() {
+            meta.xattrs.clone_from(&before.xattrs);
+        }
+        if *before == meta {
+            return Ok(());
+        }
+        if let Some(disk) = &mut self.disk {
+            disk.describe_again(&self.state, id, &meta)?;
+        }
+        self.state.inode_mut(inode).meta = meta;
+        Ok(())
+    }
+
+    /// Brings a file of a layer below into this one.
+    fn copy_up(&mut self, path: &[u8], layer: usize, file: &super::Entry) -> Result<NodeId, LayerError> {
+        let EntryKind::File { size, digest, .. } = file.kind else {
+            return Err(LayerError::Missing { path: show(path) });
+        };
+        let (dir, name) = split(path);
+        let dir = self.parent(dir)?;
+        let meta = Meta::of(file);
+        if let Some(disk) = &mut self.disk {
+            let mut from = (self.open_below)(layer, &file.path).map_err(LayerError::io("open", &file.path))?;
+            let mut to = disk.create(&self.state, dir, name, &meta)?;
+            let copied = io::copy(&mut from, &mut to).map_err(LayerError::io("copy", path))?;
+            if copied != size {
+                return Err(LayerError::Changed { path: show(&file.path) });
+            }
+            disk.describe_file(&to, &meta, || path.to_vec())?;
+        }
+        let inode = self.state.add_inode(Inode { size, digest, offset: None, meta });
+        Ok(self.state.attach(dir, name, NodeKind::File(inode), Meta::default()))
+    }
+}
+
+fn hash_zeros(hasher: &mut blake3::Hasher, mut length: u64) {
+    static ZEROS: [u8; 128 * 1024] = [0; 128 * 1024];
+    while length > 0 {
+        let part = usize::try_from(length).unwrap_or(usize::MAX).min(ZEROS.len());
+        hasher.update(&ZEROS[..part]);
+        length -= part as u64;
+    }
 }

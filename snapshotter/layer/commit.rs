@@ -1,11 +1,28 @@
-//! From an overlay's upper directory to a tar stream.
+//! From an overlay's upper directory to a tar stream, and from an unpacked layer to its bytes.
 
-use std::io::Write;
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use graph::{ContentDigest, Digest};
+use rayon::prelude::*;
+use rustix::fs::{self, AtFlags, FileType, OFlags};
+use sys::file;
+use sys::path::{Links, open};
+use sys::xattr;
 
-use super::{LayerError, LayerIndex, Tree};
+use super::entry::{Entry, EntryKind, join, keeps_xattr, show};
+use super::error::LayerError;
+use super::index::{LayerIndex, implicit_dir};
+use super::tree::Tree;
+use super::write::{Expect, LayerWriter};
+
+/// Files up to this size are read by several threads at once, larger ones as they are hashed.
+const SMALL: u64 = 256 * 1024;
+/// So many bytes of small files are held at a time, twice.
+const BATCH: u64 = 4 * 1024 * 1024;
 
 /// How an upper directory is read.
 #[derive(Clone, Copy, Debug, Default)]
@@ -28,14 +45,286 @@ pub struct Committed {
     pub index: LayerIndex,
 }
 
-/// Hashes the layer that the upper directory `upper` stands for, without writing it anywhere.
+/// Hashes the layer that the upper directory `upper` stands for, without writing it anywhere. Nothing may change in it
+/// meanwhile.
+///
+/// As BuildKit's overlay differ, it has every directory on the way to a change, but not the root. Sockets are left out.
 pub fn commit_upper(upper: &Path, options: &CommitOptions<'_>) -> Result<Committed, LayerError> {
-    let _ = (upper, options);
-    todo!()
+    let root = open_dir(upper)?;
+    let entries = Walk { below: options.below, names: HashMap::new(), entries: Vec::new() }.run(&root)?;
+    let mut writer = LayerWriter::new(io::sink());
+    write_entries(&mut writer, &root, &entries, Expect::Nothing)?;
+    let (written, _) = writer.finish()?;
+    Ok(Committed { diff_id: written.diff_id, content: written.content, size: written.size, index: written.index })
 }
 
 /// Makes the bytes of a layer again from its directory. Whoever stores or sends them verifies the diff id.
 pub fn write_upper(dir: &Path, index: &LayerIndex, out: impl Write) -> Result<(), LayerError> {
-    let _ = (dir, index, out);
-    todo!()
+    let root = open_dir(dir)?;
+    let mut writer = LayerWriter::new(out);
+    write_entries(&mut writer, &root, index.entries(), Expect::Trusted)?;
+    writer.finish()?;
+    Ok(())
+}
+
+fn open_dir(path: &Path) -> Result<OwnedFd, LayerError> {
+    file::open_root(path).map_err(|source| LayerError::Io { op: "open", path: path.display().to_string(), source })
+}
+
+/// Feeds the writer. While it hashes one batch of files, the next is read and, if asked for, digested.
+fn write_entries<W: Write>(
+    writer: &mut LayerWriter<W>,
+    root: &OwnedFd,
+    entries: &[Entry],
+    expect: Expect,
+) -> Result<(), LayerError> {
+    let batches = batches(entries);
+    let mut batches = batches.into_iter();
+    let mut ready = batches.next().map(|batch| (batch, load(root, batch, expect)));
+    while let Some((batch, loaded)) = ready {
+        let next = batches.next();
+        let mut coming = None;
+        rayon::in_place_scope(|scope| {
+            if let Some(next) = next {
+                let coming = &mut coming;
+                scope.spawn(move |_| *coming = Some(load(root, next, expect)));
+            }
+            batch.iter().zip(loaded).try_for_each(|(entry, loaded)| write_entry(writer, root, entry, loaded, expect))
+        })?;
+        ready = next.zip(coming);
+    }
+    Ok(())
+}
+
+/// Cuts `entries` so that each part has about [`BATCH`] bytes of small files.
+fn batches(entries: &[Entry]) -> Vec<&[Entry]> {
+    let mut batches = Vec::new();
+    let (mut start, mut bytes) = (0, 0);
+    for (at, entry) in entries.iter().enumerate() {
+        // An entry costs something however small it is.
+        bytes += 512 + small(entry).unwrap_or(0);
+        if bytes >= BATCH {
+            batches.push(&entries[start..=at]);
+            (start, bytes) = (at + 1, 0);
+        }
+    }
+    if start < entries.len() {
+        batches.push(&entries[start..]);
+    }
+    batches
+}
+
+/// The size of a file that is read ahead.
+fn small(entry: &Entry) -> Option<u64> {
+    match entry.kind {
+        EntryKind::File { size, .. } if size <= SMALL => Some(size),
+        _ => None,
+    }
+}
+
+/// The data of a small file, and their digest where it was asked for.
+type Loaded = Option<Result<(Vec<u8>, ContentDigest), LayerError>>;
+
+fn load(root: &OwnedFd, batch: &[Entry], expect: Expect) -> Vec<Loaded> {
+    batch
+        .par_iter()
+        .with_min_len(32)
+        .map(|entry| {
+            let size = small(entry)?;
+            let EntryKind::File { digest, .. } = entry.kind else { return None };
+            let read = || -> io::Result<Vec<u8>> {
+                let mut data = Vec::with_capacity(usize::try_from(size).unwrap_or(0) + 1);
+                // A byte more than expected tells that the file grew.
+                open_file(root, &entry.path)?.take(size + 1).read_to_end(&mut data)?;
+                Ok(data)
+            };
+            Some(read().map_err(LayerError::io("read", &entry.path)).map(|data| {
+                let digest = if expect == Expect::Trusted { digest } else { ContentDigest::of(&data) };
+                (data, digest)
+            }))
+        })
+        .collect()
+}
+
+fn open_file(root: &OwnedFd, path: &[u8]) -> io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    Ok(File::from(open(root, path, Links::Refuse, flags, 0)?))
+}
+
+fn write_entry<W: Write>(
+    writer: &mut LayerWriter<W>,
+    root: &OwnedFd,
+    entry: &Entry,
+    loaded: Loaded,
+    expect: Expect,
+) -> Result<(), LayerError> {
+    let mut entry = entry.clone();
+    match loaded {
+        Some(loaded) => {
+            let (data, computed) = loaded?;
+            if let EntryKind::File { digest, .. } = &mut entry.kind {
+                *digest = computed;
+            }
+            writer.append_file(entry, &*data, Expect::Trusted).map(|_| ())
+        }
+        None if matches!(entry.kind, EntryKind::File { .. }) => {
+            let data = open_file(root, &entry.path).map_err(LayerError::io("open", &entry.path))?;
+            writer.append_file(entry, data, expect).map(|_| ())
+        }
+        None => writer.append(entry),
+    }
+}
+
+/// Lists an upper directory in the order of a layer.
+struct Walk<'a> {
+    below: Option<&'a Tree>,
+    /// Files with several names, by device and inode: the first name found.
+    names: HashMap<(u64, u64), Vec<u8>>,
+    entries: Vec<Entry>,
+}
+
+impl Walk<'_> {
+    fn run(mut self, root: &OwnedFd) -> Result<Vec<Entry>, LayerError> {
+        let stat = fs::fstat(root).map_err(|e| LayerError::io("stat", b"")(e.into()))?;
+        let (xattrs, _) = attributes(xattr::list(root), b"", |key| xattr::get(root, key))?;
+        let mut top = describe(Vec::new(), &stat, implicit_dir(b"").kind, xattrs);
+        top.mtime.1 = 0;
+        self.entries.push(top);
+        let mut stack =
+            vec![(Vec::new(), names(root, b"")?, file::open_dir(root, b".").map_err(LayerError::io("open", b""))?)];
+        while let Some((dir, todo, fd)) = stack.last_mut() {
+            let Some(name) = todo.pop() else {
+                stack.pop();
+                continue;
+            };
+            let path = join(dir, &name);
+            if let Some(below) = self.entry(fd, &name, &path)? {
+                stack.push((path.clone(), names(&below, &path)?, below));
+            }
+        }
+        Ok(self.entries)
+    }
+
+    /// Notes one name; returns the directory if it is one.
+    fn entry(&mut self, dir: &OwnedFd, name: &[u8], path: &[u8]) -> Result<Option<OwnedFd>, LayerError> {
+        let io = |op| LayerError::io(op, path);
+        let stat = fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).map_err(|e| io("stat")(e.into()))?;
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        let (major, minor) = (fs::major(stat.st_rdev), fs::minor(stat.st_rdev));
+        let below = |tree: &Tree| tree.lookup(path).is_some();
+        if kind == FileType::CharacterDevice && (major, minor) == (0, 0) {
+            if self.below.is_none_or(below) {
+                self.entries.push(Entry::new(path, EntryKind::Whiteout, 0));
+            }
+            return Ok(None);
+        }
+        if kind == FileType::Socket {
+            return Ok(None);
+        }
+        let mut fd = None;
+        let (xattrs, opaque) = match kind {
+            FileType::Symlink => (Vec::new(), false),
+            FileType::Directory => {
+                let opened = file::open_dir(dir, name).map_err(io("open"))?;
+                let attributes = attributes(xattr::list(&opened), path, |key| xattr::get(&opened, key))?;
+                fd = Some(opened);
+                attributes
+            }
+            _ => attributes(xattr::list_at(dir, name), path, |key| xattr::get_at(dir, name, key))?,
+        };
+        // A directory is only hidden by one of its own name.
+        let opaque =
+            opaque && self.below.is_none_or(|tree| tree.lookup(path).is_some_and(|found| found.entry.is_dir()));
+        let kind = match kind {
+            FileType::Directory => EntryKind::Dir { opaque, implicit: false },
+            FileType::Symlink => EntryKind::Symlink { target: file::readlink(dir, name).map_err(io("readlink"))? },
+            FileType::CharacterDevice => EntryKind::CharDev { major, minor },
+            FileType::BlockDevice => EntryKind::BlockDev { major, minor },
+            FileType::Fifo => EntryKind::Fifo,
+            FileType::RegularFile => {
+                let first = (stat.st_nlink > 1).then(|| self.names.entry((stat.st_dev, stat.st_ino)));
+                match first {
+                    Some(std::collections::hash_map::Entry::Occupied(first)) => {
+                        EntryKind::Hardlink { target: first.get().clone() }
+                    }
+                    other => {
+                        if let Some(std::collections::hash_map::Entry::Vacant(vacant)) = other {
+                            vacant.insert(path.to_vec());
+                        }
+                        Entry::file(path, u64::try_from(stat.st_size).unwrap_or(0), 0).kind
+                    }
+                }
+            }
+            _ => {
+                let reason = "it is neither file, directory, link, device nor pipe";
+                return Err(LayerError::Unrepresentable { path: show(path), reason });
+            }
+        };
+        let xattrs = if matches!(kind, EntryKind::Hardlink { .. }) { Vec::new() } else { xattrs };
+        self.entries.push(describe(path.to_vec(), &stat, kind, xattrs));
+        Ok(fd)
+    }
+}
+
+fn describe(path: Vec<u8>, stat: &fs::Stat, kind: EntryKind, xattrs: Vec<(Vec<u8>, Vec<u8>)>) -> Entry {
+    Entry {
+        path,
+        kind,
+        mode: stat.st_mode & 0o7777,
+        uid: stat.st_uid,
+        gid: stat.st_gid,
+        mtime: (stat.st_mtime, 0),
+        xattrs,
+    }
+}
+
+/// The names in a directory, the last first, as a stack gives them back sorted.
+fn names(dir: &OwnedFd, path: &[u8]) -> Result<Vec<Vec<u8>>, LayerError> {
+    let io = |error: rustix::io::Errno| LayerError::io("read directory", path)(error.into());
+    let mut names = Vec::new();
+    for item in fs::Dir::read_from(dir).map_err(io)? {
+        let item = item.map_err(io)?;
+        let name = item.file_name().to_bytes();
+        if name != b"." && name != b".." {
+            names.push(name.to_vec());
+        }
+    }
+    names.sort_unstable_by(|a, b| b.cmp(a));
+    Ok(names)
+}
+
+/// Attributes by name.
+type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
+
+/// What of the attributes belongs to the layer, and whether overlay marked the directory as opaque. Marks of overlay
+/// features that we never switch on mean that the data are not all here.
+fn attributes(
+    names: io::Result<Vec<Vec<u8>>>,
+    path: &[u8],
+    get: impl Fn(&[u8]) -> io::Result<Option<Vec<u8>>>,
+) -> Result<(Xattrs, bool), LayerError> {
+    let names = names.map_err(LayerError::io("listxattr", path))?;
+    let mut kept = Vec::new();
+    let mut opaque = false;
+    for name in names {
+        let own = name.strip_prefix(b"trusted.overlay.").or_else(|| name.strip_prefix(b"user.overlay."));
+        match own {
+            Some(b"redirect" | b"metacopy") => {
+                let reason = "overlayfs keeps a part of it elsewhere (redirect_dir or metacopy)";
+                return Err(LayerError::Unrepresentable { path: show(path), reason });
+            }
+            Some(b"opaque") => {
+                let value = get(&name).map_err(LayerError::io("getxattr", path))?;
+                opaque |= value.is_some_and(|value| value == b"y");
+            }
+            _ if keeps_xattr(&name) => {
+                if let Some(value) = get(&name).map_err(LayerError::io("getxattr", path))? {
+                    kept.push((name, value));
+                }
+            }
+            _ => {}
+        }
+    }
+    kept.sort();
+    Ok((kept, opaque))
 }

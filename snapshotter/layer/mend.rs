@@ -1,22 +1,43 @@
 //! Making a layer that was unpacked apart fit the layers below it.
+//!
+//! Unpacked apart, a layer is right but for three things that only the layers below can tell. Directories that it had to
+//! invent should look as they do below: they are described anew, in place. A directory of its names may be a symbolic
+//! link below, and a hard link's target may lie below: then names lead elsewhere or data are missing, and the layer is
+//! unpacked once more with the layers below in sight, which is sequential application itself. So that the second case is
+//! never missed, the index notes every path that was taken for granted ([`LayerIndex::assumed`]).
 
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
-use super::{ApplyOptions, LayerError, LayerIndex, Tree};
+use graph::Digest;
+use rustix::fs::OFlags;
+use sys::path::{Links, open};
+
+use super::apply::{ApplyOptions, apply_upon};
+use super::disk::Disk;
+use super::entry::EntryKind;
+use super::error::LayerError;
+use super::index::LayerIndex;
+use super::state::Meta;
+use super::tree::Tree;
 
 /// What mending took.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mended {
     /// Nothing, or metadata of invented directories.
     InPlace,
-    /// Paths led elsewhere or link targets lay below: the layer was unpacked again, the directory has been replaced.
-    Reapplied,
+    /// Paths led elsewhere or link targets lay below: the layer was unpacked again.
+    Reapplied {
+        /// sha256 of the stream that was unpacked, to be compared with what it should have been.
+        diff_id: Digest,
+    },
 }
 
 /// Makes a layer unpacked apart into `dir` equal to one applied on top of `below`. `open_below` gives a file of a layer
 /// below, `open_tar` the layer's uncompressed stream, needed only where paths lead elsewhere. Mending again does nothing.
+///
+/// After an error the directory is to be removed.
 pub fn mend<R: Read>(
     dir: &Path,
     index: &mut LayerIndex,
@@ -25,6 +46,60 @@ pub fn mend<R: Read>(
     open_below: impl Fn(usize, &[u8]) -> io::Result<File>,
     open_tar: impl FnOnce() -> io::Result<R>,
 ) -> Result<Mended, LayerError> {
-    let _ = (dir, index, below, options, open_below(0, b""), open_tar());
-    todo!()
+    if index.leaning(below).is_some() {
+        empty(dir)?;
+        let applied = apply_upon(open_tar().map_err(LayerError::Read)?, dir, options, below, open_below)?;
+        *index = applied.index;
+        return Ok(Mended::Reapplied { diff_id: applied.diff_id });
+    }
+    let mut disk = None;
+    // The deepest first: the mode that a parent gets may keep us out of it.
+    for entry in index.entries_mut().rev().filter(|entry| entry.is_implicit()) {
+        let Some(found) = below.lookup(&entry.path).filter(|found| found.entry.is_dir()) else { continue };
+        let meta = Meta::of(found.entry);
+        if meta == Meta::of(entry) {
+            continue;
+        }
+        let disk = match &mut disk {
+            Some(disk) => disk,
+            None => disk.insert(Disk::reopen(dir, *options)?),
+        };
+        let fd = open(disk.root(), &entry.path, Links::Refuse, OFlags::RDONLY | OFlags::DIRECTORY, 0)
+            .map_err(LayerError::io("open", &entry.path))?;
+        disk.describe_dir(&fd, &meta, || entry.path.clone())?;
+        entry.copy_metadata(found.entry);
+    }
+    Ok(Mended::InPlace)
+}
+
+impl LayerIndex {
+    /// A path of this layer, unpacked apart, that means something else upon `below`; [`mend`] will need the tar.
+    pub(crate) fn leaning(&self, below: &Tree) -> Option<&[u8]> {
+        let is_link =
+            |path: &[u8]| below.lookup(path).is_some_and(|found| matches!(found.entry.kind, EntryKind::Symlink { .. }));
+        let dirs = self.entries().iter().filter(|entry| entry.is_implicit()).map(|entry| &*entry.path);
+        let assumed = self.assumed().iter().map(|path| &**path);
+        dirs.chain(assumed).find(|path| is_link(path)).or_else(|| {
+            let mut links = self.entries().iter().filter(|entry| matches!(entry.kind, EntryKind::Hardlink { .. }));
+            links.find(|link| self.file_of(link).is_none()).map(|link| &*link.path)
+        })
+    }
+}
+
+/// Removes everything in a directory.
+fn empty(dir: &Path) -> Result<(), LayerError> {
+    let io = |op| {
+        let path = dir.display().to_string();
+        move |source: io::Error| LayerError::Io { op, path, source }
+    };
+    let root = sys::file::open_root(dir).map_err(io("open"))?;
+    let names = rustix::fs::Dir::read_from(&root)
+        .and_then(|items| items.map(|item| item.map(|item| item.file_name().to_owned())).collect::<Result<Vec<_>, _>>())
+        .map_err(|error| io("read directory")(error.into()))?;
+    for name in names {
+        if !matches!(name.to_bytes(), b"." | b"..") {
+            sys::file::remove_all(&root, name.to_bytes()).map_err(io("empty"))?;
+        }
+    }
+    Ok(())
 }

@@ -13,11 +13,16 @@
 mod apply;
 mod commit;
 pub mod compress;
+mod disk;
 mod entry;
 mod error;
 mod export;
+mod header;
 mod index;
 mod mend;
+mod read;
+mod sparse;
+mod state;
 mod tree;
 mod write;
 
@@ -25,7 +30,7 @@ pub use apply::{Applied, ApplyOptions, Ownership, apply, apply_upon, index_tar};
 pub use commit::{CommitOptions, Committed, commit_upper, write_upper};
 pub use entry::{Entry, EntryKind, ancestors, clean, cmp_paths, is_within, join, keeps_xattr, split};
 pub use error::LayerError;
-pub use export::{Extracted, extract_tree, write_tree};
+pub use export::{Extracted, extract_tree, open_in, write_tree};
 pub use index::LayerIndex;
 pub use mend::{Mended, mend};
 pub use tree::{Found, Resolved, Tree};

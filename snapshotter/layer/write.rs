@@ -1,14 +1,21 @@
 //! The one place where the bytes of a layer are made.
 
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 
 use graph::{ContentDigest, Digest};
+use sha2::Digest as _;
 
-use super::{Entry, LayerError, LayerIndex};
+use super::entry::{Entry, EntryKind, clean, cmp_paths, show, split};
+use super::error::LayerError;
+use super::header::{BLOCK, END, WHITEOUT, padding, push_header};
+use super::index::LayerIndex;
 
 /// Recorded beside a diff id whose bytes are made again from a directory: raised when the same entries would give other
 /// bytes.
 pub const WRITER_VERSION: u32 = 1;
+
+/// Bytes are hashed and passed on in pieces of this size.
+const PIECE: usize = 512 * 1024;
 
 /// What is known about the data of a file before they are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,29 +47,207 @@ pub struct Written {
 /// header cannot say it, whole seconds, no names of users.
 pub struct LayerWriter<W> {
     out: W,
+    sha: sha2::Sha256,
+    /// Bytes that are neither hashed nor written yet, at most [`PIECE`] and a header.
+    stage: Vec<u8>,
+    /// The other buffer of a large file, kept for the next.
+    spare: Vec<u8>,
+    /// Length of all that left the stage.
+    flushed: u64,
+    entries: Vec<Entry>,
+    /// Names with a meaning in layers are ordinary ones.
+    plain: bool,
 }
 
 impl<W: Write> LayerWriter<W> {
     /// Starts an empty layer.
     pub fn new(out: W) -> Self {
-        Self { out }
+        Self {
+            out,
+            sha: sha2::Sha256::new(),
+            stage: Vec::with_capacity(PIECE + 8 * BLOCK),
+            spare: Vec::new(),
+            flushed: 0,
+            entries: Vec::new(),
+            plain: false,
+        }
+    }
+
+    /// Starts an ordinary archive, in which a name that begins with `.wh.` is just a name.
+    pub(crate) fn plain(out: W) -> Self {
+        Self { plain: true, ..Self::new(out) }
     }
 
     /// Adds anything but a file with data. An implicit directory is only noted in the index.
     pub fn append(&mut self, entry: Entry) -> Result<(), LayerError> {
-        let _ = (&self.out, entry);
-        todo!()
+        if matches!(entry.kind, EntryKind::File { .. }) {
+            return self.append_file(entry, io::empty(), Expect::Nothing).map(|_| ());
+        }
+        if let EntryKind::Hardlink { target } = &entry.kind
+            && !self
+                .entries
+                .binary_search_by(|other| cmp_paths(&other.path, target))
+                .is_ok_and(|at| matches!(self.entries[at].kind, EntryKind::File { .. }))
+        {
+            return Err(LayerError::LinkTarget { path: show(&entry.path), target: show(target) });
+        }
+        self.header(&entry)?;
+        self.note(entry)
     }
 
-    /// Adds a regular file ([`super::EntryKind::File`]), whose source must give exactly as many bytes as the entry says. Returns
+    /// Adds a regular file ([`EntryKind::File`]), whose source must give exactly as many bytes as the entry says. Returns
     /// the digest of the data.
-    pub fn append_file(&mut self, entry: Entry, data: impl Read, expect: Expect) -> Result<ContentDigest, LayerError> {
-        let _ = (&self.out, entry, data, expect);
-        todo!()
+    pub fn append_file(
+        &mut self,
+        mut entry: Entry,
+        mut data: impl Read,
+        expect: Expect,
+    ) -> Result<ContentDigest, LayerError> {
+        let path = show(&entry.path);
+        let EntryKind::File { size, digest, offset } = &mut entry.kind else {
+            return Err(LayerError::Unrepresentable { path, reason: "only a regular file has data" });
+        };
+        let (size, known) = (*size, *digest);
+        *offset = None;
+        self.header(&entry)?;
+        let start = self.flushed + self.stage.len() as u64;
+
+        let mut hasher = (expect != Expect::Trusted).then(blake3::Hasher::new);
+        let mut remaining = size;
+        while remaining > 0 {
+            self.room()?;
+            let want = usize::try_from(remaining).unwrap_or(usize::MAX).min(PIECE - self.stage.len());
+            let path = &entry.path;
+            let got = if remaining > 2 * PIECE as u64 && self.stage.len() > PIECE / 2 {
+                self.overlap(&mut data, path, hasher.as_mut())?
+            } else {
+                fill(&mut self.stage, &mut data, want, hasher.as_mut()).map_err(LayerError::io("read", path))?
+            };
+            if got == 0 {
+                return Err(LayerError::Changed { path: show(path) });
+            }
+            remaining -= got as u64;
+        }
+        let mut probe = [0];
+        if at_least_one(&mut data, &mut probe).map_err(LayerError::io("read", &entry.path))? {
+            return Err(LayerError::Changed { path });
+        }
+        self.stage.extend_from_slice(&[0; BLOCK][..padding(size)]);
+
+        let digest = hasher.map_or(known, |hasher| ContentDigest::from_bytes(*hasher.finalize().as_bytes()));
+        if expect == Expect::Digest && digest != known {
+            return Err(LayerError::Changed { path });
+        }
+        entry.kind = EntryKind::File { size, digest, offset: Some(start) };
+        self.note(entry)?;
+        Ok(digest)
     }
 
     /// Ends the archive.
-    pub fn finish(self) -> Result<(Written, W), LayerError> {
-        todo!()
+    pub fn finish(mut self) -> Result<(Written, W), LayerError> {
+        self.stage.extend_from_slice(&END);
+        self.flush_stage().map_err(LayerError::Write)?;
+        self.out.flush().map_err(LayerError::Write)?;
+        let index = LayerIndex::new(self.entries);
+        let diff_id = Digest::from_bytes(self.sha.finalize().into());
+        Ok((Written { diff_id, content: index.content_digest(), size: self.flushed, index }, self.out))
+    }
+
+    fn header(&mut self, entry: &Entry) -> Result<(), LayerError> {
+        if self.entries.last().is_some_and(|last| cmp_paths(&last.path, &entry.path).is_ge()) {
+            return Err(LayerError::OutOfOrder { path: show(&entry.path) });
+        }
+        let unrepresentable = |reason| Err(LayerError::Unrepresentable { path: show(&entry.path), reason });
+        if clean(&entry.path) != entry.path || entry.path.contains(&0) {
+            return unrepresentable("it is not a plain relative path");
+        }
+        if entry.path.is_empty() && !entry.is_dir() {
+            return unrepresentable("the root must be a directory");
+        }
+        if !self.plain && split(&entry.path).1.starts_with(WHITEOUT) {
+            return unrepresentable("names that begin with \".wh.\" stand for removed files there");
+        }
+        self.room()?;
+        push_header(&mut self.stage, entry)
+    }
+
+    fn note(&mut self, mut entry: Entry) -> Result<(), LayerError> {
+        if !entry.is_implicit() {
+            entry.mtime.1 = 0;
+        }
+        self.entries.push(entry);
+        self.room()
+    }
+
+    /// Makes room in the stage.
+    fn room(&mut self) -> Result<(), LayerError> {
+        if self.stage.len() >= PIECE { self.flush_stage().map_err(LayerError::Write) } else { Ok(()) }
+    }
+
+    fn flush_stage(&mut self) -> io::Result<()> {
+        self.sha.update(&self.stage);
+        self.out.write_all(&self.stage)?;
+        self.flushed += self.stage.len() as u64;
+        self.stage.clear();
+        Ok(())
+    }
+
+    /// Hashes the stage on another core while it is written and the next piece is read.
+    fn overlap(
+        &mut self,
+        data: &mut impl Read,
+        path: &[u8],
+        hasher: Option<&mut blake3::Hasher>,
+    ) -> Result<usize, LayerError> {
+        let (sha, out, stage, spare) = (&mut self.sha, &mut self.out, &self.stage, &mut self.spare);
+        spare.clear();
+        let got = rayon::in_place_scope(|scope| {
+            scope.spawn(|_| sha.update(stage));
+            out.write_all(stage).map_err(LayerError::Write)?;
+            fill(spare, data, PIECE, hasher).map_err(LayerError::io("read", path))
+        })?;
+        self.flushed += self.stage.len() as u64;
+        std::mem::swap(&mut self.stage, &mut self.spare);
+        Ok(got)
+    }
+}
+
+/// Appends at most `want` bytes to `stage`; fewer only at the end of `data`.
+fn fill(
+    stage: &mut Vec<u8>,
+    data: &mut impl Read,
+    want: usize,
+    hasher: Option<&mut blake3::Hasher>,
+) -> io::Result<usize> {
+    let start = stage.len();
+    stage.resize(start + want, 0);
+    let mut end = start;
+    let result = loop {
+        if end == start + want {
+            break Ok(());
+        }
+        match data.read(&mut stage[end..]) {
+            Ok(0) => break Ok(()),
+            Ok(got) => end += got,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => break Err(error),
+        }
+    };
+    stage.truncate(end);
+    result?;
+    if let Some(hasher) = hasher {
+        hasher.update(&stage[start..end]);
+    }
+    Ok(end - start)
+}
+
+/// Whether there is another byte.
+fn at_least_one(data: &mut impl Read, probe: &mut [u8; 1]) -> io::Result<bool> {
+    loop {
+        match data.read(probe) {
+            Ok(got) => return Ok(got > 0),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
     }
 }
