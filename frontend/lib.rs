@@ -1,11 +1,28 @@
-//! rbuild-frontend
-//!
 //! Dockerfile text becomes a build graph here, without any I/O.
+//!
+//! ```text
+//! SourceFile --parse--> Dockerfile --plan--> Plan --lower--> Lowered { graph, root, config, ... }
+//!                                              |     ^
+//!                              missing_images  v     |  Images: configs, as the builder resolved them
+//! ```
 //!
 //! Parsing has two layers: `lines` undoes continuations, comments and here-documents, `instruction` reads what is left.
 //! Both keep the place of every token, so that whoever finds a mistake later can still show the line.
+//!
+//! [`plan`] evaluates the global scope and settles what every FROM, `--from` and mount refers to. What a build needs beyond
+//! the text are the configs of its base images, and only of those that the target reaches: [`Plan::missing_images`] names
+//! them. As a base can bring ONBUILD triggers that name further images, the caller asks until nothing is missing. [`lower`]
+//! then turns the reachable stages into nodes of the graph, and into the image config with its history.
+//!
+//! Invariants:
+//! - nothing here reads a file, a clock, an environment variable or a network;
+//! - equal text, options and configs give an equal graph, node by node;
+//! - nothing panics on any input, and no recursion follows the length of a file or of a chain of stages;
+//! - an argument of the command line reaches the graph only where the Dockerfile declares it; proxy settings reach every
+//!   RUN, but no key, config or history.
 
 pub mod diagnostic;
+pub mod dockerignore;
 pub mod expand;
 mod image_name;
 mod image_state;

@@ -234,7 +234,13 @@ fn new_stage(from: &FromInstruction, span: Span, global: &Scope, expander: Expan
             Some(parsed)
         }
     };
-    Ok(NewStage { image: image.text, name: from.name.as_ref().map(|name| name.text.clone()), platform, span })
+    Ok(NewStage {
+        image: image.text,
+        image_span: from.image.span,
+        name: from.name.as_ref().map(|name| name.text.clone()),
+        platform,
+        span,
+    })
 }
 
 /// A filter that names no stage would silently do nothing.

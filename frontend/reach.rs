@@ -20,8 +20,9 @@ pub(crate) struct Reach {
     pub(crate) stages: BTreeSet<usize>,
     /// The triggers that run at the beginning of a stage.
     pub(crate) triggers: BTreeMap<usize, Vec<Step>>,
-    /// What must be known for the rest.
+    /// What must be known for the rest, in the order of the file.
     pub(crate) missing: Vec<ImageRequest>,
+    asked: BTreeMap<(String, Platform), ImageRequest>,
 }
 
 impl Reach {
@@ -60,6 +61,8 @@ impl Reach {
                 reach.triggers.insert(number, triggers);
             }
         }
+        reach.missing = std::mem::take(&mut reach.asked).into_values().collect();
+        reach.missing.sort_by_key(|request| request.span);
         Ok(reach)
     }
 
@@ -73,20 +76,23 @@ impl Reach {
         span: Option<Span>,
     ) -> Option<&'a ResolvedImage> {
         let name = origin_image(plan, origin)?;
-        let found = images.get(&name.full, platform);
-        let asked = self.missing.iter().any(|request| request.reference == name.full && request.platform == *platform);
-        if found.is_none() && !asked {
-            let mut suggestion =
-                Diagnostic::new(Span::default(), "").with_suggestion(&name.written, near_names(&plan.stages));
-            self.missing.push(ImageRequest {
+        if let Some(found) = images.get(&name.full, platform) {
+            return Some(found);
+        }
+        let request = self.asked.entry((name.full.clone(), platform.clone())).or_insert_with(|| {
+            let short = name.written.split([':', '@']).next().unwrap_or_default();
+            let suggestion = Diagnostic::new(Span::default(), "").with_suggestion(short, near_names(&plan.stages));
+            ImageRequest {
                 reference: name.full,
                 written: name.written,
                 platform: platform.clone(),
                 span,
-                did_you_mean: suggestion.hint.take(),
-            });
-        }
-        found
+                did_you_mean: suggestion.hint,
+            }
+        });
+        // The first place of the file that names it is the one to show.
+        request.span = request.span.min(span);
+        None
     }
 }
 

@@ -101,13 +101,13 @@ impl Stages {
 
     /// Adds a stage whose FROM was expanded to `image`.
     pub(crate) fn add(&mut self, from: NewStage, options: &Options) -> Result<(), Diagnostic> {
-        let NewStage { image, name, platform, span } = from;
+        let NewStage { image, image_span, name, platform, span } = from;
         let wanted = platform.as_ref().unwrap_or(&options.target_platform);
         let context = name.as_deref().and_then(|name| find_context(options, name, wanted));
         let replaced = context.is_some();
         let origin = match context {
             Some(key) => Origin::Context(key),
-            None => self.origin(&image, wanted, options, span)?,
+            None => self.origin(&image, wanted, options, image_span)?,
         };
         let label = name.clone().unwrap_or_else(|| format!("stage-{}", self.list.len()));
         if let Some(name) = &name {
@@ -234,6 +234,7 @@ impl Stages {
 /// A FROM whose variables are expanded.
 pub(crate) struct NewStage {
     pub(crate) image: String,
+    pub(crate) image_span: Span,
     pub(crate) name: Option<String>,
     pub(crate) platform: Option<Platform>,
     pub(crate) span: Span,
@@ -273,7 +274,8 @@ pub(crate) fn context_image(context: &ContextSource) -> Option<&str> {
 }
 
 /// What a person may have meant when an image is not found: a stage, or an image that everybody uses.
-pub(crate) fn near_names<'a>(stages: &'a Stages) -> impl Iterator<Item = &'a str> {
+pub(crate) fn near_names(stages: &Stages) -> impl Iterator<Item = &str> {
     const COMMON: [&str; 7] = ["alpine", "busybox", "centos", "debian", "golang", "ubuntu", "fedora"];
-    stages.list.iter().filter_map(|stage| stage.name.as_deref()).chain(COMMON)
+    // Each name costs a comparison per image; among thousands of stages nobody would see the one that is meant.
+    stages.list.iter().take(200).filter_map(|stage| stage.name.as_deref()).chain(COMMON)
 }

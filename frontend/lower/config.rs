@@ -181,8 +181,10 @@ impl Lowering<'_> {
     ) -> Result<(), Diagnostic> {
         let name = self.word(state, &stop.signal)?;
         if !signal::is_known(&name) {
+            let upper = name.to_ascii_uppercase();
+            let bare = upper.strip_prefix("SIG").unwrap_or(&upper);
             return Err(Diagnostic::new(stop.signal.span, format!("invalid signal: {name}"))
-                .with_suggestion(&name.to_ascii_uppercase(), signal::NAMES)
+                .with_suggestion(bare, signal::NAMES)
                 .with_default_hint("use a name such as SIGTERM, or a number"));
         }
         state.record(format!("STOPSIGNAL {name}"), Layer::None);

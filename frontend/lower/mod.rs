@@ -103,7 +103,9 @@ struct Lowering<'a> {
     proxy: ProxyEnv,
     /// Stages that are done, by position.
     roots: HashMap<usize, Option<NodeId>>,
-    /// States of those that a later stage, or the result, still needs, and by how many.
+    /// By how many FROMs, or as the result, a stage's state is needed.
+    users: HashMap<usize, usize>,
+    /// States of stages that are still needed, and how often.
     states: HashMap<usize, (StageState, usize)>,
     /// Results of other builds that were copied into this graph, by context name.
     imported: HashMap<String, Option<NodeId>>,
@@ -115,6 +117,12 @@ struct Lowering<'a> {
 
 impl<'a> Lowering<'a> {
     fn new(plan: &'a Plan, images: &'a Images, reach: &'a Reach) -> Self {
+        let mut users = HashMap::from([(plan.target, 1)]);
+        for stage in &reach.stages {
+            if let Origin::Stage(base) = plan.stages.list[*stage].origin {
+                *users.entry(base).or_default() += 1;
+            }
+        }
         Self {
             plan,
             images,
@@ -122,6 +130,7 @@ impl<'a> Lowering<'a> {
             graph: Graph::new(),
             proxy: proxy_env(&plan.options),
             roots: HashMap::new(),
+            users,
             states: HashMap::new(),
             imported: HashMap::new(),
             locals: BTreeMap::new(),
@@ -143,17 +152,17 @@ impl<'a> Lowering<'a> {
                 state.onbuild = step.onbuild;
                 self.step(&mut state, step).map_err(|problem| match step.onbuild {
                     // The places inside a trigger are not places of the Dockerfile.
-                    true => Diagnostic { span: stage.span, related: Vec::new(), ..problem },
+                    true => {
+                        let message = format!("ONBUILD {} of the base: {}", step.instruction.code(), problem.message);
+                        Diagnostic { message, span: stage.span, related: Vec::new(), ..problem }
+                    }
                     false => problem,
                 })?;
             }
             self.note_scan(number, &state);
         }
         self.roots.insert(number, state.root);
-        let children = self.reach.stages.range(number + 1..);
-        let users = children.filter(|child| plan.stages.list[**child].origin == Origin::Stage(number)).count();
-        let users = users + usize::from(number == plan.target);
-        if users > 0 {
+        if let Some(&users) = self.users.get(&number) {
             self.states.insert(number, (state, users));
         }
         Ok(())
@@ -257,11 +266,17 @@ impl<'a> Lowering<'a> {
         let unused = |name: &&str| !self.declared.contains(*name) && !is_predefined(name);
         let given = self.plan.options.build_args.keys().map(String::as_str);
         let names: Vec<&str> = given.filter(unused).collect();
-        let Some(first) = names.first() else { return };
+        if names.is_empty() {
+            return;
+        }
         let message = format!("one or more build-args [{}] were not consumed", names.join(" "));
-        let known = self.declared.iter().map(String::as_str);
-        let warning = Diagnostic::new(Span::default(), message).with_suggestion(first, known);
-        self.warnings.push(warning);
+        let warning = Diagnostic::new(Span::default(), message);
+        let hints = names.iter().map(|name| {
+            let known = self.declared.iter().take(200).map(String::as_str);
+            warning.clone().with_suggestion(name, known)
+        });
+        let hinted = hints.take(20).find(|warning| warning.hint.is_some());
+        self.warnings.push(hinted.unwrap_or(warning));
     }
 }
 

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use graph::{BindSource, DeviceRequest, ExecOp, Mount, MountKind, NetworkMode, Op};
 
 use crate::Diagnostic;
-use crate::expand::{Env, Expander, NoEnv};
+use crate::expand::Env;
 use crate::image_state::Layer;
 use crate::instruction::Mount as MountOptions;
 use crate::instruction::{CommandLine, Heredoc, Instruction, MountType, RunInstruction};
@@ -130,7 +130,7 @@ fn command(state: &StageState, run: &RunInstruction, instruction: &Instruction) 
     };
     let plain = |line: String| Command { args: with_shell(state, line), script: None, summary: None };
     let Some(first) = instruction.heredocs.first() else { return Ok(plain(line.clone())) };
-    if !is_lone_heredoc(line) {
+    if !matches!(crate::parse_heredoc(line), Ok(Some(_))) {
         return Ok(plain(with_bodies(line, &instruction.heredocs)));
     }
     let data = first.chomped();
@@ -146,18 +146,6 @@ fn command(state: &StageState, run: &RunInstruction, instruction: &Instruction) 
         return Ok(Command { args, script: Some((name, data)), summary });
     }
     Ok(Command { summary, ..plain(data) })
-}
-
-/// Whether the command is `<<EOF` and nothing else.
-fn is_lone_heredoc(line: &str) -> bool {
-    let unnumbered = line.trim_start_matches(|c: char| c.is_ascii_digit());
-    let Some(rest) = unnumbered.strip_prefix("<<") else { return false };
-    let rest = rest.strip_prefix('-').unwrap_or(rest);
-    if rest.is_empty() || rest.contains('<') {
-        return false;
-    }
-    let words = Expander::new('\\').raw_quotes(true).raw_escapes(true).keep_unset(true).process_words(rest, &NoEnv);
-    words.is_ok_and(|list| list.words.len() == 1)
 }
 
 /// The command with its here-documents behind it, as a shell reads them.

@@ -158,8 +158,8 @@ impl Lowering<'_> {
             stage: Some(stage.label.clone()),
             ignore_cache: false,
         })?;
-        if stage.origin != Origin::Empty && matches!(stage.origin, Origin::Context(_)) {
-            self.use_all(&stage.origin);
+        if matches!(stage.origin, Origin::Context(_)) {
+            self.use_path(&stage.origin, "/");
         }
         Ok(state)
     }

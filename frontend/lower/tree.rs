@@ -18,7 +18,7 @@ use super::{Lowered, Lowering, git};
 /// The name of the main build context among the local ones.
 const MAIN: &str = "context";
 
-impl Lowering<'_> {
+impl<'a> Lowering<'a> {
     /// The node for `origin`, `None` for the empty tree. `meta` names the node that it may take, from the text it would
     /// have without a stage around it.
     pub(super) fn tree(
@@ -44,7 +44,7 @@ impl Lowering<'_> {
                     Some(digest) if !name.full.contains('@') => format!("FROM {}@{digest}", name.full),
                     _ => format!("FROM {}", name.full),
                 };
-                Ok(self.image_node(&name.full, &image, platform, || meta(&shown)))
+                Ok(self.image_node(&name.full, image, platform, || meta(&shown)))
             }
             Origin::Main => {
                 let context = self.plan.options.context.clone();
@@ -57,8 +57,8 @@ impl Lowering<'_> {
         }
     }
 
-    fn image(&self, name: &ImageName, platform: &Platform) -> Result<ResolvedImage, Diagnostic> {
-        self.images.get(&name.full, platform).cloned().ok_or_else(|| {
+    fn image(&self, name: &ImageName, platform: &Platform) -> Result<&'a ResolvedImage, Diagnostic> {
+        self.images.get(&name.full, platform).ok_or_else(|| {
             Diagnostic::new(Span::default(), format!("image {} ({platform}) was not resolved", name.written))
         })
     }
@@ -109,7 +109,7 @@ impl Lowering<'_> {
                 let Some(image_name) = origin_image(self.plan, &origin) else { return Ok(None) };
                 let image = self.image(&image_name, platform)?;
                 let meta = || titled("load build context", &image_name.full);
-                Ok(self.image_node(&image_name.full, &image, platform, meta))
+                Ok(self.image_node(&image_name.full, image, platform, meta))
             }
             ContextSource::Git(url) => {
                 let source = self.git_context(url).map_err(|reason| {
@@ -170,7 +170,7 @@ impl Lowering<'_> {
     /// The image config that a base brings; `None` if it is only a tree.
     pub(super) fn base_config(&self, origin: &Origin, platform: &Platform) -> Result<Option<ImageConfig>, Diagnostic> {
         if let Some(name) = origin_image(self.plan, origin) {
-            return Ok(Some(self.image(&name, platform)?.config));
+            return Ok(Some(self.image(&name, platform)?.config.clone()));
         }
         let Origin::Context(key) = origin else { return Ok(None) };
         Ok(match self.plan.options.named_contexts.get(key) {
@@ -193,10 +193,6 @@ impl Lowering<'_> {
         if let Some(paths) = self.locals.get_mut(name) {
             paths.insert(path.to_owned());
         }
-    }
-
-    pub(super) fn use_all(&mut self, origin: &Origin) {
-        self.use_path(origin, "/");
     }
 
     /// An empty tree as a node, for where an input cannot be absent.
