@@ -23,7 +23,8 @@ pub(crate) fn empty_image(platform: &graph::Platform) -> ImageConfig {
 /// Sets a variable; one that exists keeps its place.
 pub(crate) fn set_env(env: &mut Vec<String>, name: &str, value: &str) {
     let assignment = format!("{name}={value}");
-    match env.iter_mut().find(|entry| env_name(entry) == name) {
+    let same = |entry: &str| entry.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('='));
+    match env.iter_mut().find(|entry| same(entry)) {
         Some(entry) => *entry = assignment,
         None => env.push(assignment),
     }

@@ -49,6 +49,13 @@ impl Plan {
         self.stages.list.get(self.target).map_or("", |stage| stage.label.as_str())
     }
 
+    /// The options in effect: those given, with what build arguments such as `SOURCE_DATE_EPOCH` and
+    /// `BUILDKIT_SANDBOX_HOSTNAME` say.
+    #[must_use]
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
     /// Identifies the Dockerfile's text, for records of a build.
     #[must_use]
     pub fn source_digest(&self) -> ContentDigest {
