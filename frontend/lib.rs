@@ -9,9 +9,9 @@
 //! Parsing has two layers: `lines` undoes continuations, comments and here-documents, `instruction` reads what is left.
 //! Both keep the place of every token, so that whoever finds a mistake later can still show the line.
 //!
-//! [`plan`] evaluates the global scope and settles what every FROM, `--from` and mount refers to. What a build needs beyond
+//! [`plan`](fn@plan) evaluates the global scope and settles what every FROM, `--from` and mount refers to. What a build needs beyond
 //! the text are the configs of its base images, and only of those that the target reaches: [`Plan::missing_images`] names
-//! them. As a base can bring ONBUILD triggers that name further images, the caller asks until nothing is missing. [`lower`]
+//! them. As a base can bring ONBUILD triggers that name further images, the caller asks until nothing is missing. [`lower`](fn@lower)
 //! then turns the reachable stages into nodes of the graph, and into the image config with its history.
 //!
 //! Invariants:
