@@ -13,7 +13,10 @@ mod challenge;
 mod client;
 mod config;
 mod credentials;
+mod docker_config;
 mod error;
+#[cfg(feature = "fake")]
+pub mod fake;
 mod http;
 mod manifest;
 mod pull;
@@ -26,6 +29,7 @@ mod verify;
 pub use client::{Client, Progress, TransferEvent};
 pub use config::{Event, KeyPair, Proxies, RegistryConfig, Settings};
 pub use credentials::{Credential, CredentialSource, CredentialsError, Secret, StaticCredentials};
+pub use docker_config::{DockerCredentials, Stored};
 pub use error::{Asked, Detail, Error};
 pub use manifest::{
     DOCKER_LIST, DOCKER_MANIFEST, MANIFEST_MAX, Manifest, OCI_INDEX, OCI_MANIFEST, Resolved, Want, choose_platform,

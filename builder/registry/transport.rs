@@ -302,7 +302,7 @@ impl Endpoint {
             {
                 continue;
             }
-            if !response.status().is_client_error() && !response.status().is_server_error() {
+            if response.status().is_success() {
                 return Ok(response);
             }
             let error = self.status_error(response, asked, &grant.secrets, grant.authenticated, &grant.note).await;
@@ -314,7 +314,7 @@ impl Endpoint {
         }
     }
 
-    /// Sends, follows redirects of GET and HEAD, and returns whatever status comes. Authorization stays with the origin.
+    /// Sends, follows redirects, and returns whatever status comes. Authorization stays with the origin.
     pub(crate) async fn execute(
         &self,
         request: &Request<'_>,
@@ -324,11 +324,18 @@ impl Endpoint {
         let mut authorization = authorization;
         for _ in 0..=REDIRECTS_MAX {
             let response = self.send(request, &url, authorization).await?;
-            let redirect = matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308);
-            if !redirect || (request.method != Method::GET && request.method != Method::HEAD) {
-                return Ok(response);
+            let reads = matches!(request.method, Method::GET | Method::HEAD);
+            match response.status().as_u16() {
+                307 | 308 => {}
+                301..=303 if reads => {}
+                _ => return Ok(response),
             }
             let next = self.redirect_target(&response, &url, &request.what)?;
+            if !same_origin(&next, &url) && matches!(request.body, Body::Bytes(_)) {
+                // The body may be a refresh token.
+                let asked = Asked::boxed(authority(&url), &request.what);
+                return Err(Error::InvalidResponse { asked, why: "a redirect to another host is not followed".into() });
+            }
             if !same_origin(&next, &url) {
                 authorization = None;
             }
