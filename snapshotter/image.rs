@@ -1,0 +1,104 @@
+//! Named images.
+
+use graph::Digest;
+use rusqlite::{OptionalExtension, Row, params};
+
+use crate::db::{column_digest, column_optional_digest};
+use crate::{Store, StoreError};
+
+/// Why an image is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ImageKind {
+    /// A person named it, by building, tagging, pulling or loading.
+    Tagged,
+    /// A build needed it.
+    Base,
+}
+
+/// A name and what it stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageRecord {
+    /// In full, with tag or digest: `docker.io/library/debian:bookworm-slim`.
+    pub name: String,
+    /// Digest of the config, which is the image's id.
+    pub config: Digest,
+    /// The manifest, if one was pulled, exported or pushed.
+    pub manifest: Option<ManifestRef>,
+    /// Why it is there.
+    pub kind: ImageKind,
+}
+
+/// A manifest among the blobs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ManifestRef {
+    /// Its digest.
+    pub digest: Digest,
+    /// Its media type.
+    pub media_type: String,
+    /// Its bytes.
+    pub size: u64,
+}
+
+const COLUMNS: &str = "name, config, manifest, manifest_type, manifest_size, tagged";
+
+impl Store {
+    /// The image of this full name.
+    ///
+    /// # Errors
+    /// The database.
+    pub fn image(&self, name: &str) -> Result<Option<ImageRecord>, StoreError> {
+        let sql = format!("SELECT {COLUMNS} FROM images WHERE name = ?1");
+        self.db.read(|db| db.prepare_cached(&sql)?.query_row([name], read).optional())
+    }
+
+    /// All images, by name.
+    ///
+    /// # Errors
+    /// The database.
+    pub fn images(&self) -> Result<Vec<ImageRecord>, StoreError> {
+        let sql = format!("SELECT {COLUMNS} FROM images ORDER BY name");
+        self.db.read(|db| db.prepare_cached(&sql)?.query_map([], read)?.collect())
+    }
+
+    /// Names an image, replacing what had the name. A name that a person gave stays one.
+    ///
+    /// # Errors
+    /// The database.
+    pub fn put_image(&self, image: &ImageRecord) -> Result<(), StoreError> {
+        let manifest = image.manifest.as_ref();
+        self.db.write(|db| {
+            db.prepare_cached(
+                "INSERT INTO images (name, config, manifest, manifest_type, manifest_size, tagged)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+                 ON CONFLICT (name) DO UPDATE SET config = ?2, manifest = ?3, manifest_type = ?4, manifest_size = ?5,
+                     tagged = max(tagged, ?6), durable = 0",
+            )?
+            .execute(params![
+                image.name,
+                image.config.as_bytes(),
+                manifest.map(|manifest| manifest.digest.as_bytes()),
+                manifest.map(|manifest| &manifest.media_type),
+                manifest.map(|manifest| manifest.size as i64),
+                image.kind == ImageKind::Tagged,
+            ])
+        })?;
+        Ok(())
+    }
+
+    /// Takes a name away; whether it was there. The bytes go with the next [`Store::collect`].
+    ///
+    /// # Errors
+    /// The database.
+    pub fn remove_image(&self, name: &str) -> Result<bool, StoreError> {
+        Ok(self.db.write(|db| db.execute("DELETE FROM images WHERE name = ?1", [name]))? > 0)
+    }
+}
+
+fn read(row: &Row<'_>) -> rusqlite::Result<ImageRecord> {
+    let manifest = match column_optional_digest(row, 2)? {
+        None => None,
+        Some(digest) => Some(ManifestRef { digest, media_type: row.get(3)?, size: row.get::<_, i64>(4)? as u64 }),
+    };
+    let kind = if row.get(5)? { ImageKind::Tagged } else { ImageKind::Base };
+    Ok(ImageRecord { name: row.get(0)?, config: column_digest(row, 1)?, manifest, kind })
+}

@@ -1,0 +1,168 @@
+//! Paths of the store, and whether a directory may be one.
+
+use std::fs::{self, DirBuilder};
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use graph::Digest;
+
+use crate::StoreError;
+
+/// Format of the directory; a store of a higher one is refused.
+pub(crate) const VERSION: u32 = 1;
+
+/// Where a user's store is unless said otherwise: `/var/lib/rbuild` for root, `$XDG_DATA_HOME/rbuild` for others.
+#[must_use]
+pub fn default_root(is_root: bool, var: impl Fn(&str) -> Option<std::ffi::OsString>) -> Option<PathBuf> {
+    if is_root {
+        return Some("/var/lib/rbuild".into());
+    }
+    let set = |name: &str| var(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let base = set("XDG_DATA_HOME").or_else(|| Some(set("HOME")?.join(".local/share")))?;
+    Some(base.join("rbuild"))
+}
+
+/// The paths below one root.
+#[derive(Debug, Clone)]
+pub(crate) struct Layout {
+    pub(crate) root: PathBuf,
+}
+
+const DIRECTORIES: [&str; 9] =
+    ["blobs/sha256", "snapshots", "indexes", "active", "ingest", "locks", "cache-mounts", "leases", "empty"];
+
+impl Layout {
+    /// Makes the directories, and refuses a root that is not ours alone.
+    pub(crate) fn open(root: &Path) -> Result<Self, StoreError> {
+        // Searchable by others: a step in a user namespace reaches its layers through it.
+        let made = DirBuilder::new().recursive(true).mode(0o711).create(root);
+        made.map_err(StoreError::io("create the store", root))?;
+        let root = root.canonicalize().map_err(StoreError::io("open the store", root))?;
+        check(&root)?;
+        let layout = Self { root };
+        if !layout.has_version()? {
+            for directory in DIRECTORIES {
+                let path = layout.root.join(directory);
+                let made = DirBuilder::new().recursive(true).mode(0o711).create(&path);
+                made.map_err(StoreError::io("create", &path))?;
+            }
+            layout.write_version()?;
+        }
+        Ok(layout)
+    }
+
+    fn has_version(&self) -> Result<bool, StoreError> {
+        let path = self.root.join("version");
+        match fs::read_to_string(&path) {
+            Ok(text) if text.trim() == VERSION.to_string() => Ok(true),
+            Ok(text) => {
+                Err(StoreError::Version { path: self.root.clone(), found: text.trim().to_owned(), known: VERSION })
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(StoreError::io("read", path)(error)),
+        }
+    }
+
+    fn write_version(&self) -> Result<(), StoreError> {
+        let path = self.root.join("version");
+        let write = || -> std::io::Result<()> {
+            let mut file = tempfile::NamedTempFile::new_in(self.root.join("ingest"))?;
+            writeln!(file, "{VERSION}")?;
+            file.as_file().sync_all()?;
+            file.persist(&path).map_err(|error| error.error)?;
+            Ok(())
+        };
+        write().map_err(StoreError::io("write", &path))
+    }
+
+    pub(crate) fn blob(&self, digest: &Digest) -> PathBuf {
+        self.root.join("blobs/sha256").join(digest.hex())
+    }
+
+    pub(crate) fn snapshot(&self, chain: &Digest) -> PathBuf {
+        self.root.join("snapshots").join(chain.hex())
+    }
+
+    pub(crate) fn index(&self, chain: &Digest) -> PathBuf {
+        self.root.join("indexes").join(chain.hex())
+    }
+
+    pub(crate) fn join(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+}
+
+fn check(root: &Path) -> Result<(), StoreError> {
+    let metadata = fs::metadata(root).map_err(StoreError::io("open the store", root))?;
+    let own = rustix::process::geteuid().as_raw();
+    if metadata.uid() != own {
+        return Err(StoreError::Owner { path: root.to_owned(), owner: metadata.uid(), own });
+    }
+    if metadata.mode() & 0o022 != 0 {
+        return Err(StoreError::Writable { path: root.to_owned(), mode: metadata.mode() & 0o7777 });
+    }
+    let statfs = rustix::fs::statfs(root).map_err(|error| StoreError::io("examine", root)(error.into()))?;
+    match network_name(statfs.f_type as u64 & 0xffff_ffff) {
+        Some(kind) => Err(StoreError::Network { path: root.to_owned(), kind }),
+        None => Ok(()),
+    }
+}
+
+/// File systems by their magic numbers (statfs(2)) on which flock and SQLite's WAL do not work between machines.
+fn network_name(magic: u64) -> Option<&'static str> {
+    Some(match magic {
+        0x6969 => "NFS",
+        0xff53_4d42 => "CIFS",
+        0xfe53_4d42 => "SMB2",
+        0x517b => "SMB",
+        0x564c => "NCP",
+        0x7375_7245 => "Coda",
+        0x5346_414f | 0x6b41_4653 => "AFS",
+        0x00c3_6400 => "Ceph",
+        0x0bd0_0bd0 => "Lustre",
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn a_directory_that_others_write_is_refused() {
+        let root = tempfile::tempdir().unwrap();
+        fs::set_permissions(root.path(), fs::Permissions::from_mode(0o777)).unwrap();
+        assert!(matches!(Layout::open(root.path()), Err(StoreError::Writable { .. })));
+    }
+
+    #[test]
+    fn another_users_directory_is_refused() {
+        let root = tempfile::tempdir().unwrap();
+        if std::os::unix::fs::chown(root.path(), Some(12345), None).is_err() {
+            eprintln!("NOT RUN: giving a directory away needs root");
+            return;
+        }
+        assert!(matches!(Layout::open(root.path()), Err(StoreError::Owner { owner: 12345, .. })));
+    }
+
+    #[test]
+    fn another_format_is_refused() {
+        let root = tempfile::tempdir().unwrap();
+        Layout::open(root.path()).unwrap();
+        Layout::open(root.path()).unwrap();
+        fs::write(root.path().join("version"), "999\n").unwrap();
+        let error = Layout::open(root.path()).unwrap_err().to_string();
+        assert!(error.contains("format 999"), "{error}");
+    }
+
+    #[test]
+    fn the_default_depends_on_the_user() {
+        let var = |name: &str| (name == "HOME").then(|| "/home/me".into());
+        assert_eq!(default_root(true, var), Some("/var/lib/rbuild".into()));
+        assert_eq!(default_root(false, var), Some("/home/me/.local/share/rbuild".into()));
+        assert_eq!(default_root(false, |_| None), None);
+    }
+}

@@ -1,0 +1,171 @@
+//! Digests of the caller's files by what stat says of them, so that unchanged files are not read again.
+//!
+//! One file per context directory: loading is one read. The racy case is guarded as in Git: a file that changed so shortly
+//! before it was read that a later change could leave the same times is not remembered.
+
+use std::collections::HashMap;
+use std::fs::Metadata;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use graph::ContentDigest;
+
+use crate::blob::{hashed_name, write_file};
+use crate::{Store, StoreError};
+
+/// What identifies a state of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StatKey {
+    device: u64,
+    inode: u64,
+    size: u64,
+    /// Nanoseconds since 1970.
+    mtime: i64,
+    ctime: i64,
+}
+
+impl StatKey {
+    /// From stat(2).
+    #[must_use]
+    pub fn of(metadata: &Metadata) -> Self {
+        let nanos = |seconds: i64, nanos: i64| seconds.wrapping_mul(1_000_000_000).wrapping_add(nanos);
+        Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            size: metadata.size(),
+            mtime: nanos(metadata.mtime(), metadata.mtime_nsec()),
+            ctime: nanos(metadata.ctime(), metadata.ctime_nsec()),
+        }
+    }
+
+    /// Whether a change after `read` (nanoseconds since 1970) could leave these times as they are. The kernel stamps files
+    /// with the time of its last tick, some file systems with whole seconds.
+    fn is_racy(&self, read: i64) -> bool {
+        let newest = self.mtime.max(self.ctime);
+        let whole_seconds = self.mtime % 1_000_000_000 == 0 && self.ctime % 1_000_000_000 == 0;
+        let granularity = if whole_seconds { 2_000_000_000 } else { 20_000_000 };
+        newest >= read - granularity
+    }
+}
+
+/// Bytes of one remembered file.
+const RECORD: usize = 5 * 8 + 32;
+const MAGIC: &[u8; 8] = b"rbstat1\n";
+
+/// The remembered digests of one directory.
+#[derive(Debug)]
+pub struct StatCache {
+    path: Option<PathBuf>,
+    began: i64,
+    known: HashMap<(u64, u64), (StatKey, ContentDigest)>,
+    new: Mutex<Vec<(StatKey, ContentDigest)>>,
+}
+
+impl StatCache {
+    /// Knows nothing and remembers nothing.
+    #[must_use]
+    pub fn empty() -> Self {
+        Self { path: None, began: now(), known: HashMap::new(), new: Mutex::default() }
+    }
+
+    /// The digest of a file in this state.
+    #[must_use]
+    pub fn get(&self, key: &StatKey) -> Option<ContentDigest> {
+        self.known.get(&(key.device, key.inode)).filter(|(known, _)| known == key).map(|(_, digest)| *digest)
+    }
+
+    /// Remembers the digest of a file whose state was taken before its bytes were read.
+    pub fn put(&self, key: &StatKey, digest: ContentDigest) {
+        if self.path.is_some() && !key.is_racy(self.began) {
+            self.new.lock().unwrap_or_else(PoisonError::into_inner).push((*key, digest));
+        }
+    }
+}
+
+impl Store {
+    /// What is remembered of the files below `root`. A damaged file is as good as none.
+    ///
+    /// # Errors
+    /// None today.
+    pub fn stat_cache(&self, root: &Path) -> Result<StatCache, StoreError> {
+        let root = root.canonicalize().unwrap_or_else(|_| root.to_owned());
+        let path = self.layout.join("stat").join(hashed_name("stat/1", root.as_os_str().as_bytes()));
+        let bytes = std::fs::read(&path).unwrap_or_default();
+        let records = bytes.strip_prefix(MAGIC.as_slice()).unwrap_or_default();
+        let known = records.chunks_exact(RECORD).map(decode).collect();
+        Ok(StatCache { path: Some(path), began: now(), known, new: Mutex::default() })
+    }
+
+    /// Keeps what was learnt. Of two processes the later one wins; that costs a read, no more.
+    ///
+    /// # Errors
+    /// The disk.
+    pub fn save_stat_cache(&self, cache: &StatCache) -> Result<(), StoreError> {
+        let new = cache.new.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(path) = &cache.path else { return Ok(()) };
+        if new.is_empty() {
+            return Ok(());
+        }
+        let mut all = cache.known.clone();
+        all.extend(new.iter().map(|(key, digest)| ((key.device, key.inode), (*key, *digest))));
+        let mut bytes = Vec::with_capacity(MAGIC.len() + all.len() * RECORD);
+        bytes.extend_from_slice(MAGIC);
+        for (key, digest) in all.values() {
+            for number in [key.device, key.inode, key.size, key.mtime as u64, key.ctime as u64] {
+                bytes.extend_from_slice(&number.to_le_bytes());
+            }
+            bytes.extend_from_slice(digest.as_bytes());
+        }
+        let directory = self.layout.join("stat");
+        std::fs::create_dir_all(&directory).map_err(StoreError::io("create", &directory))?;
+        write_file(self, path, &bytes)
+    }
+}
+
+fn decode(record: &[u8]) -> ((u64, u64), (StatKey, ContentDigest)) {
+    let number = |at: usize| u64::from_le_bytes(record[at * 8..at * 8 + 8].try_into().unwrap_or_default());
+    let key = StatKey {
+        device: number(0),
+        inode: number(1),
+        size: number(2),
+        mtime: number(3) as i64,
+        ctime: number(4) as i64,
+    };
+    let digest = ContentDigest::from_bytes(record[40..72].try_into().unwrap_or_default());
+    ((key.device, key.inode), (key, digest))
+}
+
+fn now() -> i64 {
+    i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_changed_just_now_is_not_remembered() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(&directory.path().join("store")).unwrap();
+        let file = directory.path().join("file");
+        std::fs::write(&file, "x").unwrap();
+        let key = StatKey::of(&std::fs::metadata(&file).unwrap());
+        let digest = ContentDigest::of(b"x");
+        let cache = store.stat_cache(directory.path()).unwrap();
+        cache.put(&key, digest);
+        store.save_stat_cache(&cache).unwrap();
+        assert_eq!(store.stat_cache(directory.path()).unwrap().get(&key), None);
+
+        std::thread::sleep(std::time::Duration::from_millis(60));
+        let cache = store.stat_cache(directory.path()).unwrap();
+        cache.put(&key, digest);
+        store.save_stat_cache(&cache).unwrap();
+        let cache = store.stat_cache(directory.path()).unwrap();
+        assert_eq!(cache.get(&key), Some(digest));
+        std::fs::write(&file, "y").unwrap();
+        assert_eq!(cache.get(&StatKey::of(&std::fs::metadata(&file).unwrap())), None);
+    }
+}
