@@ -1,6 +1,8 @@
 //! Each `testdata/parse/NAME.Dockerfile` stands beside `NAME.expected`: the instructions as parsed, or the errors.
 //! `UPDATE_EXPECTED=1` writes the latter anew.
 
+#![allow(clippy::unwrap_used)] // A test helper that fails is a test that fails.
+
 use std::fmt::Write as _;
 use std::path::Path;
 
