@@ -1,16 +1,19 @@
 //! One logical line becomes one instruction.
 
+mod copy;
+mod healthcheck;
+mod onbuild;
+
 use std::ops::Range;
-use std::time::Duration;
 
 use graph::{NetworkMode, SecurityMode};
 
 use super::ast::*;
 use super::flags::{FlagKind, Flags};
 use super::mount::{self, MountFlag};
-use super::{csv, duration, words};
+use super::{csv, words};
 use crate::diagnostic::Diagnostic;
-use crate::lines::{Head, Joined, JsonForm, LogicalLine, SPACES, parse_heredoc, string_array};
+use crate::lines::{Head, Joined, JsonForm, LogicalLine, SPACES, string_array};
 use crate::source::Span;
 
 type Result<T> = std::result::Result<T, Diagnostic>;
@@ -337,113 +340,6 @@ impl<'a> Request<'a> {
         Ok(VolumeInstruction { paths })
     }
 
-    fn copy(&mut self) -> Result<CopyInstruction> {
-        let args = self.sources_and_dest()?;
-        let flags = self.flags(&[
-            ("chown", FlagKind::Text),
-            ("from", FlagKind::Text),
-            ("chmod", FlagKind::Text),
-            ("link", FlagKind::Bool),
-            ("exclude", FlagKind::List),
-            ("parents", FlagKind::Bool),
-        ])?;
-        let (sources, dest) = self.sort_sources(args)?;
-        Ok(CopyInstruction {
-            sources,
-            dest,
-            from: flags.text("from"),
-            chown: flags.text("chown"),
-            chmod: flags.text("chmod"),
-            link: flags.bool("link").unwrap_or(false),
-            parents: flags.bool("parents").unwrap_or(false),
-            excludes: flags.list("exclude").collect(),
-        })
-    }
-
-    fn add(&mut self) -> Result<AddInstruction> {
-        let args = self.sources_and_dest()?;
-        let flags = self.flags(&[
-            ("chown", FlagKind::Text),
-            ("chmod", FlagKind::Text),
-            ("link", FlagKind::Bool),
-            ("keep-git-dir", FlagKind::Bool),
-            ("checksum", FlagKind::Text),
-            ("unpack", FlagKind::Bool),
-            ("exclude", FlagKind::List),
-        ])?;
-        let (sources, dest) = self.sort_sources(args)?;
-        Ok(AddInstruction {
-            sources,
-            dest,
-            chown: flags.text("chown"),
-            chmod: flags.text("chmod"),
-            checksum: flags.text("checksum"),
-            link: flags.bool("link").unwrap_or(false),
-            keep_git_dir: flags.bool("keep-git-dir"),
-            unpack: flags.bool("unpack"),
-            excludes: flags.list("exclude").collect(),
-        })
-    }
-
-    /// At least two arguments, the last of which is the destination.
-    fn sources_and_dest(&mut self) -> Result<(Vec<Word>, Word)> {
-        let (mut args, json) = self.list()?;
-        let dest = args.pop();
-        match dest {
-            Some(dest) if !args.is_empty() => {
-                if !json {
-                    self.check_heredocs_are_sources(&args);
-                }
-                Ok((args, dest))
-            }
-            _ => Err(self
-                .problem(format!("{} needs at least a source and a destination", self.keyword))
-                .with_hint(format!("write {} source destination", self.keyword))),
-        }
-    }
-
-    /// The line's words are found with quotes in mind, the arguments without: a delimiter with a space in it begins a
-    /// here-document that no argument names.
-    fn check_heredocs_are_sources(&mut self, args: &[Word]) {
-        let named = |heredoc: &Heredoc| {
-            args.iter().any(|arg| matches!(parse_heredoc(&arg.text), Ok(Some(word)) if word.name == heredoc.name.text))
-        };
-        for heredoc in self.heredocs.iter().filter(|heredoc| !named(heredoc)) {
-            let message = format!("the here-document '{}' is no source of this {}", heredoc.name.text, self.keyword);
-            self.warnings.push(
-                Diagnostic::new(heredoc.name.span, message)
-                    .with_hint("write its delimiter directly behind <<, without spaces"),
-            );
-        }
-    }
-
-    fn sort_sources(&self, (args, dest): (Vec<Word>, Word)) -> Result<(Vec<CopySource>, Word)> {
-        // A word with odd quotes is no here-document but a path.
-        let heredoc = |word: &Word| parse_heredoc(&word.text).ok().flatten();
-        if heredoc(&dest).is_some() {
-            return Err(Diagnostic::new(
-                dest.span,
-                format!("the destination of {} cannot be a here-document", self.keyword),
-            )
-            .with_hint("the destination is the last argument"));
-        }
-        let sources = args.into_iter().map(|arg| match heredoc(&arg) {
-            None => CopySource::Path(arg),
-            Some(word) => {
-                // Of several with one name all get the content of the last; in JSON form there is no content.
-                let body = self.heredocs.iter().rev().find(|heredoc| heredoc.name.text == word.name);
-                let content = body.map_or("", |heredoc| heredoc.content.as_str());
-                CopySource::Inline(InlineFile {
-                    data: if word.chomp { chomp_tabs(content) } else { content.to_owned() },
-                    name: word.name,
-                    expand: word.expand,
-                    span: arg.span,
-                })
-            }
-        });
-        Ok((sources.collect(), dest))
-    }
-
     fn shell(&self) -> Result<ShellInstruction> {
         self.flags(&[])?;
         match self.json(self.head.args.clone())? {
@@ -453,113 +349,6 @@ impl<'a> Request<'a> {
             None => {
                 Err(self.problem("SHELL must be a JSON array").with_hint("write it like SHELL [\"/bin/bash\", \"-c\"]"))
             }
-        }
-    }
-
-    fn healthcheck(&mut self) -> Result<HealthcheckInstruction> {
-        self.needs_arguments()?;
-        let args = self.head.args.clone();
-        let end = self.args().find(char::is_whitespace).map_or(args.end, |at| args.start + at);
-        let kind = self.word(args.start..end);
-        let command = args.end - self.text.slice(end..args.end).trim_start().len()..args.end;
-        match kind.text.to_uppercase().as_str() {
-            "NONE" => {
-                // Also here an array must be one of strings.
-                let rest = self.command_line(command)?;
-                if !matches!(&rest, CommandLine::Exec(words) if words.is_empty())
-                    && !matches!(&rest, CommandLine::Shell(word) if word.text.is_empty())
-                {
-                    return Err(self.problem("HEALTHCHECK NONE takes no arguments"));
-                }
-                self.flags_are_ignored();
-                return Ok(HealthcheckInstruction::None);
-            }
-            "CMD" => {}
-            other => {
-                return Err(Diagnostic::new(kind.span, format!("HEALTHCHECK has no form {}", shortened(other)))
-                    .with_hint("write HEALTHCHECK CMD command, or HEALTHCHECK NONE"));
-            }
-        }
-        let flags = self.flags(&[
-            ("interval", FlagKind::Text),
-            ("timeout", FlagKind::Text),
-            ("start-period", FlagKind::Text),
-            ("start-interval", FlagKind::Text),
-            ("retries", FlagKind::Text),
-        ])?;
-        let command = self.command_line(command)?;
-        let is_empty = match &command {
-            CommandLine::Shell(word) => word.text.is_empty(),
-            CommandLine::Exec(words) => words.is_empty(),
-        };
-        if is_empty {
-            return Err(self.problem("HEALTHCHECK CMD needs a command"));
-        }
-        Ok(HealthcheckInstruction::Check(Healthcheck {
-            command,
-            interval: interval("interval", flags.text("interval"))?,
-            timeout: interval("timeout", flags.text("timeout"))?,
-            start_period: interval("start-period", flags.text("start-period"))?,
-            start_interval: interval("start-interval", flags.text("start-interval"))?,
-            retries: flags.text("retries").map_or(Ok(0), retries)?,
-        }))
-    }
-
-    fn onbuild(&mut self) -> Result<OnbuildInstruction> {
-        self.needs_arguments()?;
-        self.flags(&[])?;
-        let head = Head::split(self.text, self.head.args.start, self.escape);
-        let keyword = head.keyword.text.to_uppercase();
-        match keyword.as_str() {
-            "ONBUILD" => {
-                return Err(Diagnostic::new(head.keyword.span, "ONBUILD cannot be an ONBUILD trigger")
-                    .with_hint("write each trigger with one ONBUILD"));
-            }
-            "FROM" | "MAINTAINER" => {
-                return Err(Diagnostic::new(head.keyword.span, format!("{keyword} cannot be an ONBUILD trigger")));
-            }
-            _ => {}
-        }
-        let mut inner = Vec::new();
-        let mut request = Request {
-            text: self.text,
-            head: &head,
-            keyword,
-            heredocs: self.heredocs,
-            escape: self.escape,
-            warnings: &mut inner,
-        };
-        request.check_as_trigger()?;
-        // The rest is checked when the trigger is used, which may be never. But the author should know now.
-        if let Err(problem) = request.kind() {
-            let Diagnostic { message, span, hint, related } = problem;
-            let message = format!("this trigger will fail when it is used: {message}");
-            inner.push(Diagnostic { message, span, hint, related });
-        }
-        self.warnings.append(&mut inner);
-
-        let mut trigger = self.text.as_str()[self.head.args.start..].to_owned();
-        for heredoc in self.heredocs {
-            trigger.push('\n');
-            trigger.push_str(&heredoc.content);
-            trigger.push_str(&heredoc.name.text);
-        }
-        Ok(OnbuildInstruction { trigger, keyword: head.keyword })
-    }
-
-    /// What is already checked where the ONBUILD stands.
-    fn check_as_trigger(&self) -> Result<()> {
-        match self.keyword.as_str() {
-            "ENV" | "LABEL" => self.unchecked_key_values().map(drop),
-            "RUN" | "CMD" | "ENTRYPOINT" | "SHELL" | "COPY" | "ADD" | "VOLUME" => {
-                self.json(self.head.args.clone()).map(drop)
-            }
-            "HEALTHCHECK" => {
-                let args = self.head.args.clone();
-                let end = self.args().find(char::is_whitespace).map_or(args.end, |at| args.start + at);
-                self.json(end..args.end).map(drop)
-            }
-            _ => Ok(()),
         }
     }
 }
@@ -611,27 +400,6 @@ fn device(word: Word) -> Result<Device> {
         }
     }
     Ok(device)
-}
-
-fn interval(name: &str, word: Option<Word>) -> Result<Duration> {
-    let Some(word) = word else { return Ok(Duration::ZERO) };
-    let nanos = duration::parse(&word.text).ok_or_else(|| {
-        Diagnostic::new(word.span, format!("--{name} is no duration: '{}'", shortened(&word.text)))
-            .with_hint("write a number with a unit, for instance 30s, 1m30s or 500ms")
-    })?;
-    match u64::try_from(nanos) {
-        Ok(0) => Ok(Duration::ZERO),
-        Ok(nanos) if nanos >= 1_000_000 => Ok(Duration::from_nanos(nanos)),
-        _ => Err(Diagnostic::new(word.span, format!("--{name} must be at least 1ms"))),
-    }
-}
-
-fn retries(word: Word) -> Result<u32> {
-    let number: i32 = word
-        .text
-        .parse()
-        .map_err(|_| Diagnostic::new(word.span, format!("--retries is no number: '{}'", shortened(&word.text))))?;
-    u32::try_from(number).map_err(|_| Diagnostic::new(word.span, "--retries cannot be negative"))
 }
 
 /// Messages stay readable whatever is in the file.
