@@ -15,8 +15,9 @@ fn triggers_survive_the_image_config() {
         let InstructionKind::Onbuild(onbuild) = &file.instructions[1].kind else { panic!("{text}") };
         let again = parse_trigger(&SourceFile::new("trigger", onbuild.trigger.clone())).expect(text);
         assert_eq!(again.keyword.text, onbuild.keyword.text);
-        let contents =
-            |docs: &[frontend::instruction::Heredoc]| docs.iter().map(|doc| doc.chomped()).collect::<Vec<_>>();
+        let contents = |docs: &[frontend::instruction::Heredoc]| {
+            docs.iter().map(frontend::instruction::Heredoc::chomped).collect::<Vec<_>>()
+        };
         assert_eq!(contents(&again.heredocs), contents(&file.instructions[1].heredocs));
     }
 }
