@@ -307,21 +307,13 @@ async fn fetch(
         drop(query);
     }
     let authenticated = credential.is_some();
-    let mut attempts = endpoint.attempts();
-    let body = loop {
-        let answer = async {
-            let response = endpoint.execute(&request, authorization.as_ref()).await?;
-            let asked = Asked::boxed(authority(response.url()), &request.what);
-            if !response.status().is_success() {
-                return Err(endpoint.status_error(response, asked, &secrets, authenticated, note).await);
-            }
-            endpoint.read(response, TOKEN_BODY_MAX, &request.what).await
-        };
-        match answer.await {
-            Ok(body) => break body,
-            Err(error) => endpoint.backoff(&mut attempts, &request.what, error).await?,
-        }
-    };
+    // Failures are retried with the request that the token is for.
+    let response = endpoint.execute(&request, authorization.as_ref()).await?;
+    if !response.status().is_success() {
+        let asked = Asked::boxed(authority(response.url()), &request.what);
+        return Err(endpoint.status_error(response, asked, &secrets, authenticated, note).await);
+    }
+    let body = endpoint.read(response, TOKEN_BODY_MAX, &request.what).await?;
     let invalid =
         |why: &str| Error::InvalidResponse { asked: Asked::boxed(authority(realm), &request.what), why: why.into() };
     // The parser's own words could quote the token.

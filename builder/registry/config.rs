@@ -44,6 +44,9 @@ pub struct KeyPair {
     pub cert: PathBuf,
 }
 
+/// Takes events, on any thread; should be quick.
+pub type EventSink = Arc<dyn Fn(&Event) + Send + Sync>;
+
 /// How the client behaves. `Settings::default()` reads nothing from the machine; [`Settings::from_env`] does.
 #[derive(Clone)]
 pub struct Settings {
@@ -64,7 +67,7 @@ pub struct Settings {
     /// How long a transfer may make no progress.
     pub stall_timeout: Duration,
     /// Told what happens beside the results: which host served what, retries, failed mirrors.
-    pub on_event: Option<Arc<dyn Fn(&Event) + Send + Sync>>,
+    pub on_event: Option<EventSink>,
 }
 
 impl Default for Settings {

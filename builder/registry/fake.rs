@@ -465,8 +465,7 @@ impl State {
                 let scope = repository.map(|r| format!("repository:{r}:{}", if write { "pull,push" } else { "pull" }));
                 let granted = sent.strip_prefix("Bearer ").and_then(|token| self.tokens.get(token));
                 let fits = granted.is_some_and(|(expires, scopes)| {
-                    let covers =
-                        |s: &String| scope.as_ref().is_none_or(|w| s == w || (!write && s.starts_with(w.as_str())));
+                    let covers = |s: &String| scope.as_ref().is_none_or(|w| s.starts_with(w.as_str()));
                     *expires > Instant::now() && (scope.is_none() || scopes.iter().any(covers))
                 });
                 let realm = if realm.is_empty() { format!("http://{}/token", self.host) } else { realm.clone() };

@@ -27,7 +27,7 @@ mod transport;
 mod verify;
 
 pub use client::{Client, Progress, TransferEvent};
-pub use config::{Event, KeyPair, Proxies, RegistryConfig, Settings};
+pub use config::{Event, EventSink, KeyPair, Proxies, RegistryConfig, Settings};
 pub use credentials::{Credential, CredentialSource, CredentialsError, Secret, StaticCredentials};
 pub use docker_config::{DockerCredentials, Stored};
 pub use error::{Asked, Detail, Error};

@@ -31,7 +31,7 @@ fn client() -> Client {
 }
 
 fn repository(fake: &Fake, path: &str) -> Repository {
-    format!("{}/{path}", fake.host()).parse().unwrap()
+    format!("{}/{path}", fake.host()).parse().expect("a repository")
 }
 
 fn token_auth(public: bool) -> Auth {
@@ -242,7 +242,8 @@ async fn small_blobs_have_a_cap() {
 #[tokio::test]
 async fn uploads_survive_what_networks_do() {
     let status = |code: u16| Fault::Status(code, vec![], String::new());
-    let cases: Vec<(&str, Vec<(&str, usize, Fault)>)> = vec![
+    type Faults = Vec<(&'static str, usize, Fault)>;
+    let cases: Vec<(&str, Faults)> = vec![
         ("nothing wrong", vec![]),
         ("cut", vec![("PUT", 1, Fault::CutUpload(40_000))]),
         ("cut at once", vec![("PUT", 2, Fault::CutUpload(0))]),
