@@ -1,1 +1,3 @@
 //! rbuild
+
+pub mod progress;
