@@ -17,7 +17,7 @@ use url::Url;
 use crate::challenge;
 use crate::error::Asked;
 use crate::http::is_loopback;
-use crate::transport::{Body, Endpoint, Request, Scheme, authority};
+use crate::transport::{Body, Endpoint, Request, authority};
 use crate::{Credential, CredentialSource, Error, Event};
 
 const CLIENT_ID: &str = "rbuild";
@@ -167,7 +167,7 @@ impl Authorizer {
         grant: &Grant,
         headers: &HeaderMap,
     ) -> Result<bool, Error> {
-        let (wanted, scope) = choose(endpoint, request, headers).await?;
+        let (wanted, scope) = choose(endpoint, request, headers)?;
         let Some(wanted) = wanted else { return Ok(false) };
         let changed = lock(&self.wanted).replace(wanted.clone()) != Some(wanted.clone());
         let mut news = changed || !grant.fresh;
@@ -222,17 +222,13 @@ fn covered(scope: &str, scopes: &[String]) -> bool {
 }
 
 /// Chooses among the challenges of a 401: Bearer if it can be used, else Basic. Also returns the scope it names.
-async fn choose(
-    endpoint: &Endpoint,
-    request: &Request<'_>,
-    headers: &HeaderMap,
-) -> Result<(Option<Wanted>, String), Error> {
+fn choose(endpoint: &Endpoint, request: &Request<'_>, headers: &HeaderMap) -> Result<(Option<Wanted>, String), Error> {
     let values = headers.get_all(WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok());
     let challenges: Vec<_> = values.flat_map(challenge::parse).collect();
     if let Some(bearer) = challenges.iter().find(|c| c.scheme == "bearer")
         && let Some(realm) = bearer.param("realm").and_then(|realm| Url::parse(realm).ok())
     {
-        check_realm(endpoint, request, &realm).await?;
+        check_realm(endpoint, request, &realm)?;
         let service = bearer.param("service").map(str::to_owned);
         return Ok((Some(Wanted::Bearer { realm, service }), bearer.param("scope").unwrap_or_default().to_owned()));
     }
@@ -240,12 +236,12 @@ async fn choose(
     Ok((basic.then_some(Wanted::Basic), String::new()))
 }
 
-/// A token server is spoken to over TLS, unless the registry itself is not.
-async fn check_realm(endpoint: &Endpoint, request: &Request<'_>, realm: &Url) -> Result<(), Error> {
+/// A token server is spoken to over TLS, unless the user said that the registry is not, or both are on this machine.
+fn check_realm(endpoint: &Endpoint, request: &Request<'_>, realm: &Url) -> Result<(), Error> {
     let host = authority(realm);
     let allowed = match realm.scheme() {
         "https" => true,
-        "http" => endpoint.scheme().await? == Scheme::Http || (is_loopback(&endpoint.host) && is_loopback(&host)),
+        "http" => endpoint.http_configured || (is_loopback(&endpoint.host) && is_loopback(&host)),
         _ => false,
     };
     if allowed && realm.username().is_empty() && realm.password().is_none() && realm.host_str().is_some() {

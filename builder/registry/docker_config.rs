@@ -16,11 +16,11 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tokio::io::AsyncWriteExt as _;
 
+use crate::reference::{DOCKER_HUB, is_docker_hub};
 use crate::{Credential, CredentialSource, CredentialsError, Secret};
 
 /// The name under which Docker keeps Docker Hub's credentials, for historical reasons.
 const HUB_KEY: &str = "https://index.docker.io/v1/";
-const HUB_NAMES: [&str; 3] = ["docker.io", "index.docker.io", "registry-1.docker.io"];
 const HELPER_TIMEOUT: Duration = Duration::from_secs(60);
 const FILE_MAX: u64 = 16 << 20;
 /// What helpers say when they have nothing, in the words of Docker's helper protocol.
@@ -195,7 +195,7 @@ impl DockerCredentials {
         // Its standard output might hold a secret when it failed half-way; errors of the protocol are short lines.
         let first = said.lines().next().unwrap_or_default();
         let why = if first.is_empty() || first.starts_with('{') { output.status.to_string() } else { first.to_owned() };
-        Err(failed(crate::transport::clean(&why, &[String::from_utf8_lossy(input).into_owned()])))
+        Err(failed(crate::failure::clean(&why, &[String::from_utf8_lossy(input).into_owned()])))
     }
 
     /// Stores a credential, as `docker login` does: with the configured helper, else in the file, readable by its owner only.
@@ -272,19 +272,16 @@ fn program(helper: &str) -> String {
     format!("docker-credential-{helper}")
 }
 
-fn is_hub(registry: &str) -> bool {
-    HUB_NAMES.contains(&registry)
-}
-
 /// The name by which helpers and files know a registry.
 fn server_name(registry: &str) -> &str {
-    if is_hub(registry) { HUB_KEY } else { registry }
+    if is_docker_hub(registry) { HUB_KEY } else { registry }
 }
 
 /// The helper of a registry: its own, else the one for all.
 fn helper_for(file: &Map<String, Value>, registry: &str) -> Option<String> {
     let own = file.get("credHelpers").and_then(Value::as_object).and_then(|helpers| {
-        let names: &[&str] = if is_hub(registry) { &[HUB_KEY, "docker.io", "index.docker.io"] } else { &[registry] };
+        let names: &[&str] =
+            if is_docker_hub(registry) { &[HUB_KEY, "docker.io", "index.docker.io"] } else { &[registry] };
         names.iter().find_map(|name| helpers.get(*name)).or_else(|| {
             helpers.iter().find(|(key, _)| normalise_key(key) == normalise_key(registry)).map(|(_, helper)| helper)
         })
@@ -312,7 +309,7 @@ fn normalise_key(key: &str) -> String {
     let key = key.trim_end_matches('/');
     let key = key.strip_suffix("/v1").or_else(|| key.strip_suffix("/v2")).unwrap_or(key);
     let (host, path) = key.split_once('/').map_or((key, None), |(host, path)| (host, Some(path)));
-    let host = if is_hub(host) { HUB_NAMES[0] } else { host };
+    let host = if is_docker_hub(host) { DOCKER_HUB } else { host };
     path.map_or_else(|| host.to_owned(), |path| format!("{host}/{path}"))
 }
 

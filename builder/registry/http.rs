@@ -136,7 +136,7 @@ fn build(settings: &Settings, tls: &Tls, https: bool) -> Result<reqwest::Client,
         }
         Ok(builder)
     };
-    let describe = |error: reqwest::Error| crate::transport::innermost(&error);
+    let describe = |error: reqwest::Error| crate::failure::innermost(&error);
     if !https {
         return base()?.tls_certs_only([]).build().map_err(describe);
     }

@@ -15,6 +15,7 @@ mod config;
 mod credentials;
 mod docker_config;
 mod error;
+mod failure;
 #[cfg(feature = "fake")]
 pub mod fake;
 mod http;
@@ -24,6 +25,7 @@ mod push;
 mod reference;
 mod retry;
 mod transport;
+mod upload_body;
 mod verify;
 
 pub use client::{Client, Progress, TransferEvent};
@@ -37,6 +39,6 @@ pub use manifest::{
 pub use oci_spec::image::{Descriptor, Digest, ImageIndex, ImageManifest, MediaType};
 pub use pull::BlobStream;
 pub use push::{BlobSource, Pushed};
-pub use reference::{DOCKER_HUB, Reference, ReferenceError, Repository};
+pub use reference::{DOCKER_HUB, Reference, ReferenceError, Repository, registry_name};
 pub use retry::RetryPolicy;
 pub use verify::{Verifier, digest_of};

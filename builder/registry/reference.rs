@@ -246,6 +246,23 @@ fn split_registry(name: &str) -> (&str, &str) {
     }
 }
 
+/// The name of a registry as people write it for `login`: a host, also as a URL or as one of Docker Hub's several names.
+///
+/// # Errors
+/// When it is not the name of a host.
+pub fn registry_name(text: &str) -> Result<String, ReferenceError> {
+    let name = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://")).unwrap_or(text);
+    let name = name.trim_end_matches('/');
+    let name = name.strip_suffix("/v1").or_else(|| name.strip_suffix("/v2")).unwrap_or(name);
+    check_registry(name).map_err(|why| ReferenceError { text: text.to_owned(), why })?;
+    Ok(if is_docker_hub(name) { DOCKER_HUB.to_owned() } else { name.to_owned() })
+}
+
+/// Whether this is one of Docker Hub's names.
+pub(crate) fn is_docker_hub(host: &str) -> bool {
+    [DOCKER_HUB, "index.docker.io", "registry-1.docker.io"].contains(&host)
+}
+
 /// Checks `host[:port]`, where the host is a name, an IPv4 address or an IPv6 address in brackets.
 pub(crate) fn check_registry(text: &str) -> Result<(), String> {
     let bad = |why: &str| Err(format!("the registry {text:?} {why}"));
@@ -415,6 +432,22 @@ mod tests {
             assert!(error.contains(want), "{text}: {error}");
         }
         assert!("a/b:1".parse::<Repository>().is_err());
+    }
+
+    #[test]
+    fn registries_have_one_name() {
+        for (text, want) in [
+            ("docker.io", Some("docker.io")),
+            ("https://index.docker.io/v1/", Some("docker.io")),
+            ("registry-1.docker.io", Some("docker.io")),
+            ("ghcr.io", Some("ghcr.io")),
+            ("http://localhost:5000/", Some("localhost:5000")),
+            ("ghcr.io/someone", None),
+            ("", None),
+            ("a b", None),
+        ] {
+            assert_eq!(registry_name(text).ok().as_deref(), want, "{text}");
+        }
     }
 
     proptest::proptest! {

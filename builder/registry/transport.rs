@@ -1,31 +1,31 @@
 //! One host of a registry: how it is spoken to, and how a request becomes an answer or an exact error.
 
-use std::error::Error as StdError;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use futures_util::stream;
 use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, HeaderMap, HeaderValue, LOCATION, RETRY_AFTER};
 use reqwest::{Method, Response, StatusCode};
-use serde_json::Value;
-use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::OnceCell;
 use url::Url;
 
 use crate::auth::{Authorizer, Grant};
-use crate::error::{Asked, Detail};
+use crate::error::Asked;
+use crate::failure::{classify, detail_of, io_kind, rustls_error};
 use crate::http::{Clients, Tls, is_loopback};
 use crate::push::BlobSource;
 use crate::retry::{Attempts, Retrier, parse_retry_after};
+use crate::upload_body::{Sending, upload_body, watch};
 use crate::{CredentialSource, Digest, Error, Event, Repository, Settings};
 
 const REDIRECTS_MAX: usize = 10;
 const AUTH_ROUNDS_MAX: usize = 4;
+/// How many stall time-outs the end of an upload and a document in memory may take.
+const COMMIT_FACTOR: u32 = 5;
+const DOCUMENT_FACTOR: u32 = 10;
 const ERROR_BODY_MAX: usize = 64 << 10;
-const UPLOAD_PIECE: usize = 128 << 10;
 
 /// What all hosts of a client share.
 pub(crate) struct Shared {
@@ -64,6 +64,8 @@ pub(crate) struct Endpoint {
     pub(crate) distrusted: AtomicBool,
     pub(crate) auth: Authorizer,
     pub(crate) shared: Arc<Shared>,
+    /// Whether the user said that it speaks plain HTTP.
+    pub(crate) http_configured: bool,
     prefix: String,
     fixed: Option<Scheme>,
     scheme: OnceCell<Scheme>,
@@ -95,13 +97,6 @@ pub(crate) enum Body<'a> {
         len: u64,
         on_sent: Arc<dyn Fn(u64) + Send + Sync>,
     },
-}
-
-/// An upload that is under way: what the watch over it sees.
-#[derive(Default)]
-struct Sending {
-    sent: AtomicU64,
-    failure: Mutex<Option<io::Error>>,
 }
 
 impl Endpoint {
@@ -159,6 +154,7 @@ impl Endpoint {
             distrusted: AtomicBool::new(false),
             auth: Authorizer::new(registry, credentials),
             shared,
+            http_configured: http == Some(true) || fixed == Some(Scheme::Http),
             prefix: if prefix.is_empty() { String::new() } else { format!("{prefix}/") },
             fixed,
             scheme: OnceCell::new(),
@@ -395,14 +391,16 @@ impl Endpoint {
         }
         let stall = settings.stall_timeout;
         let Some((sending, len, digest)) = upload else {
-            return match tokio::time::timeout(stall + settings.connect_timeout, builder.send()).await {
-                Ok(answer) => answer.map_err(|error| classify(&error, asked(), stall)),
-                Err(_) => Err(Error::Timeout { asked: asked(), after: stall }),
+            // A registry may copy a blob before it answers the PUT that ends its upload.
+            let patience = if request.method == Method::PUT { stall * COMMIT_FACTOR } else { stall };
+            return match tokio::time::timeout(patience + settings.connect_timeout, builder.send()).await {
+                Ok(answer) => answer.map_err(|error| classify(&error, asked(), patience)),
+                Err(_) => Err(Error::Timeout { asked: asked(), after: patience }),
             };
         };
         let answer = watch(builder.send(), &sending, len, stall).await;
         // A source that cannot be read fails the request in the HTTP library's words; ours are better.
-        if let Some(source) = sending.failure.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        if let Some(source) = sending.take_failure() {
             return Err(Error::Source { digest: digest.clone(), source });
         }
         match answer {
@@ -417,14 +415,19 @@ impl Endpoint {
         if response.content_length().is_some_and(|length| length > limit) {
             return Err(Error::TooLarge { asked, limit });
         }
-        let mut all = Vec::new();
-        while let Some(bytes) = self.next_bytes(&mut response, what).await? {
-            if (all.len() + bytes.len()) as u64 > limit {
-                return Err(Error::TooLarge { asked, limit });
+        let whole = async {
+            let mut all = Vec::new();
+            while let Some(bytes) = self.next_bytes(&mut response, what).await? {
+                if (all.len() + bytes.len()) as u64 > limit {
+                    return Err(Error::TooLarge { asked: asked.clone(), limit });
+                }
+                all.extend_from_slice(&bytes);
             }
-            all.extend_from_slice(&bytes);
-        }
-        Ok(all.into())
+            Ok(all.into())
+        };
+        // Such documents are small; one that trickles in is not waited for.
+        let after = self.shared.settings.stall_timeout * DOCUMENT_FACTOR;
+        tokio::time::timeout(after, whole).await.unwrap_or(Err(Error::Timeout { asked: asked.clone(), after }))
     }
 
     /// The next bytes of a body, within the stall time-out.
@@ -451,11 +454,15 @@ impl Endpoint {
         let retry_after = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
         let retry_after = retry_after.and_then(|value| parse_retry_after(value, SystemTime::now()));
         let mut body = Vec::new();
-        while body.len() < ERROR_BODY_MAX
-            && let Ok(Some(bytes)) = self.next_bytes(&mut response, "").await
-        {
-            body.extend_from_slice(&bytes[..bytes.len().min(ERROR_BODY_MAX - body.len())]);
-        }
+        let words = async {
+            while body.len() < ERROR_BODY_MAX
+                && let Ok(Some(bytes)) = self.next_bytes(&mut response, "").await
+            {
+                body.extend_from_slice(&bytes[..bytes.len().min(ERROR_BODY_MAX - body.len())]);
+            }
+        };
+        // What came in time is shown; the status is known anyway.
+        let _ = tokio::time::timeout(self.shared.settings.stall_timeout, words).await;
         let detail = detail_of(&body, secrets);
         match status {
             404 => Error::NotFound { asked, detail },
@@ -463,61 +470,6 @@ impl Endpoint {
             403 => Error::Denied { asked, detail },
             429 => Error::TooManyRequests { asked, retry_after, detail },
             _ => Error::Status { asked, status, retry_after, detail },
-        }
-    }
-}
-
-/// The body of an upload: exactly `len` bytes, counted as they leave.
-fn upload_body(
-    reader: Box<dyn AsyncRead + Send + Unpin>,
-    len: u64,
-    sending: Arc<Sending>,
-    on_sent: Arc<dyn Fn(u64) + Send + Sync>,
-) -> reqwest::Body {
-    let pieces = stream::try_unfold((reader, 0u64), move |(mut reader, done)| {
-        let (sending, on_sent) = (sending.clone(), on_sent.clone());
-        async move {
-            if done == len {
-                return Ok(None);
-            }
-            let mut buffer = bytes::BytesMut::with_capacity(UPLOAD_PIECE);
-            let mut limited = (&mut reader).take(len - done);
-            let read = limited.read_buf(&mut buffer).await.and_then(|n| match n {
-                0 => Err(io::Error::new(io::ErrorKind::UnexpectedEof, format!("it ends {} bytes early", len - done))),
-                n => Ok(n as u64),
-            });
-            match read {
-                Ok(n) => {
-                    sending.sent.store(done + n, Ordering::Relaxed);
-                    on_sent(done + n);
-                    Ok(Some((buffer.freeze(), (reader, done + n))))
-                }
-                Err(error) => {
-                    let told = io::Error::new(error.kind(), "source");
-                    *sending.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-                    Err(told)
-                }
-            }
-        }
-    });
-    reqwest::Body::wrap_stream(pieces)
-}
-
-/// Waits for the answer to an upload while bytes leave. `None`: nothing moved for `stall`; once all is sent a registry may take
-/// five times as long, since it may copy the blob before it answers.
-async fn watch<T>(send: impl Future<Output = T>, sending: &Sending, len: u64, stall: Duration) -> Option<T> {
-    let mut send = std::pin::pin!(send);
-    let (mut seen, mut idle) = (0, 0);
-    loop {
-        tokio::select! {
-            answer = &mut send => return Some(answer),
-            () = tokio::time::sleep(stall) => {}
-        }
-        let sent = sending.sent.load(Ordering::Relaxed);
-        idle = if sent == seen { idle + 1 } else { 0 };
-        seen = sent;
-        if idle >= if sent == len { 5 } else { 1 } {
-            return None;
         }
     }
 }
@@ -532,104 +484,9 @@ pub(crate) fn same_origin(a: &Url, b: &Url) -> bool {
     a.scheme() == b.scheme() && a.host_str() == b.host_str() && a.port_or_known_default() == b.port_or_known_default()
 }
 
-/// Turns the HTTP library's failure into ours. URLs are left out: those of blobs are often signed.
-pub(crate) fn classify(error: &reqwest::Error, asked: Box<Asked>, after: Duration) -> Error {
-    let cause = innermost(error);
-    if rustls_error(error).is_some() {
-        return Error::Tls { asked, cause };
-    }
-    if error.is_dns() {
-        return Error::Connect { asked, cause: format!("name resolution failed: {cause}") };
-    }
-    if error.is_timeout() && !error.is_connect() {
-        return Error::Timeout { asked, after };
-    }
-    if error.is_connect() {
-        return Error::Connect { asked, cause };
-    }
-    if error.is_builder() {
-        return Error::InvalidResponse { asked, why: cause };
-    }
-    Error::Interrupted { asked, cause }
-}
-
-/// The text of the cause at the end of the chain.
-pub(crate) fn innermost(error: &reqwest::Error) -> String {
-    let mut last: &dyn StdError = error;
-    while let Some(source) = last.source() {
-        last = source;
-    }
-    if std::ptr::eq(std::ptr::from_ref(last).cast::<()>(), std::ptr::from_ref(error).cast::<()>()) {
-        // The outermost text would contain the URL.
-        return if error.is_timeout() { "timed out".into() } else { "the request failed".into() };
-    }
-    clean(&last.to_string(), &[])
-}
-
-fn chain(error: &reqwest::Error) -> impl Iterator<Item = &(dyn StdError + 'static)> {
-    let mut next = error.source();
-    std::iter::from_fn(move || {
-        let this = next?;
-        // An io::Error that wraps another error is transparent to `source`.
-        let inner = this.downcast_ref::<io::Error>().and_then(|e| e.get_ref()).map(|e| e as &(dyn StdError + 'static));
-        next = inner.or_else(|| this.source());
-        Some(this)
-    })
-}
-
-fn rustls_error(error: &reqwest::Error) -> Option<&rustls::Error> {
-    chain(error).find_map(|e| e.downcast_ref::<rustls::Error>())
-}
-
-fn io_kind(error: &reqwest::Error) -> Option<io::ErrorKind> {
-    chain(error).filter_map(|e| e.downcast_ref::<io::Error>()).last().map(io::Error::kind)
-}
-
-/// Finds the code and message in an error body: the distribution API's JSON, a token server's, or a line of text.
-fn detail_of(body: &[u8], secrets: &[String]) -> Detail {
-    let text = |value: Option<&Value>| clean(value.and_then(Value::as_str).unwrap_or_default(), secrets);
-    if let Ok(json) = serde_json::from_slice::<Value>(body) {
-        let first = json.get("errors").and_then(|errors| errors.get(0)).unwrap_or(&json);
-        let code = first.get("code").or(first.get("error")).filter(|code| code.is_string());
-        let message = ["message", "error_description", "details", "detail"].iter().find_map(|key| first.get(*key));
-        return Detail { code: text(code), message: text(message.filter(|m| m.is_string())) };
-    }
-    let line = String::from_utf8_lossy(body);
-    let line = line.trim();
-    let plain = !line.starts_with('<') && !line.contains('\n');
-    Detail { code: String::new(), message: if plain { clean(line, secrets) } else { String::new() } }
-}
-
-/// Makes a server's text fit to be shown: without secrets it may have echoed, without control characters, not endless.
-pub(crate) fn clean(text: &str, secrets: &[String]) -> String {
-    let mut text = text.to_owned();
-    for secret in secrets.iter().filter(|secret| !secret.is_empty()) {
-        text = text.replace(secret.as_str(), "***");
-    }
-    text.chars().filter(|c| !c.is_control()).take(300).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn error_bodies_are_read_and_cleaned() {
-        for (body, want) in [
-            (r#"{"errors":[{"code":"DENIED","message":"no\u001b[31m red"}]}"#, " (DENIED: no[31m red)"),
-            (r#"{"errors":[{"code":"UNKNOWN"}]}"#, " (UNKNOWN)"),
-            (r#"{"errors":[]}"#, ""),
-            (r#"{"details":"incorrect username or password"}"#, " (incorrect username or password)"),
-            (r#"{"error":"invalid_grant","error_description":"expired"}"#, " (invalid_grant: expired)"),
-            (r#"{"error":{"a":1},"message":["x"]}"#, ""),
-            ("plain words about hunter2\n", " (plain words about ***)"),
-            ("<html>no</html>", ""),
-            ("null", ""),
-            ("", ""),
-        ] {
-            assert_eq!(detail_of(body.as_bytes(), &["hunter2".into(), String::new()]).to_string(), want, "{body}");
-        }
-    }
 
     #[test]
     fn origins_are_scheme_host_and_port() {

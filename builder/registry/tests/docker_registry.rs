@@ -2,6 +2,8 @@
 //!
 //! Needs the packages docker-registry, apache2-utils and openssl; without them these tests fail and say so.
 
+#![allow(clippy::unwrap_used, reason = "the helpers of a test may fail it")]
+
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
