@@ -12,7 +12,7 @@ use super::error::LayerError;
 use super::header::{OPAQUE, WHITEOUT};
 use super::index::LayerIndex;
 use super::read::{Member, MemberKind, Piece, TarReader};
-use super::state::{Inode, Meta, NodeId, NodeKind, ROOT, State};
+use super::state::{Inode, InodeId, Meta, NodeId, NodeKind, ROOT, State};
 use super::tree::Tree;
 
 /// The holes of all sparse files of a layer together. They cost an attacker nothing, and us the time to hash them.
@@ -55,7 +55,7 @@ pub struct Applied {
 /// Unpacks an uncompressed layer into the empty directory `dest`, apart from whatever will be below.
 ///
 /// Every entry that the tar has is made as the tar has it; what only the layers below can tell is noted in the index for
-/// [`super::mend`]. Nothing is synced. After an error the directory is to be removed.
+/// [`super::mend`], which every layer needs, the lowest too. Nothing is synced. After an error the directory is to be removed.
 pub fn apply(tar: impl Read, dest: &Path, options: &ApplyOptions) -> Result<Applied, LayerError> {
     let none = |_: usize, _: &[u8]| Err(io::ErrorKind::NotFound.into());
     Applier {
@@ -85,6 +85,12 @@ pub fn apply_upon(
 pub fn index_tar(tar: impl Read) -> Result<Applied, LayerError> {
     let none = |_: usize, _: &[u8]| Err(io::ErrorKind::NotFound.into());
     Applier { state: State::new(None), disk: None, below: None, open_below: &none, holes: 0 }.run(tar)
+}
+
+/// What a hard link is made to.
+enum Source {
+    File(NodeId, InodeId),
+    Other(EntryKind, Meta),
 }
 
 struct Applier<'a> {
@@ -289,53 +295,47 @@ impl Applier<'_> {
         let (target_dir, target_name) = split(&target);
         let resolved = join(&self.state.resolve(target_dir)?, target_name);
         let path = join(&self.state.path(dir), name);
-        let missing = || LayerError::LinkTarget { path: show(&path), target: show(&target) };
-        if resolved == path {
-            return if self.state.find(&path).is_some() { Ok(()) } else { Err(missing()) };
-        }
-        if is_within(&resolved, &path) {
-            return Err(missing());
-        }
         self.clear(dir, name)?;
-        let old = match self.state.find(&resolved) {
-            Some(old) => old,
-            None => match self.below {
-                None if self.state.shows_below(&resolved) => {
-                    // Only the layers below can tell: noted for mending.
-                    let kind = EntryKind::Hardlink { target: resolved };
-                    self.state.attach(dir, name, NodeKind::Other(kind), meta);
-                    return Ok(());
-                }
-                None => return Err(missing()),
-                Some(below) => {
-                    let found = self.state.below(&resolved).ok_or_else(missing)?;
-                    match &found.entry.kind {
-                        EntryKind::Dir { .. } | EntryKind::Whiteout => return Err(missing()),
-                        EntryKind::File { .. } | EntryKind::Hardlink { .. } => {
-                            let file = below.file_of(found).ok_or_else(missing)?;
-                            self.copy_up(&resolved, file.layer, file.entry)?
-                        }
-                        kind => return self.other(dir, name, kind.clone(), Meta::of(found.entry)),
-                    }
-                }
-            },
-        };
-        match &self.state.node(old).kind {
-            NodeKind::Dir { .. } | NodeKind::Other(EntryKind::Whiteout) => Err(missing()),
-            // Two names of one symlink or device are as good as two of them; a link to a link awaits mending as that does.
-            NodeKind::Other(kind) => {
-                let (kind, old_meta) = (kind.clone(), self.state.node(old).meta.clone());
-                self.other(dir, name, kind, old_meta)
-            }
-            NodeKind::File(inode) => {
-                let inode = *inode;
+        let source = if is_within(&resolved, &path) { None } else { self.source(&resolved)? };
+        match (source, self.below) {
+            (Some(Source::File(old, inode)), _) => {
                 if let Some(disk) = &mut self.disk {
                     disk.link(&self.state, old, dir, name)?;
                 }
                 let new = self.state.attach(dir, name, NodeKind::File(inode), Meta::default());
                 self.describe_link(new, inode, meta)
             }
+            (Some(Source::Other(kind, meta)), _) => self.other(dir, name, kind, meta),
+            // Only the layers below can tell, be it that this is an error: noted for mending.
+            (None, None) => {
+                self.state.await_target(&resolved);
+                self.state.attach(dir, name, NodeKind::Other(EntryKind::Hardlink { target: resolved }), meta);
+                Ok(())
+            }
+            (None, Some(_)) => Err(LayerError::LinkTarget { path: show(&path), target: show(&target) }),
         }
+    }
+
+    /// What a hard link can be made to at a path. A file of the layers below is copied up.
+    fn source(&mut self, path: &[u8]) -> Result<Option<Source>, LayerError> {
+        let Some(id) = self.state.find(path) else {
+            let Some((below, found)) = self.below.zip(self.state.below(path)) else { return Ok(None) };
+            return Ok(match &found.entry.kind {
+                EntryKind::Dir { .. } | EntryKind::Whiteout => None,
+                EntryKind::File { .. } | EntryKind::Hardlink { .. } => match below.file_of(found) {
+                    Some(file) => Some(self.copy_up(path, file.layer, file.entry)?),
+                    None => None,
+                },
+                kind => Some(Source::Other(kind.clone(), Meta::of(found.entry))),
+            });
+        };
+        let node = self.state.node(id);
+        Ok(match &node.kind {
+            NodeKind::File(inode) => Some(Source::File(id, *inode)),
+            NodeKind::Dir { .. } | NodeKind::Other(EntryKind::Whiteout | EntryKind::Hardlink { .. }) => None,
+            // Two names of one symlink or device are as good as two of them.
+            NodeKind::Other(kind) => Some(Source::Other(kind.clone(), node.meta.clone())),
+        })
     }
 
     /// The header of a link describes the file that it names, as in every engine. It nearly always says the same.
@@ -355,7 +355,7 @@ impl Applier<'_> {
     }
 
     /// Brings a file of a layer below into this one.
-    fn copy_up(&mut self, path: &[u8], layer: usize, file: &super::Entry) -> Result<NodeId, LayerError> {
+    fn copy_up(&mut self, path: &[u8], layer: usize, file: &super::Entry) -> Result<Source, LayerError> {
         let EntryKind::File { size, digest, .. } = file.kind else {
             return Err(LayerError::Missing { path: show(path) });
         };
@@ -372,7 +372,7 @@ impl Applier<'_> {
             disk.describe_file(&to, &meta, || path.to_vec())?;
         }
         let inode = self.state.add_inode(Inode { size, digest, offset: None, meta });
-        Ok(self.state.attach(dir, name, NodeKind::File(inode), Meta::default()))
+        Ok(Source::File(self.state.attach(dir, name, NodeKind::File(inode), Meta::default()), inode))
     }
 }
 

@@ -143,6 +143,11 @@ impl Disk {
     /// Describes a file anew by one of its names.
     pub(crate) fn describe_again(&mut self, state: &State<'_>, id: NodeId, meta: &Meta) -> Result<(), LayerError> {
         let dir = self.parent(state, id)?;
+        if self.options.ownership == Ownership::Keep {
+            // Its owner need not be us any more.
+            file::chown_at(&*dir, &state.node(id).name, meta.uid, meta.gid)
+                .map_err(|e| LayerError::held("chown", &state.path(id))(e))?;
+        }
         self.describe_at(&dir, &state.node(id).name, meta, true, || state.path(id))
     }
 
@@ -213,7 +218,8 @@ impl Disk {
         state.walk(|id, path| {
             match &state.node(id).kind {
                 NodeKind::Dir { .. } => dirs.push(id),
-                NodeKind::Other(EntryKind::Whiteout) => {
+                // Overlayfs lists a whiteout that has nothing to hide, as a name without a file.
+                NodeKind::Other(EntryKind::Whiteout) if state.tree().is_none_or(|tree| tree.lookup(path).is_some()) => {
                     let dir = self.parent(state, id)?;
                     file::mknod(&*dir, &state.node(id).name, Device::WHITEOUT, 0o600)
                         .map_err(LayerError::held("mknod", path))?;
@@ -242,7 +248,7 @@ impl Disk {
         meta: &Meta,
         path: impl Fn() -> Vec<u8>,
     ) -> Result<(), LayerError> {
-        if self.options.ownership == Ownership::Keep && (meta.uid, meta.gid) != self.owner {
+        if self.options.ownership == Ownership::Keep {
             file::chown(fd, meta.uid, meta.gid).map_err(|e| LayerError::held("chown", &path())(e))?;
         }
         file::chmod(fd, meta.mode).map_err(|e| LayerError::held("chmod", &path())(e))?;

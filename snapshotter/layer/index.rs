@@ -18,16 +18,19 @@ pub struct LayerIndex {
     /// Paths of other entries' parents that were taken for directories or for missing while the layer was unpacked
     /// apart, beyond those that are implicit directories now. A symlink below at one of them changes where entries go.
     assumed: Vec<Vec<u8>>,
+    /// Targets of hard links that were not in this layer when the link was made.
+    targets: Vec<Vec<u8>>,
 }
 
 impl LayerIndex {
     /// Sorts `entries`; of entries with the same path the last counts. Missing parents are added.
     #[must_use]
     pub fn new(entries: Vec<Entry>) -> Self {
-        Self::with_assumed(entries, Vec::new())
+        Self::unmended(entries, Vec::new(), Vec::new())
     }
 
-    pub(crate) fn with_assumed(mut entries: Vec<Entry>, mut assumed: Vec<Vec<u8>>) -> Self {
+    /// The index of a layer that was unpacked apart.
+    pub(crate) fn unmended(mut entries: Vec<Entry>, mut assumed: Vec<Vec<u8>>, targets: Vec<Vec<u8>>) -> Self {
         if !entries.windows(2).all(|pair| cmp_paths(&pair[0].path, &pair[1].path).is_lt()) {
             entries.reverse();
             entries.sort_by(|a, b| cmp_paths(&a.path, &b.path));
@@ -36,7 +39,7 @@ impl LayerIndex {
         let entries = with_parents(entries);
         assumed.sort();
         assumed.dedup();
-        let index = Self { entries, assumed: Vec::new() };
+        let index = Self { entries, assumed: Vec::new(), targets };
         let assumed = assumed.into_iter().filter(|path| !index.get(path).is_some_and(Entry::is_implicit)).collect();
         Self { assumed, ..index }
     }
@@ -65,6 +68,12 @@ impl LayerIndex {
     #[must_use]
     pub fn assumed(&self) -> &[Vec<u8>] {
         &self.assumed
+    }
+
+    /// Targets of hard links that only the layers below can have.
+    #[must_use]
+    pub fn targets(&self) -> &[Vec<u8>] {
+        &self.targets
     }
 
     /// The regular file that a hard link in this layer names. A file names itself.
@@ -110,7 +119,7 @@ impl LayerIndex {
                 Packed { shared: u32::try_from(shared).unwrap_or(u32::MAX), rest }
             })
             .collect();
-        let packed = PackedIndex { entries, assumed: self.assumed.clone() };
+        let packed = PackedIndex { entries, assumed: self.assumed.clone(), targets: self.targets.clone() };
         postcard::to_extend(&packed, vec![VERSION]).expect("plain data of known length always serialises")
     }
 
@@ -140,7 +149,7 @@ impl LayerIndex {
         if entries.len() != count {
             return Err(bad("a parent directory is missing"));
         }
-        Ok(Self { entries, assumed: packed.assumed })
+        Ok(Self { entries, assumed: packed.assumed, targets: packed.targets })
     }
 }
 
@@ -199,7 +208,7 @@ impl PartialOrd for Key {
 }
 
 /// Kind, owner, mode, content and attributes; neither path nor times.
-pub(crate) fn hash_entry(hasher: &mut KeyHasher, entry: &Entry) {
+pub fn hash_entry(hasher: &mut KeyHasher, entry: &Entry) {
     match &entry.kind {
         EntryKind::File { size, digest, .. } => hasher.number(1).number(*size).field(digest.as_bytes()),
         EntryKind::Dir { opaque, .. } => hasher.number(if *opaque { 3 } else { 2 }),
@@ -224,6 +233,7 @@ pub(crate) fn hash_entry(hasher: &mut KeyHasher, entry: &Entry) {
 struct PackedIndex {
     entries: Vec<Packed>,
     assumed: Vec<Vec<u8>>,
+    targets: Vec<Vec<u8>>,
 }
 
 /// An entry whose path lacks the first `shared` bytes of the path before.

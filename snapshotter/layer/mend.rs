@@ -1,10 +1,11 @@
 //! Making a layer that was unpacked apart fit the layers below it.
 //!
-//! Unpacked apart, a layer is right but for three things that only the layers below can tell. Directories that it had to
-//! invent should look as they do below: they are described anew, in place. A directory of its names may be a symbolic
-//! link below, and a hard link's target may lie below: then names lead elsewhere or data are missing, and the layer is
-//! unpacked once more with the layers below in sight, which is sequential application itself. So that the second case is
-//! never missed, the index notes every path that was taken for granted ([`LayerIndex::assumed`]).
+//! Unpacked apart, a layer is right but for what only the layers below can tell. Whiteouts that hide nothing go.
+//! Directories that it had to invent should look as they do below: they are described anew, in place. A directory of its
+//! names may be a symbolic link below, and a hard link's target may lie below: then names lead elsewhere or data are missing,
+//! and the layer is unpacked once more with the layers below in sight, which is sequential application itself. So that
+//! this is never missed, the index notes every path that was taken for granted ([`LayerIndex::assumed`],
+//! [`LayerIndex::targets`]).
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -12,11 +13,12 @@ use std::path::Path;
 
 use graph::Digest;
 use rustix::fs::OFlags;
+use sys::file::Node;
 use sys::path::{Links, open};
 
 use super::apply::{ApplyOptions, apply_upon};
-use super::disk::Disk;
-use super::entry::EntryKind;
+use super::disk::{Disk, opaque_key};
+use super::entry::{Entry, EntryKind, split};
 use super::error::LayerError;
 use super::index::LayerIndex;
 use super::state::Meta;
@@ -50,8 +52,10 @@ pub fn mend<R: Read>(
         empty(dir)?;
         let applied = apply_upon(open_tar().map_err(LayerError::Read)?, dir, options, below, open_below)?;
         *index = applied.index;
+        hide_below_root(dir, index, below, options)?;
         return Ok(Mended::Reapplied { diff_id: applied.diff_id });
     }
+    drop_idle_whiteouts(dir, index, below)?;
     let mut disk = None;
     // The deepest first: the mode that a parent gets may keep us out of it.
     for entry in index.entries_mut().rev().filter(|entry| entry.is_implicit()) {
@@ -69,6 +73,7 @@ pub fn mend<R: Read>(
         disk.describe_dir(&fd, &meta, || entry.path.clone())?;
         entry.copy_metadata(found.entry);
     }
+    hide_below_root(dir, index, below, options)?;
     Ok(Mended::InPlace)
 }
 
@@ -79,11 +84,58 @@ impl LayerIndex {
             |path: &[u8]| below.lookup(path).is_some_and(|found| matches!(found.entry.kind, EntryKind::Symlink { .. }));
         let dirs = self.entries().iter().filter(|entry| entry.is_implicit()).map(|entry| &*entry.path);
         let assumed = self.assumed().iter().map(|path| &**path);
-        dirs.chain(assumed).find(|path| is_link(path)).or_else(|| {
-            let mut links = self.entries().iter().filter(|entry| matches!(entry.kind, EntryKind::Hardlink { .. }));
-            links.find(|link| self.file_of(link).is_none()).map(|link| &*link.path)
-        })
+        self.targets().first().map(|path| &**path).or_else(|| dirs.chain(assumed).find(|path| is_link(path)))
     }
+}
+
+/// Removes the whiteouts that hide nothing. In a directory that no other layer has, overlayfs would list them as names
+/// without files. The index keeps them, as the tar has them.
+fn drop_idle_whiteouts(dir: &Path, index: &LayerIndex, below: &Tree) -> Result<(), LayerError> {
+    let mut idle = index
+        .entries()
+        .iter()
+        .filter(|entry| entry.kind == EntryKind::Whiteout && below.lookup(&entry.path).is_none())
+        .peekable();
+    if idle.peek().is_none() {
+        return Ok(());
+    }
+    let root = sys::file::open_root(dir).map_err(LayerError::io("open", b""))?;
+    for Entry { path, .. } in idle {
+        let (dir, name) = split(path);
+        let parent = open(&root, dir, Links::Refuse, OFlags::RDONLY | OFlags::DIRECTORY, 0)
+            .map_err(LayerError::io("open", path))?;
+        match sys::file::unlink(&parent, name) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            done => done.map_err(LayerError::io("unlink", path))?,
+        }
+        if let Some(dir) = index.get(dir) {
+            sys::file::set_mtime(&parent, dir.mtime).map_err(LayerError::io("utimens", &dir.path))?;
+        }
+    }
+    Ok(())
+}
+
+/// Overlayfs merges the roots of its layers whatever marks they have. Where the root is opaque, all that shows in it from
+/// below is hidden name by name.
+fn hide_below_root(dir: &Path, index: &LayerIndex, below: &Tree, options: &ApplyOptions) -> Result<(), LayerError> {
+    let Some(top) = index.get(b"").filter(|top| matches!(top.kind, EntryKind::Dir { opaque: true, .. })) else {
+        return Ok(());
+    };
+    let root = sys::file::open_root(dir).map_err(LayerError::io("open", b""))?;
+    for Entry { path, .. } in below.children(b"").iter().map(|found| found.entry) {
+        match index.get(path).map(|entry| &entry.kind) {
+            Some(EntryKind::Dir { .. }) => {
+                sys::xattr::set_at(&root, path, opaque_key(options.userxattr), b"y")
+                    .map_err(LayerError::held("setxattr", path))?;
+            }
+            None | Some(EntryKind::Whiteout) => match sys::file::mknod(&root, path, Node::WHITEOUT, 0o600) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                made => made.map_err(LayerError::held("mknod", path))?,
+            },
+            Some(_) => {}
+        }
+    }
+    sys::file::set_mtime(&root, top.mtime).map_err(LayerError::io("utimens", b""))
 }
 
 /// Removes everything in a directory.

@@ -31,7 +31,10 @@ pub use commit::{CommitOptions, Committed, commit_upper, write_upper};
 pub use entry::{Entry, EntryKind, ancestors, clean, cmp_paths, is_within, join, keeps_xattr, split};
 pub use error::LayerError;
 pub use export::{Extracted, extract_tree, open_in, write_tree};
-pub use index::LayerIndex;
+pub use index::{LayerIndex, hash_entry};
 pub use mend::{Mended, mend};
 pub use tree::{Found, Resolved, Tree};
 pub use write::{Expect, LayerWriter, WRITER_VERSION, Written};
+
+#[cfg(test)]
+mod tests;

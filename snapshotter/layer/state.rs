@@ -97,6 +97,7 @@ pub(crate) struct State<'a> {
     nodes: Vec<Node>,
     inodes: Vec<Inode>,
     assumed: BTreeSet<Vec<u8>>,
+    targets: BTreeSet<Vec<u8>>,
     /// The last parent that was resolved, as written and as it is. Adding names cannot change it, only replacing can.
     last_parent: Option<(Vec<u8>, NodeId)>,
 }
@@ -110,7 +111,14 @@ impl<'a> State<'a> {
             kind: NodeKind::Dir { children: BTreeMap::new(), opaque: false, implicit: true, hidden: false },
             meta: found.map_or_else(Meta::invented, |found| Meta::of(found.entry)),
         };
-        Self { below, nodes: vec![root], inodes: Vec::new(), assumed: BTreeSet::new(), last_parent: None }
+        Self {
+            below,
+            nodes: vec![root],
+            inodes: Vec::new(),
+            assumed: BTreeSet::new(),
+            targets: BTreeSet::new(),
+            last_parent: None,
+        }
     }
 
     pub(crate) fn node(&self, id: NodeId) -> &Node {
@@ -298,6 +306,11 @@ impl<'a> State<'a> {
         }
     }
 
+    /// Notes that a hard link's target must be in the layers below.
+    pub(crate) fn await_target(&mut self, target: &[u8]) {
+        self.targets.insert(target.to_vec());
+    }
+
     /// Puts a new node into a directory, where no such name may be.
     pub(crate) fn attach(&mut self, dir: NodeId, name: &[u8], kind: NodeKind, meta: Meta) -> NodeId {
         if self.below.is_some() {
@@ -322,19 +335,29 @@ impl<'a> State<'a> {
         self.nodes[id].name = name;
     }
 
-    /// Makes a directory hide what is below, and all directories in it.
+    /// Makes a directory hide what is below, and all directories in it. Removals in it have nothing to remove any more.
     pub(crate) fn hide(&mut self, id: NodeId) {
         if let NodeKind::Dir { opaque, .. } = &mut self.nodes[id].kind {
             *opaque = true;
         }
         let mut todo = vec![id];
         while let Some(id) = todo.pop() {
-            if let NodeKind::Dir { children, hidden, .. } = &mut self.nodes[id].kind
-                && !std::mem::replace(hidden, true)
-            {
-                todo.extend(children.values());
+            let NodeKind::Dir { children, hidden, .. } = &mut self.nodes[id].kind else { continue };
+            if std::mem::replace(hidden, true) {
+                continue;
+            }
+            let mut children = std::mem::take(children);
+            children.retain(|_, child| !matches!(self.nodes[*child].kind, NodeKind::Other(EntryKind::Whiteout)));
+            todo.extend(children.values());
+            if let NodeKind::Dir { children: emptied, .. } = &mut self.nodes[id].kind {
+                *emptied = children;
             }
         }
+    }
+
+    /// The layers below, if they are known.
+    pub(crate) fn tree(&self) -> Option<&'a Tree> {
+        self.below
     }
 
     /// Calls `visit` with every node but the root, parents first, in sorted order.
@@ -398,7 +421,10 @@ impl<'a> State<'a> {
             Ok(())
         });
         match done {
-            Ok(()) => LayerIndex::with_assumed(entries, self.assumed.iter().cloned().collect()),
+            Ok(()) => {
+                let list = |paths: &BTreeSet<Vec<u8>>| paths.iter().cloned().collect();
+                LayerIndex::unmended(entries, list(&self.assumed), list(&self.targets))
+            }
             Err(never) => match never {},
         }
     }

@@ -1,0 +1,8 @@
+//! Tests that need more than one part of this module.
+
+mod attacks;
+mod compression;
+mod roundtrip;
+mod stacks;
+mod support;
+mod views;
