@@ -2,23 +2,33 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::io::Errno;
 
 use crate::error::{Error, Named, Result, check};
 
-/// Makes `fd` also number `target`, open across exec, closing what `target` was.
-///
-/// The new number is not owned by anybody: this is for the last moments before an exec, where descriptors are numbers.
-pub fn duplicate_to(fd: BorrowedFd<'_>, target: RawFd) -> Result<()> {
+/// One of the three descriptors that every program starts with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standard {
+    /// Number 0.
+    Input = 0,
+    /// Number 1.
+    Output = 1,
+    /// Number 2.
+    Error = 2,
+}
+
+/// Makes `fd` also this process's standard input, output or error, open across exec.
+pub fn set_standard(fd: BorrowedFd<'_>, standard: Standard) -> Result<()> {
+    let target = standard as RawFd;
     if fd.as_raw_fd() == target {
-        // dup3 refuses equal numbers; only the close-on-exec flag has to go.
+        // dup2 would leave the close-on-exec flag as it is.
         return rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty())
             .call(|| format!("fcntl({target}, F_SETFD, 0)"));
     }
-    // SAFETY: dup2 touches descriptors only. Whoever owned `target` loses it, which is what the caller asks for.
+    // SAFETY: dup2 touches descriptors only. The standard ones are owned by nobody, so nobody loses what is his.
     check(i64::from(unsafe { libc::dup2(fd.as_raw_fd(), target) }) as libc::c_long)
         .map(drop)
         .call(|| format!("dup2({}, {target})", fd.as_raw_fd()))
@@ -52,20 +62,6 @@ fn close_on_exec_listed(first: RawFd) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Takes over an open descriptor that another program left at a number.
-///
-/// Answers `EBADF` when nothing is open there. The descriptor is made close-on-exec.
-///
-/// # Safety
-/// Nothing else in this process may own the number.
-pub unsafe fn adopt(number: RawFd) -> Result<OwnedFd> {
-    // SAFETY: fcntl on a number that may not be open answers EBADF.
-    check(i64::from(unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) }) as libc::c_long)
-        .call(|| format!("fcntl({number}, F_SETFD, FD_CLOEXEC)"))?;
-    // SAFETY: it is open, and the caller promises that nobody else owns it.
-    Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
 /// A file in memory that holds `content` and can never be changed again.

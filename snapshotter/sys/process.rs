@@ -29,10 +29,9 @@ pub enum Cloned {
 ///
 /// The child starts at the same point with a copy of everything; it must end in an exec or in [`exit`].
 ///
-/// # Safety
-/// The process must have one thread: with several, a lock that another of them held (the allocator's, for one) would be held
-/// for ever in the child.
-pub unsafe fn clone(namespaces: Namespaces, cgroup: Option<BorrowedFd<'_>>) -> Result<Cloned> {
+/// Refused (`EBUSY`) when the process has several threads: a lock that another of them held (the allocator's, for one) would
+/// be held for ever in the child.
+pub fn clone(namespaces: Namespaces, cgroup: Option<BorrowedFd<'_>>) -> Result<Cloned> {
     /// The kernel's `struct clone_args`, second version.
     #[repr(C)]
     #[derive(Default)]
@@ -51,6 +50,9 @@ pub unsafe fn clone(namespaces: Namespaces, cgroup: Option<BorrowedFd<'_>>) -> R
     }
     const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
+    if !is_single_threaded() {
+        return Err(Error::new("clone3() in a process with several threads", Errno::BUSY));
+    }
     let mut pidfd: RawFd = -1;
     let flags = namespaces.bits() | libc::CLONE_PIDFD as u64;
     let mut arguments = CloneArgs {
@@ -63,8 +65,8 @@ pub unsafe fn clone(namespaces: Namespaces, cgroup: Option<BorrowedFd<'_>>) -> R
         arguments.flags |= CLONE_INTO_CGROUP;
         arguments.cgroup = cgroup.as_raw_fd() as u64;
     }
-    // SAFETY: without CLONE_VM the child has its own copy of the memory and returns here on its own copy of this stack; the
-    // caller promises a single thread. `arguments` and `pidfd` outlive the call.
+    // SAFETY: without CLONE_VM the child has its own copy of the memory and returns here on its own copy of this stack; there is
+    // one thread only. `arguments` and `pidfd` outlive the call.
     let returned = check(unsafe { libc::syscall(libc::SYS_clone3, &raw mut arguments, size_of::<CloneArgs>()) });
     let pid = match returned {
         // Older kernels, and the seccomp filters of containers we may run in, answer like this. Joining the cgroup is the
@@ -73,8 +75,7 @@ pub unsafe fn clone(namespaces: Namespaces, cgroup: Option<BorrowedFd<'_>>) -> R
             let legacy = flags | libc::SIGCHLD as u64;
             // SAFETY: as above. The legacy call has its arguments in the same order on x86_64, aarch64 and riscv64; the fourth
             // is unused without CLONE_CHILD_SETTID and the like.
-            let returned =
-                unsafe { libc::syscall(libc::SYS_clone, legacy, 0_usize, &raw mut pidfd, 0_usize, 0_usize) };
+            let returned = unsafe { libc::syscall(libc::SYS_clone, legacy, 0_usize, &raw mut pidfd, 0_usize, 0_usize) };
             check(returned).call(|| format!("clone({legacy:#x}, NULL, &pidfd)"))?
         }
         other => other.call(|| {
@@ -206,5 +207,18 @@ fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
 
 /// True when the process has exactly one thread, which forking needs.
 pub fn is_single_threaded() -> bool {
-    std::fs::read_dir("/proc/self/task").is_ok_and(|tasks| tasks.count() == 1)
+    // The directory of threads has a link for each, besides its own two.
+    rustix::fs::stat(c"/proc/self/task").is_ok_and(|task| task.st_nlink == 3)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_with_threads_is_not_cloned() {
+        // The test runner's own thread waits meanwhile.
+        let error = clone(Namespaces::NONE, None).map(drop).expect_err("two threads");
+        assert_eq!(error.errno(), Errno::BUSY);
+    }
 }

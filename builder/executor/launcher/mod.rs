@@ -1,0 +1,219 @@
+//! The launcher as rbuild sees it: started once, then asked for steps.
+
+mod serve;
+pub(crate) mod wire;
+
+use std::ffi::CString;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::{Mode, OFlags};
+use sys::fd::Standard;
+use sys::mount::Attributes;
+use sys::namespace::Namespaces;
+use sys::process::Cloned;
+use sys::{Named, fd, mount, process, socket};
+
+use crate::error::Error;
+use crate::machine::OverlayCalls;
+use crate::running::{Running, Stdio};
+use crate::spec::Process;
+use wire::Request;
+
+/// The name the launcher is executed under, by which [`Launcher::start`] knows that it is the launcher.
+const NAME: &str = "rbuild-launcher";
+
+/// A handle to the launcher. Clones share it; when the last is dropped, the launcher ends and every step with it.
+#[derive(Debug, Clone)]
+pub struct Launcher {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    /// `None` only while it is being dropped.
+    socket: Option<OwnedFd>,
+    pid: i32,
+    pidfd: OwnedFd,
+}
+
+/// Old ways of doing things, taken even where the kernel has better ones. For tests of those ways.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Fallbacks {
+    /// How overlays are configured; none takes the best that works.
+    pub overlay: Option<OverlayCalls>,
+}
+
+impl Launcher {
+    /// Starts the launcher, and in the launcher itself, does its work and never returns.
+    ///
+    /// To be called first thing in `main`: the process must still have one thread and hold nothing a step may not have.
+    pub fn start() -> Result<Self, Error> {
+        Self::start_with(Fallbacks::default())
+    }
+
+    /// The same with old ways forced.
+    pub fn start_with(fallbacks: Fallbacks) -> Result<Self, Error> {
+        let mut arguments = std::env::args_os();
+        if arguments.next().is_some_and(|name| name == NAME) {
+            let status =
+                serve::main(arguments.next().and_then(|name| OverlayCalls::from_name(&name.to_string_lossy())));
+            process::exit(status);
+        }
+        Self::spawn(fallbacks).map_err(|error| Error::Launcher(error.into()))
+    }
+
+    fn spawn(fallbacks: Fallbacks) -> sys::Result<Self> {
+        let (ours, theirs) = socket::pair()?;
+        // A pid namespace of its own makes the kernel end every step when the launcher ends, however it ends.
+        match process::clone(Namespaces::PID, None)? {
+            Cloned::Parent { pid, pidfd } => {
+                drop(theirs);
+                let shared = Shared { socket: Some(ours), pid, pidfd };
+                shared.greet()?;
+                Ok(Self { shared: Arc::new(shared) })
+            }
+            Cloned::Child => {
+                drop(ours);
+                let error = become_launcher(&theirs, fallbacks);
+                // rbuild reads it as the reason why there is no launcher.
+                let text = format!("{}\0{}", error.errno().raw_os_error(), error.call());
+                let text = &text.as_bytes()[..text.len().min(4096)];
+                socket::send(&theirs, text, &[], true).ok();
+                process::exit(1)
+            }
+        }
+    }
+
+    /// Starts a step. Returns when its program is being executed, or with the reason why it is not.
+    pub async fn run(&self, process: Process, io: Stdio) -> Result<Running, Error> {
+        let terminal = io.window_size();
+        let request = wire::encode(&Request { process, terminal })?;
+        let doing = |cause: sys::Error| Error::Sandbox { action: "ask for a step".to_owned(), cause: cause.into() };
+        let request = fd::sealed_memory_file("step", &request).map_err(doing)?;
+        let (control, their_control) = socket::pair().map_err(doing)?;
+        let (report, their_report) = socket::pair().map_err(doing)?;
+        {
+            let mut descriptors = vec![request.as_fd(), their_control.as_fd(), their_report.as_fd()];
+            descriptors.extend(io.descriptors());
+            self.send(&descriptors).await?;
+        }
+        // Only theirs may remain: the end of a socket is how either side learns that the other is gone.
+        drop((request, their_control, their_report, io));
+        Running::begin(control, report).await
+    }
+
+    async fn send(&self, descriptors: &[BorrowedFd<'_>]) -> Result<(), Error> {
+        let Some(socket) = &self.shared.socket else { return Err(Error::LauncherGone) };
+        let mut pause = Duration::from_micros(200);
+        loop {
+            match socket::send(socket, b"run", descriptors, false) {
+                Ok(()) => return Ok(()),
+                // Dozens of requests are waiting to be read: the launcher is busy for a moment.
+                Err(error) if error.errno() == rustix::io::Errno::AGAIN => {
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(Duration::from_millis(10));
+                }
+                Err(error) if matches!(error.errno(), rustix::io::Errno::PIPE | rustix::io::Errno::CONNRESET) => {
+                    return Err(Error::LauncherGone);
+                }
+                Err(cause) => {
+                    return Err(Error::Sandbox { action: "ask for a step".to_owned(), cause: cause.into() });
+                }
+            }
+        }
+    }
+
+    /// The launcher's process id, for diagnostics.
+    pub fn pid(&self) -> i32 {
+        self.shared.pid
+    }
+}
+
+impl Shared {
+    /// Waits until the launcher's program runs, or reports why it does not.
+    fn greet(&self) -> sys::Result<()> {
+        let Some(socket) = &self.socket else { return Ok(()) };
+        let mut buffer = [0; 4096];
+        let length = socket::receive(socket, &mut buffer, true)?.length;
+        match &buffer[..length] {
+            b"ready" => Ok(()),
+            failure => {
+                let text = String::from_utf8_lossy(failure);
+                let (errno, call) = text.split_once('\0').unwrap_or(("", "the launcher ended at once"));
+                let errno = errno.parse().map_or(rustix::io::Errno::CHILD, rustix::io::Errno::from_raw_os_error);
+                Err(sys::Error::new(call, errno))
+            }
+        }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.socket = None;
+        // It ends as soon as it sees the socket's end. Should it hang, it is made to.
+        let mut poll = [PollFd::new(&self.pidfd, PollFlags::IN)];
+        let patience = Timespec { tv_sec: 5, tv_nsec: 0 };
+        if !matches!(rustix::event::poll(&mut poll, Some(&patience)), Ok(1)) {
+            process::signal(&self.pidfd, libc::SIGKILL).ok();
+            rustix::event::poll(&mut [PollFd::new(&self.pidfd, PollFlags::IN)], Some(&patience)).ok();
+        }
+        process::reap(self.pid).ok();
+    }
+}
+
+/// In the fresh copy of rbuild: becomes the launcher, or returns why not.
+fn become_launcher(socket: &OwnedFd, fallbacks: Fallbacks) -> sys::Error {
+    match try_become_launcher(socket, fallbacks) {
+        Err(error) => error,
+    }
+}
+
+fn try_become_launcher(socket: &OwnedFd, fallbacks: Fallbacks) -> sys::Result<std::convert::Infallible> {
+    // A terminal's Ctrl-C is for rbuild, which decides what it means.
+    rustix::process::setsid().call(|| "setsid()".to_owned())?;
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
+        .call(|| "prctl(PR_SET_PDEATHSIG, SIGKILL)".to_owned())?;
+    let program = unwritable_program()?;
+    sys::namespace::unshare(Namespaces::MOUNT)?;
+    mount::make_all_private()?;
+    let null = rustix::fs::open(c"/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+        .call(|| "open(\"/dev/null\", O_RDWR)".to_owned())?;
+    fd::set_standard(socket.as_fd(), Standard::Input)?;
+    fd::set_standard(null.as_fd(), Standard::Output)?;
+    fd::set_standard(null.as_fd(), Standard::Error)?;
+    fd::close_on_exec_from(3)?;
+    let mut arguments = vec![CString::new(NAME).unwrap_or_default()];
+    if let Some(calls) = fallbacks.overlay {
+        arguments.push(CString::new(calls.name()).unwrap_or_default());
+    }
+    process::execute_descriptor(&program, &arguments, &[])
+}
+
+/// This program, opened so that whoever reaches it through /proc/self/exe cannot write it: a script in an image may name that
+/// path as its interpreter, and would then run our program inside a step.
+fn unwritable_program() -> sys::Result<OwnedFd> {
+    let from_mount = |path: &Path| -> sys::Result<OwnedFd> {
+        let tree = mount::copy_tree_at(path, false)?;
+        mount::set_attributes(&tree, Attributes::MOUNT_ATTR_RDONLY, Attributes::empty(), false)?;
+        Ok(tree)
+    };
+    let own = Path::new("/proc/self/exe");
+    if let Ok(tree) = from_mount(own) {
+        return Ok(tree);
+    }
+    // After a change of mount namespace the running program lies in a mount of the old one; its path may lead to the same file.
+    if let Ok(path) = std::env::current_exe()
+        && let (Ok(running), Ok(found)) = (rustix::fs::stat(own), rustix::fs::stat(&path))
+        && (running.st_dev, running.st_ino) == (found.st_dev, found.st_ino)
+        && let Ok(tree) = from_mount(&path)
+    {
+        return Ok(tree);
+    }
+    // Kernels before 5.12 cannot make the view read-only: a sealed copy costs some milliseconds.
+    let content = std::fs::read(own).call(|| "read(\"/proc/self/exe\")".to_owned())?;
+    fd::sealed_memory_file(NAME, &content)
+}

@@ -1,0 +1,284 @@
+//! The launcher's own process: one thread, one loop over rbuild's socket and, for each step, a socket and a process descriptor.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Instant;
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+use sys::namespace::Namespaces;
+use sys::process::{Cloned, Ended};
+use sys::{Named, fd, process, socket};
+
+use super::wire::{self, MAX_MESSAGE, Order, Outcome, Request};
+use crate::cgroup::{Cgroups, Group};
+use crate::error::{Doing, Error};
+use crate::init;
+use crate::machine::{Machine, OverlayCalls};
+use crate::network::Pool;
+use crate::running::{ExitStatus, Usage};
+use crate::seccomp;
+use crate::spec::{self, Network};
+
+/// Does the launcher's work until rbuild lets go of its socket. The result is the process's exit code.
+pub(super) fn main(overlay: Option<OverlayCalls>) -> i32 {
+    match Server::open(overlay) {
+        Ok(server) => server.serve(),
+        Err(error) => {
+            let text = format!("{}\0{}", error.errno().raw_os_error(), error.call());
+            socket::send(std::io::stdin(), text.as_bytes(), &[], true).ok();
+            1
+        }
+    }
+}
+
+struct Server {
+    socket: OwnedFd,
+    machine: Machine,
+    cgroups: Cgroups,
+    filters: seccomp::Cache,
+    networks: Pool,
+    steps: Vec<Step>,
+    /// Groups of ended steps that the kernel did not let go of yet.
+    leaving: Vec<Group>,
+}
+
+struct Step {
+    control: OwnedFd,
+    pid: i32,
+    pidfd: OwnedFd,
+    started: Instant,
+    group: Group,
+}
+
+impl Server {
+    fn open(overlay: Option<OverlayCalls>) -> sys::Result<Self> {
+        // rbuild put its socket where a program's standard input is, because that place needs no agreement.
+        let socket =
+            rustix::io::fcntl_dupfd_cloexec(std::io::stdin(), 3).call(|| "fcntl(0, F_DUPFD_CLOEXEC, 3)".to_owned())?;
+        let null = File::open("/dev/null").call(|| "open(\"/dev/null\")".to_owned())?;
+        fd::set_standard(null.as_fd(), fd::Standard::Input)?;
+        // Nobody may look into this process, nor into what it becomes, except those who may anyway.
+        set_dumpable_behavior(DumpableBehavior::NotDumpable).call(|| "prctl(PR_SET_DUMPABLE, 0)".to_owned())?;
+        for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT, libc::SIGPIPE] {
+            process::ignore_signal(signal, true)?;
+        }
+        let machine = Machine::look(overlay);
+        socket::send(&socket, b"ready", &[], true)?;
+        Ok(Self {
+            socket,
+            cgroups: Cgroups::discover(),
+            machine,
+            filters: seccomp::Cache::default(),
+            networks: Pool::default(),
+            steps: Vec::new(),
+            leaving: Vec::new(),
+        })
+    }
+
+    fn serve(mut self) -> i32 {
+        loop {
+            let ready = match self.poll() {
+                Ok(ready) => ready,
+                Err(_) => return 1,
+            };
+            if ready.networks {
+                self.networks.collect();
+            }
+            for pid in ready.ended {
+                self.finish(pid);
+            }
+            for pid in ready.ordered {
+                self.obey(pid);
+            }
+            if ready.asked && !self.accept() {
+                // As the first process of a pid namespace, our end is that of all steps. Their groups would stay: wait for them.
+                for step in &self.steps {
+                    process::signal(&step.pidfd, libc::SIGKILL).ok();
+                }
+                while let Some(pid) = self.steps.first().map(|step| step.pid) {
+                    let step = &self.steps[0];
+                    rustix::event::poll(&mut [PollFd::new(&step.pidfd, PollFlags::IN)], None).ok();
+                    self.finish(pid);
+                }
+                self.cgroups.close(std::mem::take(&mut self.leaving));
+                return 0;
+            }
+            self.leaving.retain_mut(|group| !group.remove());
+        }
+    }
+
+    /// Waits until something happened. Steps are named by pid, because positions change while they are dealt with.
+    fn poll(&self) -> Result<Ready, Errno> {
+        let mut polled = vec![PollFd::new(&self.socket, PollFlags::IN)];
+        for step in &self.steps {
+            polled.push(PollFd::new(&step.pidfd, PollFlags::IN));
+            polled.push(PollFd::new(&step.control, PollFlags::IN));
+        }
+        if let Some(socket) = self.networks.socket() {
+            polled.push(PollFd::from_borrowed_fd(socket, PollFlags::IN));
+        }
+        let again = Timespec { tv_sec: 0, tv_nsec: 2_000_000 };
+        match rustix::event::poll(&mut polled, (!self.leaving.is_empty()).then_some(&again)) {
+            Err(Errno::INTR) | Ok(0) => return Ok(Ready::default()),
+            other => other?,
+        };
+        let happened: Vec<bool> = polled.iter().map(|fd| !fd.revents().is_empty()).collect();
+        let pids = |offset: usize| {
+            let steps = self.steps.iter().enumerate();
+            steps.filter(|(index, _)| happened[1 + 2 * index + offset]).map(|(_, step)| step.pid).collect()
+        };
+        Ok(Ready {
+            asked: happened[0],
+            ended: pids(0),
+            ordered: pids(1),
+            networks: happened.get(1 + 2 * self.steps.len()).copied().unwrap_or_default(),
+        })
+    }
+
+    /// Takes the next request; false when rbuild is gone.
+    fn accept(&mut self) -> bool {
+        let mut buffer = [0; 16];
+        let mut message = match socket::receive(&self.socket, &mut buffer, false) {
+            Ok(message) if message.length == 0 => return false,
+            Ok(message) => message,
+            Err(error) => return error.errno() == Errno::AGAIN,
+        };
+        let mut descriptors = message.descriptors.drain(..);
+        let (Some(request), Some(control), Some(report)) = (descriptors.next(), descriptors.next(), descriptors.next())
+        else {
+            return true;
+        };
+        let io = descriptors.collect();
+        if let Err(error) = self.start(request, &control, report, io) {
+            tell(&control, &Outcome::Failed(error));
+        }
+        true
+    }
+
+    fn start(&mut self, request: OwnedFd, control: &OwnedFd, report: OwnedFd, io: Vec<OwnedFd>) -> Result<(), Error> {
+        let control = control.try_clone().call(|| "dup()".to_owned()).doing("start a step")?;
+        let request = read_request(request)?;
+        let process = &request.process;
+        let filter = match process.seccomp {
+            spec::Seccomp::Default => Some(self.filters.default_profile(self.machine.step_capabilities(process))),
+            spec::Seccomp::Unconfined => None,
+        };
+        let group = self.cgroups.create(&process.limits)?;
+        let mut namespaces = Namespaces::MOUNT.with(Namespaces::PID).with(Namespaces::IPC).with(Namespaces::UTS);
+        let network = match process.network {
+            Network::Host => init::NetworkSetup::Keep,
+            Network::None => match self.networks.take() {
+                Some(namespace) => init::NetworkSetup::Join(namespace),
+                None => {
+                    namespaces = namespaces.with(Namespaces::NETWORK);
+                    init::NetworkSetup::Fresh
+                }
+            },
+        };
+        let started = Instant::now();
+        // Where the kernel lacks clone3 the child joins the group by itself.
+        let into = group.descriptor();
+        let cloned = match process::clone(namespaces, into) {
+            Err(error) if into.is_some() && matches!(error.errno(), Errno::NOSYS | Errno::INVAL | Errno::BADF) => {
+                process::clone(namespaces, None).map(|cloned| (cloned, false))
+            }
+            other => other.map(|cloned| (cloned, into.is_some())),
+        };
+        match cloned.doing("start a step's process")? {
+            (Cloned::Child, joined) => {
+                let setup = init::Setup { request, io, report, network, filter, machine: &self.machine, group, joined };
+                init::run(setup)
+            }
+            (Cloned::Parent { pid, pidfd }, _) => {
+                self.steps.push(Step { control, pid, pidfd, started, group });
+                if matches!(network, init::NetworkSetup::Join(_) | init::NetworkSetup::Fresh) {
+                    self.networks.refill();
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Does what rbuild wants of a step, or kills it when rbuild let go of it.
+    fn obey(&mut self, pid: i32) {
+        let Some(step) = self.steps.iter().find(|step| step.pid == pid) else { return };
+        let mut buffer = [0; 64];
+        let signal = match socket::receive(&step.control, &mut buffer, false) {
+            Err(error) if error.errno() == Errno::AGAIN => return,
+            Ok(message) if message.length > 0 => match wire::decode(&buffer[..message.length]) {
+                Ok(Order::Signal(signal)) => signal,
+                Err(_) => return,
+            },
+            Ok(_) | Err(_) => libc::SIGKILL,
+        };
+        if signal == libc::SIGKILL {
+            step.group.kill();
+        }
+        process::signal(&step.pidfd, signal).ok();
+    }
+
+    /// Reports a step's end and forgets it.
+    fn finish(&mut self, pid: i32) {
+        let Some(index) = self.steps.iter().position(|step| step.pid == pid) else { return };
+        let ended = match process::reap(pid) {
+            Ok(None) => return,
+            Ok(Some(ended)) => ended,
+            // Nobody else can have taken it; say something true all the same.
+            Err(_) => {
+                Ended { code: None, signal: None, user: Default::default(), system: Default::default(), max_rss: 0 }
+            }
+        };
+        let step = self.steps.swap_remove(index);
+        let wall = step.started.elapsed();
+        tell(&step.control, &Outcome::Ended(status(&ended, wall, &step.group)));
+        // What follows is off rbuild's path: it goes on with the next step.
+        self.leaving.push(step.group);
+    }
+}
+
+/// What happened since the last look.
+#[derive(Default)]
+struct Ready {
+    asked: bool,
+    ended: Vec<i32>,
+    ordered: Vec<i32>,
+    networks: bool,
+}
+
+fn status(ended: &Ended, wall: std::time::Duration, group: &Group) -> ExitStatus {
+    let counted = group.usage();
+    ExitStatus {
+        code: ended.code,
+        signal: ended.signal,
+        oom_killed: counted.oom_killed,
+        usage: Usage {
+            user: counted.user.unwrap_or(ended.user).max(ended.user),
+            system: counted.system.unwrap_or(ended.system).max(ended.system),
+            peak_memory: counted.peak_memory.unwrap_or(ended.max_rss),
+            wall,
+        },
+    }
+}
+
+fn tell(control: &OwnedFd, outcome: &Outcome) {
+    let mut bytes = wire::encode(outcome).unwrap_or_default();
+    if bytes.is_empty() || bytes.len() > MAX_MESSAGE {
+        let failed = Outcome::Failed(Error::Protocol("the outcome of a step is too long to be told".to_owned()));
+        bytes = wire::encode(&failed).unwrap_or_default();
+    }
+    // When rbuild is gone there is nobody to tell.
+    socket::send(control, &bytes, &[], true).ok();
+}
+
+fn read_request(request: OwnedFd) -> Result<Request, Error> {
+    let mut file = File::from(request);
+    let mut bytes = Vec::new();
+    std::io::Seek::rewind(&mut file)
+        .and_then(|()| file.read_to_end(&mut bytes))
+        .call(|| "read(request)".to_owned())
+        .doing("read the request for a step")?;
+    wire::decode(&bytes)
+}

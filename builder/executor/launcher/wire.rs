@@ -1,0 +1,55 @@
+//! What rbuild, the launcher and a step's process say to each other. Each is one message of a local socket.
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::error::Error;
+use crate::running::ExitStatus;
+use crate::spec::{Process, WindowSize};
+use crate::stubs::Stub;
+
+/// Room for any message; what could be larger travels in a memory file.
+pub(crate) const MAX_MESSAGE: usize = 64 << 10;
+
+/// rbuild to launcher, in a sealed memory file because secrets and environments have no small bound.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Request {
+    pub(crate) process: Process,
+    /// A terminal of this size is made for the step and its other side comes with [`Report::Prepared`].
+    pub(crate) terminal: Option<WindowSize>,
+}
+
+/// rbuild to launcher, about one step.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Order {
+    /// Send a signal to the step's first process.
+    Signal(i32),
+}
+
+/// Launcher to rbuild, about one step; the last message.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Outcome {
+    /// It was started and has ended.
+    Ended(ExitStatus),
+    /// There was no process.
+    Failed(Error),
+}
+
+/// The step's process to rbuild, before it executes the program. The socket's end without a further message means that it did.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Report {
+    /// The sandbox is complete; the program is executed next.
+    Prepared { stubs: Vec<Stub> },
+    /// It is not, or the program cannot be executed.
+    Failed(Error),
+}
+
+/// A message as bytes.
+pub(crate) fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, Error> {
+    postcard::to_allocvec(message).map_err(|error| Error::Protocol(error.to_string()))
+}
+
+/// Bytes as a message.
+pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
+    postcard::from_bytes(bytes).map_err(|error| Error::Protocol(error.to_string()))
+}

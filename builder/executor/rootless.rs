@@ -1,0 +1,1 @@
+//! Running as an ordinary user, in a user namespace.
