@@ -39,7 +39,7 @@ impl Pax {
             None => None,
             Some(list) => {
                 let numbers: Vec<u64> = list.split(|&b| b == b',').map(decimal).collect::<Result<_, _>>()?;
-                if numbers.len() % 2 != 0 {
+                if !numbers.len().is_multiple_of(2) {
                     return Err("invalid map of a sparse file".to_owned());
                 }
                 Some(numbers.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect())

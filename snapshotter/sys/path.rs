@@ -59,7 +59,7 @@ pub fn open(root: impl AsFd, path: &[u8], links: Links, flags: OFlags, mode: u32
 
 /// Opens the directory that the last part of `path` is in, following links inside the root, and returns that part. `None`
 /// for the root itself and for paths that end in `..`.
-pub fn open_parent<'a>(root: impl AsFd, path: &'a [u8]) -> io::Result<(OwnedFd, Option<&'a [u8]>)> {
+pub fn open_parent(root: impl AsFd, path: &[u8]) -> io::Result<(OwnedFd, Option<&[u8]>)> {
     let trimmed = &path[..path.iter().rposition(|&b| b != b'/').map_or(0, |last| last + 1)];
     let (dir, name) = match trimmed.iter().rposition(|&b| b == b'/') {
         Some(slash) => (&trimmed[..slash], &trimmed[slash + 1..]),

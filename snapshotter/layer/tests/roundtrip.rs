@@ -105,7 +105,8 @@ fn a_directory_survives_byte_for_byte() {
     on_disk.retain(|_, line| !line.starts_with("char 0"));
     let mut shown = shot_of_index(applied.index.clone());
     // The root is described by nobody, whiteouts and opaque marks are not shown.
-    (on_disk.remove("/"), shown.remove("/"));
+    on_disk.remove("/");
+    shown.remove("/");
     on_disk.retain(|path, _| path != "/gone" && path != "/etc/gone-too");
     same(&shown, &on_disk);
 }
@@ -231,7 +232,8 @@ fn gnu_tar_and_busybox_read_our_bytes() {
     let mut got = shot_of_dir(&dest);
     let mut want = shot_of_index(committed.index.clone());
     got.retain(|path, _| !path.contains("/.wh."));
-    (got.remove("/"), want.remove("/"));
+    got.remove("/");
+    want.remove("/");
     same(&want, &got);
     match Command::new("busybox").args(["tar", "-tf"]).arg(temp.path().join("layer.tar")).output() {
         Ok(result) => assert!(result.status.success(), "{}", String::from_utf8_lossy(&result.stderr)),
@@ -334,6 +336,7 @@ fn umoci_unpacks_our_layers() {
 
     let mut got = shot_of_dir(&temp.path().join("bundle/rootfs"));
     let mut want = super::support::shot_of_tree(&Tree::new(vec![below.index.into(), committed.index.into()]));
-    (got.remove("/"), want.remove("/"));
+    got.remove("/");
+    want.remove("/");
     same(&want, &got);
 }

@@ -294,7 +294,8 @@ fn check(layers: &[Vec<Raw>], overlay: bool) -> Result<usize, TestCaseError> {
     write_tree(&stack.tree, open_in(&stack.dirs), &mut tar).expect("flatten");
     let mut flat = shot_of_tar(&*tar);
     let mut want_flat = want.clone();
-    (flat.remove("/"), want_flat.remove("/"));
+    flat.remove("/");
+    want_flat.remove("/");
     prop_assert!(want_flat == flat, "flattened\n{}", difference(&want_flat, &flat));
 
     if overlay {
@@ -423,7 +424,7 @@ fn many_small_files() {
     for dir in 0..100 {
         members.push(Raw::dir(&format!("d{dir:03}")));
         for file in 0..200 {
-            members.push(Raw::file(&format!("d{dir:03}/f{file:03}"), &format!("{dir}-{file}-").repeat(500)[..4096]));
+            members.push(Raw::file(&format!("d{dir:03}/f{file:03}"), &format!("{dir}-{file}-").repeat(1100)[..4096]));
         }
     }
     let tar = archive(&members);
@@ -440,8 +441,8 @@ fn many_small_files() {
     let applied = applied.expect("applied");
     time("commit_upper", &mut || drop(commit_upper(&dest, &CommitOptions::default()).expect("commit")));
     time("write_upper", &mut || write_upper(&dest, &applied.index, std::io::sink()).expect("write"));
-    let tree = Tree::new(vec![Arc::new(applied.index.clone()); 10]);
-    time("digest of 10 such layers", &mut || drop(tree.digest(b"").expect("digest")));
+    let tree = Tree::new((0..10).map(|_| Arc::new(applied.index.clone())).collect());
+    time("digest of 10 such layers", &mut || assert!(tree.digest(b"").is_ok()));
     time("20,000 look-ups in 10 layers", &mut || {
         assert!(applied.index.entries().iter().all(|entry| tree.lookup(&entry.path).is_some()));
     });
