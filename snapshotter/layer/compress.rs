@@ -183,7 +183,7 @@ impl<W: Write> Gzip<W> {
 
 /// Compresses one block. All but the last end with an empty stored block, which leaves them on a byte boundary.
 fn deflate(block: &[u8], dictionary: &[u8], level: u32, last: bool) -> io::Result<Vec<u8>> {
-    let level = if level > 1 && incompressible(block) { 1 } else { level };
+    let level = if incompressible(block) { 0 } else { level };
     let mut compress = Compress::new(flate2::Compression::new(level), false);
     if !dictionary.is_empty() {
         compress.set_dictionary(dictionary).map_err(io::Error::other)?;
@@ -206,18 +206,19 @@ fn deflate(block: &[u8], dictionary: &[u8], level: u32, last: bool) -> io::Resul
     }
 }
 
-/// Whether samples of a block do not get smaller, as media and archives: the effort of higher levels would be wasted.
+/// Whether samples of a block do not get smaller, as media and archives: the effort would be wasted on it, and a level
+/// without dynamic codes would even make it larger.
 fn incompressible(block: &[u8]) -> bool {
-    const SAMPLE: usize = 4096;
+    const SAMPLE: usize = 8192;
     if block.len() < 16 * SAMPLE {
         return false;
     }
     let mut scratch = Vec::with_capacity(2 * SAMPLE);
-    block.chunks_exact(block.len() / 4).take(4).all(|part| {
+    block.chunks_exact(block.len() / 4).all(|part| {
         scratch.clear();
-        let mut compress = Compress::new(flate2::Compression::new(1), false);
+        let mut compress = Compress::new(flate2::Compression::new(6), false);
         let done = compress.compress_vec(&part[..SAMPLE], &mut scratch, FlushCompress::Finish);
-        done.is_ok() && scratch.len() >= SAMPLE
+        done.is_ok() && scratch.len() * 100 >= SAMPLE * 99
     })
 }
 

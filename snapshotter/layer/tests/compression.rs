@@ -93,6 +93,29 @@ fn gzip_reads_our_gzip_and_makes_it_no_smaller() {
 }
 
 #[test]
+fn what_cannot_get_smaller_hardly_gets_larger() {
+    let mut state = 1_u64;
+    let random: Vec<u8> = std::iter::repeat_with(|| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    })
+    .take(200_000)
+    .flatten()
+    .collect();
+    let digits: Vec<u8> = random.iter().flat_map(|byte| format!("{byte:02x}").into_bytes()).collect();
+    for level in [1, 6, 9] {
+        let gzip = compress(&random, Compression::Gzip { level }, 2, 1 << 20);
+        assert!(gzip.len() < random.len() + random.len() / 500, "level {level}: {} of {}", gzip.len(), random.len());
+        assert!(decompress(&gzip) == random);
+        let gzip = compress(&digits, Compression::Gzip { level }, 2, 1 << 20);
+        // The first level has fixed codes only.
+        assert!(level == 1 || gzip.len() < digits.len() * 7 / 10, "noise in few letters does get smaller");
+    }
+}
+
+#[test]
 fn compressions_are_told_apart() {
     assert_eq!(detect(&[0x1f, 0x8b, 8, 0]), Detected::Gzip);
     assert_eq!(detect(&[0x28, 0xb5, 0x2f, 0xfd]), Detected::Zstd);

@@ -358,7 +358,7 @@ proptest! {
 
     #[test]
     fn mended_layers_equal_sequential_application(layers in stacks()) {
-        if rustix::process::geteuid().is_root() {
+        if root() {
             check(&layers, false)?;
         }
     }
@@ -369,7 +369,7 @@ proptest! {
 
     #[test]
     fn an_overlay_of_mended_layers_shows_the_same(layers in stacks()) {
-        if rustix::process::geteuid().is_root() {
+        if root() {
             check(&layers, true)?;
         }
     }
