@@ -1,3 +1,18 @@
-//! rbuild
+//! rbuild: an image builder for Dockerfiles, without a daemon.
+//!
+//! A Dockerfile's text becomes a plan, the plan a graph, the graph's operations outputs, and the result an image somewhere:
+//! [`build::build`] is that story in one function, [`outputs::deliver`] its end.
 
+pub mod build;
+pub mod cli;
+pub mod config;
+pub mod context;
+pub mod export;
+mod failure;
+pub mod image;
+pub mod images;
+pub mod outputs;
 pub mod progress;
+pub mod report;
+pub mod session;
+pub mod worker;

@@ -1,0 +1,260 @@
+//! `rbuild build`
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+use crate::build::{self, BuildError, Built, Request};
+use crate::config::Engine;
+use crate::export::{Destination, OutputKind, OutputSpec};
+use crate::outputs::{self, Delivered};
+use crate::progress::{self, Mode};
+use crate::report::Report;
+use crate::session::Session;
+
+/// Build an image from a Dockerfile
+///
+/// PATH is a directory, `-` (a Dockerfile or a tar of the context on standard input), or the URL of a Git repository.
+#[derive(clap::Args, Debug, Clone)]
+pub struct Args {
+    /// Build context: a directory, `-` for standard input, or a URL
+    #[arg(value_name = "PATH")]
+    pub context: String,
+    /// Name of the Dockerfile [default: PATH/Dockerfile]; `-` reads it from standard input
+    #[arg(short, long, value_name = "FILE")]
+    pub file: Option<String>,
+    /// Name and optionally a tag (`name:tag`); may be given several times
+    #[arg(short, long = "tag", value_name = "NAME")]
+    pub tags: Vec<String>,
+    /// Set a build-time variable (`NAME=value`, or `NAME` to pass on the caller's)
+    #[arg(long = "build-arg", value_name = "NAME[=VALUE]")]
+    pub build_args: Vec<String>,
+    /// Additional build contexts (`name=path`, `name=docker-image://ref`, `name=target:stage`)
+    #[arg(long = "build-context", value_name = "NAME=SOURCE")]
+    pub build_contexts: Vec<String>,
+    /// Build this stage instead of the last
+    #[arg(long, value_name = "STAGE")]
+    pub target: Option<String>,
+    /// Set a label of the image
+    #[arg(long = "label", value_name = "NAME=VALUE")]
+    pub labels: Vec<String>,
+    /// Do not use recorded results
+    #[arg(long)]
+    pub no_cache: bool,
+    /// Do not use recorded results of these stages
+    #[arg(long, value_name = "STAGE", value_delimiter = ',')]
+    pub no_cache_filter: Vec<String>,
+    /// Ask the registry for newer base images, even where a local image has the name
+    #[arg(long)]
+    pub pull: bool,
+    /// Print nothing but the image id
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// Write the image id to this file
+    #[arg(long, value_name = "FILE")]
+    pub iidfile: Option<PathBuf>,
+    /// Write what was built to this file, as JSON
+    #[arg(long, value_name = "FILE")]
+    pub metadata_file: Option<PathBuf>,
+    /// Network of RUN steps: default, none or host
+    #[arg(long, value_name = "MODE", default_value = "default")]
+    pub network: String,
+    /// Progress display: auto, tty, plain, quiet or rawjson
+    #[arg(long, value_name = "MODE", env = "BUILDKIT_PROGRESS", default_value = "auto")]
+    pub progress: Mode,
+    /// Where the result goes: `type=image|registry|oci|docker|tar|local|cacheonly[,dest=…]`, or a directory; may be given
+    /// several times
+    #[arg(short, long = "output", value_name = "SPEC")]
+    pub outputs: Vec<String>,
+    /// Push the image to the registry its name names (`--output type=registry`)
+    #[arg(long)]
+    pub push: bool,
+    /// Load the image into docker or podman (`--output type=docker`)
+    #[arg(long)]
+    pub load: bool,
+    /// Platform to build for
+    #[arg(long, value_name = "PLATFORM", env = "DOCKER_DEFAULT_PLATFORM")]
+    pub platform: Option<String>,
+    /// Secret for `RUN --mount=type=secret`: `id=ID[,src=FILE|,env=NAME]`
+    #[arg(long = "secret", value_name = "SPEC")]
+    pub secrets: Vec<String>,
+    /// ssh agent for `RUN --mount=type=ssh`: `default` or `ID=SOCKET`
+    #[arg(long = "ssh", value_name = "SPEC")]
+    pub ssh: Vec<String>,
+    /// Add a line to /etc/hosts of RUN steps: `host:ip`
+    #[arg(long = "add-host", value_name = "HOST:IP")]
+    pub add_hosts: Vec<String>,
+    /// Allow what a Dockerfile may ask for: network.host, security.insecure
+    #[arg(long = "allow", value_name = "ENTITLEMENT", value_delimiter = ',')]
+    pub allow: Vec<String>,
+    /// Steps that may run at the same time
+    #[arg(long, value_name = "N")]
+    pub max_parallelism: Option<usize>,
+}
+
+/// Builds, hands the result over, and says where it is.
+///
+/// # Errors
+/// What a person is to be told.
+pub async fn run(args: &Args, session: &Session) -> Result<ExitCode, Report> {
+    let mut request = Request::from_args(args, &session.config).map_err(|why| Report::new(why).with_exit_code(2))?;
+    let outputs = default_outputs(std::mem::take(&mut request.outputs), session.config.load);
+    let tags = request.tags.clone();
+    let mode = if args.quiet { Mode::Quiet } else { args.progress };
+    let mode = Mode::choose(Some(mode)).map_err(|error| Report::of(&error).with_exit_code(2))?;
+    let (progress, events) = solver::channel();
+    let display = progress::start(mode, events, &progress::Options::from_env());
+    let cancelled = CancellationToken::new();
+    let signals = tokio::spawn(cancel_on_signal(cancelled.clone()));
+    let result = async {
+        let built = build::build(session, request, &progress, &cancelled).await.map_err(Failed::Build)?;
+        let delivered = outputs::deliver(session, &built, &outputs, &tags, &progress, &cancelled).await;
+        Ok((built, delivered.map_err(Failed::Output)?))
+    }
+    .await;
+    signals.abort();
+    let summary = display.finish();
+    let (built, delivered) = match result {
+        Ok(done) => done,
+        Err(Failed::Build(BuildError::Cancelled)) => {
+            return Err(Report::new("the build was cancelled").with_exit_code(130));
+        }
+        Err(Failed::Build(error)) => return Err(Report::from(error).with_summary(&summary, mode)),
+        Err(Failed::Output(error)) => return Err(Report::from(error)),
+    };
+    write_files(args, &built, &delivered, &tags)?;
+    conclude(args, &built, &delivered, &outputs);
+    // Off the way of the person, who has the image already; a crash of the machine before it ends costs a rebuild.
+    let store = std::sync::Arc::clone(&session.store);
+    if let Ok(Err(error)) = tokio::task::spawn_blocking(move || store.make_durable()).await {
+        return Err(Report::of(&error));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+enum Failed {
+    Build(BuildError),
+    Output(outputs::OutputError),
+}
+
+fn default_outputs(outputs: Vec<OutputSpec>, load: Option<Engine>) -> Vec<OutputSpec> {
+    match (outputs.is_empty(), load) {
+        (false, _) => outputs,
+        (true, None) => vec![OutputSpec::of(OutputKind::Image { push: false, by_digest: false })],
+        (true, Some(_)) => vec![OutputSpec::of(OutputKind::Docker(None))],
+    }
+}
+
+/// The first signal cancels, a second one ends the process: the launcher then kills whatever runs.
+async fn cancel_on_signal(cancelled: CancellationToken) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut interrupt), Ok(mut terminate), Ok(mut hangup)) =
+        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()), signal(SignalKind::hangup()))
+    else {
+        return;
+    };
+    loop {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
+        }
+        if cancelled.is_cancelled() {
+            std::process::exit(130);
+        }
+        cancelled.cancel();
+    }
+}
+
+fn write_files(args: &Args, built: &Built, delivered: &Delivered, tags: &[registry::Reference]) -> Result<(), Report> {
+    let write = |path: &PathBuf, text: String| {
+        let written = std::fs::write(path, text);
+        written.map_err(|error| {
+            let mut report = Report::new(format!("cannot write {}", path.display()));
+            report.caused_by(error.to_string());
+            report
+        })
+    };
+    if let Some(path) = &args.iidfile {
+        write(path, built.id.to_string())?;
+    }
+    if let Some(path) = &args.metadata_file {
+        write(path, metadata(built, delivered, tags))?;
+    }
+    Ok(())
+}
+
+/// In buildx's keys.
+fn metadata(built: &Built, delivered: &Delivered, tags: &[registry::Reference]) -> String {
+    let mut metadata = serde_json::Map::new();
+    let digest = delivered.manifest.as_ref().map_or(built.id, |manifest| manifest.digest);
+    metadata.insert("containerimage.config.digest".into(), json!(built.id));
+    metadata.insert("containerimage.digest".into(), json!(digest));
+    if let Some(manifest) = &delivered.manifest {
+        metadata.insert("containerimage.descriptor".into(), json!(manifest));
+    }
+    if !tags.is_empty() {
+        let names: Vec<String> = tags.iter().map(ToString::to_string).collect();
+        metadata.insert("image.name".into(), json!(names.join(",")));
+    }
+    format!("{:#}\n", serde_json::Value::Object(metadata))
+}
+
+/// Where the image is, and what to do with it next.
+#[expect(clippy::print_stdout, reason = "the image id is this command's result")]
+fn conclude(args: &Args, built: &Built, delivered: &Delivered, outputs: &[OutputSpec]) {
+    if args.quiet {
+        let to_stdout = |output: &OutputSpec| {
+            matches!(
+                output.kind,
+                OutputKind::Oci(Destination::Stdout)
+                    | OutputKind::Docker(Some(Destination::Stdout))
+                    | OutputKind::Tar(Destination::Stdout)
+            )
+        };
+        if !outputs.iter().any(to_stdout) {
+            println!("{}", built.id);
+        }
+        return;
+    }
+    let in_store = outputs.iter().any(|output| matches!(output.kind, OutputKind::Image { push: false, .. }));
+    let name = delivered.names.first().map(registry::Reference::familiar);
+    if let Some(engine) = delivered.loaded {
+        let name = name.unwrap_or_else(|| built.id.to_string());
+        eprintln!("{name} is in {0}; run it with: {0} run --rm {name}", engine.program());
+    } else if in_store {
+        let name = name.unwrap_or_else(|| built.id.short());
+        let hand_over = match outputs::find_engine(None) {
+            Some(engine) => format!("; hand it to {} by building with --load", engine.program()),
+            None => String::new(),
+        };
+        eprintln!("{name} is in rbuild's store ({}); run it with: rbuild run {name}{hand_over}", built.id.short());
+    }
+}
+
+impl Args {
+    /// What `--output`, `--push` and `--load` ask for.
+    ///
+    /// # Errors
+    /// A malformed output.
+    pub fn output_specs(&self) -> Result<Vec<OutputSpec>, String> {
+        let outputs: Result<Vec<_>, _> = self.outputs.iter().map(|spec| OutputSpec::parse(spec)).collect();
+        let mut outputs = outputs.map_err(|error| error.to_string())?;
+        if self.push {
+            let image = outputs.iter_mut().find_map(|output| match &mut output.kind {
+                OutputKind::Image { push, .. } => Some(push),
+                _ => None,
+            });
+            match image {
+                Some(push) => *push = true,
+                None => outputs.push(OutputSpec::of(OutputKind::Image { push: true, by_digest: false })),
+            }
+        }
+        if self.load && !outputs.iter().any(|output| output.kind == OutputKind::Docker(None)) {
+            outputs.push(OutputSpec::of(OutputKind::Docker(None)));
+        }
+        Ok(outputs)
+    }
+}

@@ -1,0 +1,140 @@
+//! The command line: one file per subcommand, each an `Args` (whose doc comments are the help text) and one function.
+
+pub mod build;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use executor::Launcher;
+
+use crate::report::Report;
+use crate::session::Session;
+
+/// Builds Dockerfiles into OCI images: one static binary, no daemon.
+///
+/// `rbuild [OPTIONS] PATH` is short for `rbuild build [OPTIONS] PATH`.
+///
+/// Exit status: 0 success, 1 the build or command failed, 2 wrong usage, 4 a registry failed or refused.
+/// `rbuild run` passes on the status of the program it ran (125, 126 and 127 as with docker).
+#[derive(Parser, Debug)]
+#[command(name = "rbuild", version, max_term_width = 100, disable_help_subcommand = true)]
+pub struct Cli {
+    /// Options of every command.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options of every command.
+#[derive(Args, Debug, Clone)]
+pub struct Global {
+    /// Directory that holds images, layers and the build cache
+    /// [default: /var/lib/rbuild as root, $XDG_DATA_HOME/rbuild otherwise]
+    #[arg(long, value_name = "DIR", env = "RBUILD_ROOT", global = true)]
+    pub root: Option<PathBuf>,
+    /// Configuration file (TOML) [default: /etc/rbuild/config.toml or $XDG_CONFIG_HOME/rbuild/config.toml]
+    #[arg(long, value_name = "FILE", env = "RBUILD_CONFIG", global = true)]
+    pub config: Option<PathBuf>,
+}
+
+/// The subcommands.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Build an image from a Dockerfile
+    Build(Box<build::Args>),
+}
+
+/// Carries the command out.
+///
+/// # Errors
+/// What a person is to be told.
+pub async fn run(cli: Cli, launcher: Option<Launcher>) -> Result<ExitCode, Report> {
+    match cli.command {
+        Command::Build(args) => build::run(&args, &open(&cli.global, launcher)?).await,
+    }
+}
+
+fn open(global: &Global, launcher: Option<Launcher>) -> Result<Session, Report> {
+    Session::open(global, launcher).map_err(|error| Report::of(&error))
+}
+
+/// Whether the command starts steps, found out before anything is parsed: a launcher too many does no harm.
+#[must_use]
+pub fn starts_steps(args: impl Iterator<Item = OsString>) -> bool {
+    const OTHERS: [&str; 14] = [
+        "images", "tag", "rmi", "inspect", "history", "import", "save", "load", "login", "logout", "push", "pull",
+        "--help", "--version",
+    ];
+    let args = with_default_command(args.collect());
+    !args.iter().skip(1).any(|word| OTHERS.iter().any(|other| word == other)) || args.iter().any(|word| word == "build")
+}
+
+/// Global options that take a value, so that the word after them is not taken for a command.
+const GLOBAL_WITH_VALUE: [&str; 2] = ["--root", "--config"];
+
+/// Inserts `build` where no subcommand was named: `rbuild -t app .` is `rbuild build -t app .`.
+#[must_use]
+pub fn with_default_command(args: Vec<OsString>) -> Vec<OsString> {
+    let known = known_words();
+    let mut position = 1;
+    while let Some(word) = args.get(position).map(|word| word.to_string_lossy().into_owned()) {
+        if GLOBAL_WITH_VALUE.contains(&word.as_str()) {
+            position += 2;
+        } else if GLOBAL_WITH_VALUE.iter().any(|flag| word.starts_with(&format!("{flag}="))) {
+            position += 1;
+        } else {
+            if known.contains(&word) {
+                return args;
+            }
+            break;
+        }
+    }
+    if position >= args.len() {
+        return args;
+    }
+    let mut args = args;
+    args.insert(position, "build".into());
+    args
+}
+
+fn known_words() -> Vec<String> {
+    use clap::CommandFactory;
+    let mut words: Vec<String> = ["-h", "--help", "-V", "--version"].map(str::to_owned).to_vec();
+    for command in Cli::command().get_subcommands() {
+        words.push(command.get_name().to_owned());
+        words.extend(command.get_all_aliases().map(str::to_owned));
+    }
+    words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rewritten(line: &str) -> String {
+        let args = line.split(' ').map(OsString::from).collect();
+        let words: Vec<_> = with_default_command(args).into_iter().map(|word| word.into_string().unwrap()).collect();
+        words.join(" ")
+    }
+
+    #[test]
+    fn build_is_the_default_command() {
+        assert_eq!(rewritten("rbuild -t a ."), "rbuild build -t a .");
+        assert_eq!(rewritten("rbuild ."), "rbuild build .");
+        assert_eq!(rewritten("rbuild --root /x -t a ."), "rbuild --root /x build -t a .");
+        assert_eq!(rewritten("rbuild --root=/x ."), "rbuild --root=/x build .");
+        assert_eq!(rewritten("rbuild build ."), "rbuild build .");
+        assert_eq!(rewritten("rbuild --help"), "rbuild --help");
+        assert_eq!(rewritten("rbuild"), "rbuild");
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+}

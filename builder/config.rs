@@ -1,0 +1,92 @@
+//! The configuration file: TOML, `[registry."HOST"]` in the shape of buildkitd.toml.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+/// What the file says.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Settings by registry host.
+    #[serde(default)]
+    pub registry: BTreeMap<String, registry::RegistryConfig>,
+    /// The engine into which images are loaded when no output is named.
+    #[serde(default)]
+    pub load: Option<Engine>,
+    /// Steps that may run at the same time.
+    #[serde(default, rename = "max-parallelism")]
+    pub max_parallelism: Option<usize>,
+}
+
+/// An engine that `--load` hands images to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Engine {
+    /// `docker load`
+    Docker,
+    /// `podman load`
+    Podman,
+}
+
+impl Engine {
+    /// The engine's program.
+    #[must_use]
+    pub fn program(self) -> &'static str {
+        match self {
+            Self::Docker => "docker",
+            Self::Podman => "podman",
+        }
+    }
+}
+
+/// The configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// Named by the caller, or there but unreadable.
+    #[error("cannot read the configuration file {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Not TOML, or not ours.
+    #[error("in the configuration file {}", path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        source: Box<toml::de::Error>,
+    },
+}
+
+impl Config {
+    /// Reads `named`, or the default file if there is one.
+    ///
+    /// # Errors
+    /// The file was named and is missing, or cannot be read or understood.
+    pub fn load(named: Option<&Path>) -> Result<Self, ConfigError> {
+        let path = match named {
+            Some(path) => path.to_owned(),
+            None => match default_path() {
+                Some(path) if path.exists() => path,
+                _ => return Ok(Self::default()),
+            },
+        };
+        let text = std::fs::read_to_string(&path).map_err(|source| ConfigError::Read { path: path.clone(), source })?;
+        toml::from_str(&text).map_err(|source| ConfigError::Parse { path, source: Box::new(source) })
+    }
+}
+
+fn default_path() -> Option<PathBuf> {
+    if rustix::process::geteuid().is_root() {
+        return Some("/etc/rbuild/config.toml".into());
+    }
+    let base = match std::env::var_os("XDG_CONFIG_HOME").filter(|dir| !dir.is_empty()) {
+        Some(dir) => PathBuf::from(dir),
+        None => PathBuf::from(std::env::var_os("HOME")?).join(".config"),
+    };
+    Some(base.join("rbuild/config.toml"))
+}

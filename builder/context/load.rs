@@ -1,0 +1,222 @@
+//! From the command line's PATH and `-f` to a context and a Dockerfile.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read, Seek, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use frontend::SourceFile;
+use snapshotter::layer::{EntryKind, LayerIndex, compress, index_tar};
+
+use super::{ContextError, Ignore, LocalContext, Place};
+
+/// What PATH names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ContextArg {
+    /// `-`
+    Stdin,
+    /// A directory.
+    Directory(PathBuf),
+    /// A Git repository, `#ref:subdir` included.
+    Git(String),
+    /// A tar or a Dockerfile.
+    Http(String),
+}
+
+impl ContextArg {
+    /// Recognises what docker build recognises.
+    #[must_use]
+    pub fn parse(text: &str) -> Self {
+        let before_fragment = text.split('#').next().unwrap_or(text);
+        let is_http = text.starts_with("http://") || text.starts_with("https://");
+        if text == "-" {
+            Self::Stdin
+        } else if text.starts_with("git://")
+            || text.starts_with("ssh://")
+            || text.starts_with("git@")
+            || text.starts_with("github.com/")
+            || (is_http && before_fragment.ends_with(".git"))
+            || text.starts_with("file://")
+        {
+            Self::Git(text.to_owned())
+        } else if is_http {
+            Self::Http(text.to_owned())
+        } else {
+            Self::Directory(text.into())
+        }
+    }
+}
+
+/// A Dockerfile and its ignore rules' name.
+#[derive(Debug)]
+pub struct Dockerfile {
+    /// The text.
+    pub source: SourceFile,
+}
+
+/// What a build reads first.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The Dockerfile.
+    pub dockerfile: Dockerfile,
+    /// The context.
+    pub context: LocalContext,
+}
+
+/// Reads the Dockerfile and the ignore rules, and finds out where the context's files are.
+///
+/// # Errors
+/// What is missing or cannot be read.
+pub fn load(place: Place, file: Option<&str>, stdin: impl FnOnce() -> io::Result<Vec<u8>>) -> Result<Loaded, ContextError> {
+    let name = file.unwrap_or("Dockerfile");
+    let (display, text) = if name == "-" {
+        let text = stdin().map_err(|source| ContextError::Source { what: "standard input".into(), source })?;
+        ("Dockerfile".to_owned(), text)
+    } else {
+        (name.to_owned(), dockerfile(&place, file)?)
+    };
+    let ignore = ignore_rules(&place, (name != "-").then_some(name), file.is_some())?;
+    let source = SourceFile::from_bytes(display, &text);
+    let context = LocalContext { name: "context".into(), place, ignore };
+    Ok(Loaded { dockerfile: Dockerfile { source }, context })
+}
+
+fn dockerfile(place: &Place, file: Option<&str>) -> Result<Vec<u8>, ContextError> {
+    let candidates = match file {
+        Some(name) => vec![name],
+        None => vec!["Dockerfile", "dockerfile"],
+    };
+    for name in &candidates {
+        // A Dockerfile named on the command line is a path of the caller's, as with docker.
+        if file.is_some() && !matches!(place, Place::Archive(..)) {
+            let path = Path::new(name);
+            match std::fs::read(path) {
+                Ok(text) => return Ok(text),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(source) => return Err(ContextError::Read { path: path.to_owned(), source }),
+            }
+        }
+        if let Some(text) = read_from(place, name)? {
+            return Ok(text);
+        }
+    }
+    let name = candidates[0].to_owned();
+    let similar = similar_file(place);
+    let place = match place {
+        Place::Directory(path, None) => path.display().to_string(),
+        _ => "the build context".into(),
+    };
+    Err(ContextError::NoDockerfile { name, place, similar })
+}
+
+fn similar_file(place: &Place) -> Option<String> {
+    let Place::Directory(root, _) = place else { return None };
+    let names = std::fs::read_dir(root).ok()?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    names
+        .filter(|name| name.to_ascii_lowercase().contains("dockerfile") || name == "Containerfile")
+        .filter(|name| !name.ends_with(".dockerignore"))
+        .min()
+}
+
+/// A file of the context; `None` if there is none.
+fn read_from(place: &Place, name: &str) -> Result<Option<Vec<u8>>, ContextError> {
+    match place {
+        Place::Nothing => Ok(None),
+        Place::Directory(root, _) => {
+            let path = root.join(name);
+            match std::fs::read(&path) {
+                Ok(text) => Ok(Some(text)),
+                Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
+                Err(source) => Err(ContextError::Read { path, source }),
+            }
+        }
+        Place::Archive(file, index) => {
+            let path = snapshotter::layer::clean(name.as_bytes());
+            let Some(EntryKind::File { size, offset: Some(offset), .. }) = index.get(&path).map(|entry| entry.kind.clone())
+            else {
+                return Ok(None);
+            };
+            let mut text = Vec::new();
+            let mut slice = super::Slice { file: Arc::clone(file), offset, left: size };
+            slice.read_to_end(&mut text).map_err(|source| ContextError::Read { path: name.into(), source })?;
+            Ok(Some(text))
+        }
+    }
+}
+
+/// `NAME.dockerignore` beside the Dockerfile goes before `.dockerignore` of the context.
+fn ignore_rules(place: &Place, dockerfile: Option<&str>, named: bool) -> Result<Ignore, ContextError> {
+    if let Some(name) = dockerfile {
+        let own = format!("{name}.dockerignore");
+        let text = match std::fs::read(&own) {
+            Ok(text) if named && !matches!(place, Place::Archive(..)) => Some(text),
+            _ => read_from(place, &own)?,
+        };
+        if let Some(text) = text {
+            return Ignore::parse(&own, &text);
+        }
+    }
+    match read_from(place, ".dockerignore")? {
+        Some(text) => Ignore::parse(".dockerignore", &text),
+        None => Ok(Ignore::none()),
+    }
+}
+
+/// The rules of a named context's own `.dockerignore`.
+///
+/// # Errors
+/// A pattern that cannot be used.
+pub(crate) fn ignore_of(root: &Path) -> Result<Ignore, ContextError> {
+    ignore_rules(&Place::Directory(root.to_owned(), None), None, false)
+}
+
+/// What came over standard input or HTTP: a tar is a context; anything else is a Dockerfile.
+pub(crate) enum Stream {
+    Context(Place),
+    Dockerfile(Vec<u8>),
+}
+
+/// Most of a Dockerfile that is read.
+const MAX_DOCKERFILE: u64 = 64 << 20;
+
+pub(crate) fn stream(what: &str, input: impl Read + Send) -> Result<Stream, ContextError> {
+    let failed = |source: io::Error| ContextError::Source { what: what.to_owned(), source };
+    let mut input = BufReader::with_capacity(1 << 16, input);
+    let start = input.fill_buf().map_err(failed)?;
+    let compressed = matches!(start, [0x1f, 0x8b, ..] | [0x28, 0xb5, 0x2f, 0xfd, ..] | [b'B', b'Z', b'h', ..] | [0xfd, b'7', b'z', ..]);
+    let is_tar = start.len() >= 262 && &start[257..262] == b"ustar";
+    if !compressed && !is_tar {
+        let mut text = Vec::new();
+        input.take(MAX_DOCKERFILE).read_to_end(&mut text).map_err(failed)?;
+        return Ok(Stream::Dockerfile(text));
+    }
+    let mut plain = io::BufWriter::new(tempfile::tempfile().map_err(failed)?);
+    let mut decoder = compress::decoder(input).map_err(failed)?;
+    io::copy(&mut decoder, &mut plain).map_err(failed)?;
+    plain.flush().map_err(failed)?;
+    let mut file: File = plain.into_inner().map_err(|error| failed(error.into_error()))?;
+    file.rewind().map_err(failed)?;
+    let applied = index_tar(BufReader::with_capacity(1 << 16, &file)).map_err(|error| failed(io::Error::other(error)))?;
+    let index: LayerIndex = applied.index;
+    Ok(Stream::Context(Place::Archive(Arc::new(file), Arc::new(index))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn contexts_are_recognised_as_docker_does() {
+        for (text, want) in [
+            ("-", ContextArg::Stdin),
+            (".", ContextArg::Directory(".".into())),
+            ("git@host:a/b.git", ContextArg::Git("git@host:a/b.git".into())),
+            ("https://host/a.git#main:dir", ContextArg::Git("https://host/a.git#main:dir".into())),
+            ("https://host/a.tar.gz", ContextArg::Http("https://host/a.tar.gz".into())),
+            ("github.com/a/b", ContextArg::Git("github.com/a/b".into())),
+            ("dir.git", ContextArg::Directory("dir.git".into())),
+        ] {
+            assert_eq!(ContextArg::parse(text), want, "{text}");
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! Build contexts: what the person's directories, archives and URLs hold, and which of it a build can see.
+
+mod ignore;
+mod load;
+mod scan;
+mod wanted;
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+pub use ignore::Ignore;
+pub use load::{ContextArg, Dockerfile, Loaded, load};
+pub(crate) use load::{Stream, ignore_of, stream};
+use snapshotter::StatCache;
+use snapshotter::layer::{EntryKind, LayerIndex, Tree};
+pub use wanted::Wanted;
+
+use crate::worker::ReadableTree;
+use scan::Scan;
+
+/// A source of files that the caller named.
+#[derive(Debug)]
+pub struct LocalContext {
+    /// Its name in the graph.
+    pub name: String,
+    /// Where its files are.
+    pub place: Place,
+    /// What is left out of it.
+    pub ignore: Ignore,
+}
+
+/// Where the files of a context are.
+#[derive(Debug, Clone)]
+pub enum Place {
+    /// Nowhere: only a Dockerfile was given.
+    Nothing,
+    /// In a directory; the second part keeps a temporary one alive.
+    Directory(PathBuf, Option<Arc<tempfile::TempDir>>),
+    /// In a tar, uncompressed.
+    Archive(Arc<File>, Arc<LayerIndex>),
+}
+
+/// A context that cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ContextError {
+    /// A file or directory.
+    #[error("cannot read {} of the build context", path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// There is no such directory.
+    #[error("the build context {} is not a directory", .0.display())]
+    NoDirectory(PathBuf),
+    /// There is no Dockerfile.
+    #[error("there is no {name} in {place}")]
+    NoDockerfile {
+        /// The name looked for.
+        name: String,
+        /// Where.
+        place: String,
+        /// A file that may have been meant.
+        similar: Option<String>,
+    },
+    /// Standard input, a URL or an archive.
+    #[error("cannot use {what} as build context")]
+    Source {
+        /// What.
+        what: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// A rule of `.dockerignore`.
+    #[error("in {file}: {why}")]
+    Ignore {
+        /// The file.
+        file: String,
+        /// What is wrong.
+        why: String,
+    },
+}
+
+impl LocalContext {
+    /// What of the context a build can see, as far as it wants to.
+    ///
+    /// # Errors
+    /// Something that cannot be read.
+    pub(crate) fn read(&self, wanted: &Wanted, cache: &StatCache) -> Result<ReadableTree, ContextError> {
+        match &self.place {
+            Place::Nothing => Ok(ReadableTree::empty()),
+            Place::Directory(root, _) => {
+                let scan = Scan::new(root, wanted, &self.ignore, cache)?;
+                let tree = Arc::clone(&scan.tree);
+                let open = move |_: usize, path: &[u8]| Ok(Box::new(scan.open(path)?) as Box<dyn Read + Send>);
+                Ok(ReadableTree { tree, open: Arc::new(open) })
+            }
+            Place::Archive(file, index) => {
+                let mut kept = Vec::new();
+                for entry in index.entries() {
+                    let ignored = self.ignore.patterns().test(&String::from_utf8_lossy(&entry.path)).ignored;
+                    if entry.path.is_empty() || !ignored {
+                        let mut entry = entry.clone();
+                        (entry.uid, entry.gid) = (0, 0);
+                        kept.push(entry);
+                    }
+                }
+                let tree = Arc::new(Tree::new(vec![Arc::new(LayerIndex::new(kept))]));
+                let (file, of) = (Arc::clone(file), Arc::clone(&tree));
+                let open = move |_: usize, path: &[u8]| match of.lookup(path).map(|found| &found.entry.kind) {
+                    Some(&EntryKind::File { size, offset: Some(offset), .. }) => {
+                        Ok(Box::new(Slice { file: Arc::clone(&file), offset, left: size }) as Box<dyn Read + Send>)
+                    }
+                    _ => Err(io::ErrorKind::NotFound.into()),
+                };
+                Ok(ReadableTree { tree, open: Arc::new(open) })
+            }
+        }
+    }
+
+    /// Why a path that a COPY names is not part of the context, if that can be known.
+    #[must_use]
+    pub fn why_missing(&self, path: &str) -> Option<String> {
+        let relative = path.trim_matches('/');
+        if let Some(why) = self.ignore.why_ignored(relative) {
+            return Some(why);
+        }
+        let Place::Directory(root, _) = &self.place else { return None };
+        let wanted = std::path::Path::new(relative);
+        let directory = root.join(wanted.parent()?);
+        let name = wanted.file_name()?.to_str()?;
+        let names = std::fs::read_dir(directory).ok()?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        let near = names.map(|found| (strsim::damerau_levenshtein(&found.to_lowercase(), &name.to_lowercase()), found));
+        let (distance, best) = near.min()?;
+        (distance <= 2).then(|| format!("did you mean {}?", wanted.with_file_name(best).display()))
+    }
+
+    /// For messages.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        match &self.place {
+            Place::Nothing => "an empty build context".into(),
+            Place::Directory(path, None) => format!("the build context {}", path.display()),
+            Place::Directory(_, Some(_)) | Place::Archive(..) => "the build context".into(),
+        }
+    }
+}
+
+/// Part of a shared file.
+struct Slice {
+    file: Arc<File>,
+    offset: u64,
+    left: u64,
+}
+
+impl Read for Slice {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let most = usize::try_from(self.left).unwrap_or(usize::MAX).min(buffer.len());
+        let read = self.file.read_at(&mut buffer[..most], self.offset)?;
+        self.offset += read as u64;
+        self.left -= read as u64;
+        Ok(read)
+    }
+}

@@ -1,0 +1,170 @@
+//! OCI layouts and docker archives, as a directory or as one tar.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use graph::Digest;
+
+use super::artifact::{Artifact, Descriptor, OCI_INDEX};
+
+/// An archive that could not be written.
+#[derive(Debug, thiserror::Error)]
+pub enum ArchiveError {
+    /// At the destination.
+    #[error("cannot write {}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A layer of the image.
+    #[error("cannot read the layer {digest}")]
+    Layer {
+        /// Of the blob.
+        digest: Digest,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// What is written.
+#[derive(Debug, Clone)]
+pub struct Archive<'a> {
+    /// The images, each with its names.
+    pub images: Vec<(&'a Artifact, Vec<registry::Reference>)>,
+    /// Add docker's `manifest.json`, so that `docker load` takes it.
+    pub docker: bool,
+}
+
+enum Piece<'a> {
+    Bytes(Vec<u8>),
+    Blob(&'a Path, &'a Descriptor),
+}
+
+impl Archive<'_> {
+    /// Writes one tar (image-layout.md; docker's image format v1.2).
+    ///
+    /// # Errors
+    /// A layer that cannot be read, or `out`. The path is for messages.
+    pub fn write_tar(&self, out: impl Write, path: &Path) -> Result<(), ArchiveError> {
+        let written = |source| ArchiveError::Write { path: path.to_owned(), source };
+        let mut tar = tar::Builder::new(io::BufWriter::with_capacity(1 << 18, out));
+        for directory in ["blobs/", "blobs/sha256/"] {
+            let mut header = header(tar::EntryType::Directory, 0, 0o755);
+            tar.append_data(&mut header, directory, io::empty()).map_err(written)?;
+        }
+        for (name, piece) in self.pieces()? {
+            match piece {
+                Piece::Bytes(bytes) => {
+                    let mut header = header(tar::EntryType::Regular, bytes.len() as u64, 0o644);
+                    tar.append_data(&mut header, &name, bytes.as_slice()).map_err(written)?;
+                }
+                Piece::Blob(path, descriptor) => {
+                    let layer = |source| ArchiveError::Layer { digest: descriptor.digest, source };
+                    let file = File::open(path).map_err(layer)?;
+                    let mut header = header(tar::EntryType::Regular, descriptor.size, 0o644);
+                    tar.append_data(&mut header, &name, file.take(descriptor.size)).map_err(written)?;
+                }
+            }
+        }
+        tar.into_inner().and_then(|mut out| out.flush()).map_err(written)
+    }
+
+    /// Writes an OCI layout as a directory.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn write_directory(&self, root: &Path) -> Result<(), ArchiveError> {
+        let written = |path: &Path, source| ArchiveError::Write { path: path.to_owned(), source };
+        let blobs = root.join("blobs/sha256");
+        std::fs::create_dir_all(&blobs).map_err(|source| written(&blobs, source))?;
+        for (name, piece) in self.pieces()? {
+            let path = root.join(name);
+            match piece {
+                Piece::Bytes(bytes) => std::fs::write(&path, bytes).map_err(|source| written(&path, source))?,
+                Piece::Blob(source, _) => {
+                    std::fs::copy(source, &path).map_err(|source| written(&path, source))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Names and contents, blobs first, each blob once.
+    fn pieces(&self) -> Result<Vec<(String, Piece<'_>)>, ArchiveError> {
+        let mut seen = BTreeSet::new();
+        let mut pieces = Vec::new();
+        let blob_name = |digest: &Digest| format!("blobs/sha256/{}", digest.hex());
+        for (image, _) in &self.images {
+            for layer in &image.layers {
+                if seen.insert(layer.descriptor.digest) {
+                    let missing = || io::Error::new(io::ErrorKind::NotFound, "its bytes are not in the store");
+                    let path = layer.path.as_deref();
+                    let path = path.ok_or_else(|| ArchiveError::Layer { digest: layer.descriptor.digest, source: missing() })?;
+                    pieces.push((blob_name(&layer.descriptor.digest), Piece::Blob(path, &layer.descriptor)));
+                }
+            }
+            for (descriptor, bytes) in [(&image.config_descriptor, &image.config), (&image.manifest_descriptor, &image.manifest)] {
+                if seen.insert(descriptor.digest) {
+                    pieces.push((blob_name(&descriptor.digest), Piece::Bytes(bytes.clone())));
+                }
+            }
+        }
+        pieces.push(("index.json".into(), Piece::Bytes(self.index())));
+        if self.docker {
+            pieces.push(("manifest.json".into(), Piece::Bytes(self.docker_manifest())));
+        }
+        pieces.push(("oci-layout".into(), Piece::Bytes(br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec())));
+        Ok(pieces)
+    }
+
+    fn index(&self) -> Vec<u8> {
+        let mut manifests = Vec::new();
+        for (image, names) in &self.images {
+            if names.is_empty() {
+                manifests.push(image.manifest_descriptor.clone());
+            }
+            for name in names {
+                let mut descriptor = image.manifest_descriptor.clone();
+                descriptor.annotations.insert("io.containerd.image.name".into(), name.to_string());
+                if let Some(tag) = name.tag() {
+                    descriptor.annotations.insert("org.opencontainers.image.ref.name".into(), tag.to_owned());
+                }
+                manifests.push(descriptor);
+            }
+        }
+        let index = serde_json::json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests });
+        index.to_string().into_bytes()
+    }
+
+    fn docker_manifest(&self) -> Vec<u8> {
+        let blob_name = |digest: &Digest| format!("blobs/sha256/{}", digest.hex());
+        let images: Vec<_> = self
+            .images
+            .iter()
+            .map(|(image, names)| {
+                let tags: Vec<String> = names.iter().map(registry::Reference::familiar).collect();
+                serde_json::json!({
+                    "Config": blob_name(&image.config_descriptor.digest),
+                    "RepoTags": tags,
+                    "Layers": image.layers.iter().map(|layer| blob_name(&layer.descriptor.digest)).collect::<Vec<_>>(),
+                })
+            })
+            .collect();
+        serde_json::Value::Array(images).to_string().into_bytes()
+    }
+}
+
+fn header(kind: tar::EntryType, size: u64, mode: u32) -> tar::Header {
+    let mut header = tar::Header::new_gnu();
+    header.set_entry_type(kind);
+    header.set_size(size);
+    header.set_mode(mode);
+    header.set_mtime(0);
+    header.set_uid(0);
+    header.set_gid(0);
+    header
+}

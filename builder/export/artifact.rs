@@ -1,0 +1,113 @@
+//! An image ready to leave: config, manifest, and layers as files of the store.
+
+use std::path::PathBuf;
+
+use graph::Digest;
+use serde::Serialize;
+
+/// Media types of what is exported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MediaTypes {
+    /// Of the manifest.
+    pub manifest: &'static str,
+    /// Of the config.
+    pub config: &'static str,
+}
+
+/// `application/vnd.oci.…` (image-spec, media-types.md).
+pub const OCI: MediaTypes = MediaTypes {
+    manifest: "application/vnd.oci.image.manifest.v1+json",
+    config: "application/vnd.oci.image.config.v1+json",
+};
+
+/// `application/vnd.docker.…` (distribution, manifest-v2-2.md).
+pub const DOCKER: MediaTypes = MediaTypes {
+    manifest: "application/vnd.docker.distribution.manifest.v2+json",
+    config: "application/vnd.docker.container.image.v1+json",
+};
+
+/// The media type of an index.
+pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
+
+/// What a manifest says of a blob.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Descriptor {
+    /// Of the blob.
+    pub media_type: String,
+    /// Of the blob's bytes.
+    pub digest: Digest,
+    /// Bytes.
+    pub size: u64,
+    /// Free-form.
+    #[serde(skip_serializing_if = "std::collections::BTreeMap::is_empty")]
+    pub annotations: std::collections::BTreeMap<String, String>,
+}
+
+impl Descriptor {
+    /// Without annotations.
+    #[must_use]
+    pub fn new(media_type: impl Into<String>, digest: Digest, size: u64) -> Self {
+        Self { media_type: media_type.into(), digest, size, annotations: Default::default() }
+    }
+}
+
+/// A layer's blob.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LayerBlob {
+    /// Digest of the uncompressed tar.
+    pub diff_id: Digest,
+    /// The blob.
+    pub descriptor: Descriptor,
+    /// Its file; `None` where only a registry has it.
+    pub path: Option<PathBuf>,
+}
+
+/// An image with its bytes.
+#[derive(Debug, Clone)]
+pub struct Artifact {
+    /// The config's JSON.
+    pub config: Vec<u8>,
+    /// The config's descriptor.
+    pub config_descriptor: Descriptor,
+    /// From the lowest up.
+    pub layers: Vec<LayerBlob>,
+    /// The manifest's JSON.
+    pub manifest: Vec<u8>,
+    /// The manifest's descriptor.
+    pub manifest_descriptor: Descriptor,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Manifest<'a> {
+    schema_version: u32,
+    media_type: &'a str,
+    config: &'a Descriptor,
+    layers: Vec<&'a Descriptor>,
+    #[serde(skip_serializing_if = "std::collections::BTreeMap::is_empty")]
+    annotations: &'a std::collections::BTreeMap<String, String>,
+}
+
+impl Artifact {
+    /// Makes the manifest.
+    #[must_use]
+    pub fn new(
+        config: Vec<u8>,
+        layers: Vec<LayerBlob>,
+        types: MediaTypes,
+        annotations: &std::collections::BTreeMap<String, String>,
+    ) -> Self {
+        let config_descriptor = Descriptor::new(types.config, Digest::of(&config), config.len() as u64);
+        let manifest = Manifest {
+            schema_version: 2,
+            media_type: types.manifest,
+            config: &config_descriptor,
+            layers: layers.iter().map(|layer| &layer.descriptor).collect(),
+            annotations,
+        };
+        let manifest = serde_json::to_vec_pretty(&manifest).expect("a manifest has string keys only");
+        let manifest_descriptor = Descriptor::new(types.manifest, Digest::of(&manifest), manifest.len() as u64);
+        Self { config, config_descriptor, layers, manifest, manifest_descriptor }
+    }
+}

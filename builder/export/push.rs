@@ -1,0 +1,132 @@
+//! To a registry: blobs in parallel, those that are there or can be mounted not at all, the manifest last.
+
+use std::io;
+use std::sync::Arc;
+
+use futures_util::future::{BoxFuture, try_join_all};
+use registry::{BlobSource, Reference, Repository};
+use solver::{Status, VertexProgress};
+use tokio::io::AsyncRead;
+
+use super::{Artifact, Descriptor};
+use crate::images::{Remote, registry_descriptor};
+
+/// An image that could not be pushed.
+#[derive(Debug, thiserror::Error)]
+pub enum PushError {
+    /// The registry.
+    #[error("cannot push {name}")]
+    Registry {
+        /// The image.
+        name: String,
+        /// Why.
+        source: Box<registry::Error>,
+    },
+    /// The store.
+    #[error("cannot push {name}: {why}")]
+    Local {
+        /// The image.
+        name: String,
+        /// Why.
+        why: String,
+    },
+}
+
+/// What a push did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Pushed {
+    /// Bytes that were sent.
+    pub uploaded: u64,
+    /// Blobs that were there or were mounted.
+    pub reused: u64,
+}
+
+/// Sends an image.
+///
+/// # Errors
+/// The registry refused, or a layer is missing here.
+pub async fn push(
+    remote: &Remote,
+    artifact: &Artifact,
+    name: &Reference,
+    by_digest: bool,
+    progress: &VertexProgress,
+) -> Result<Pushed, PushError> {
+    let failed = |source| PushError::Registry { name: name.to_string(), source: Box::new(source) };
+    let local = |why: String| PushError::Local { name: name.to_string(), why };
+    let config = bytes::Bytes::from(artifact.config.clone());
+    let layers = artifact.layers.iter().map(|layer| async {
+        let known = remote.locations(&layer.descriptor.digest).map_err(|error| local(error.to_string()))?;
+        let source: Box<dyn BlobSource> = match &layer.path {
+            Some(path) => Box::new(path.clone()),
+            None => Box::new(Elsewhere { remote: remote.clone(), blob: layer.descriptor.clone() }),
+        };
+        send(remote, name, &layer.descriptor, source.as_ref(), &known, progress).await
+    });
+    let (config, layers) = tokio::try_join!(
+        send(remote, name, &artifact.config_descriptor, &config, &[], progress),
+        try_join_all(layers)
+    )?;
+    let digest = artifact.manifest_descriptor.digest.to_string().parse().map_err(|error| local(format!("{error}")))?;
+    let target = if by_digest { name.repository().with_digest(digest) } else { name.clone() };
+    let manifest = artifact.manifest.clone().into();
+    remote.client.put_manifest(&target, &artifact.manifest_descriptor.media_type, manifest).await.map_err(failed)?;
+    let mut total = config;
+    for layer in layers {
+        total.uploaded += layer.uploaded;
+        total.reused += layer.reused;
+    }
+    Ok(total)
+}
+
+async fn send(
+    remote: &Remote,
+    name: &Reference,
+    blob: &Descriptor,
+    source: &dyn BlobSource,
+    known: &[Repository],
+    progress: &VertexProgress,
+) -> Result<Pushed, PushError> {
+    let local = |why: String| PushError::Local { name: name.to_string(), why };
+    let descriptor = registry_descriptor(blob).map_err(local)?;
+    let registry = name.registry();
+    let mount_from: Vec<Repository> =
+        known.iter().filter(|known| known.registry() == registry && *known != name.repository()).cloned().collect();
+    let vertex = progress.clone();
+    let report: registry::Progress = Arc::new(move |event: registry::TransferEvent| {
+        let done = event.done == event.total;
+        vertex.status(Status { id: event.digest.to_string(), current: event.done, total: event.total, done });
+    });
+    let sent = remote.client.push_blob(name.repository(), &descriptor, source, &mount_from, Some(&report)).await;
+    let sent = sent.map_err(|source| PushError::Registry { name: name.to_string(), source: Box::new(source) })?;
+    remote.remember(&blob.digest, name.repository()).map_err(|error| local(error.to_string()))?;
+    Ok(match sent {
+        registry::Pushed::Uploaded { bytes } => Pushed { uploaded: bytes, reused: 0 },
+        registry::Pushed::Exists | registry::Pushed::Mounted { .. } => Pushed { uploaded: 0, reused: 1 },
+    })
+}
+
+type Opened<'a> = BoxFuture<'a, io::Result<Box<dyn AsyncRead + Send + Unpin>>>;
+
+/// A layer that only another registry has: it streams through, and never touches the disk.
+struct Elsewhere {
+    remote: Remote,
+    blob: Descriptor,
+}
+
+impl BlobSource for Elsewhere {
+    fn open(&self, offset: u64) -> Opened<'_> {
+        Box::pin(async move {
+            let (sender, receiver) = tokio::sync::mpsc::channel(16);
+            let (remote, blob) = (self.remote.clone(), self.blob.clone());
+            tokio::spawn(async move { remote.fetch(&blob, sender, |_, _, _| {}).await });
+            let stream = futures_util::stream::unfold(receiver, |mut receiver| async move {
+                receiver.recv().await.map(|chunk| (chunk, receiver))
+            });
+            let mut reader = tokio_util::io::StreamReader::new(Box::pin(stream));
+            let skip = &mut tokio::io::AsyncReadExt::take(&mut reader, offset);
+            tokio::io::copy(skip, &mut tokio::io::sink()).await?;
+            Ok(Box::new(reader) as Box<dyn AsyncRead + Send + Unpin>)
+        })
+    }
+}

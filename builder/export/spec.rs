@@ -1,0 +1,264 @@
+//! `--output`, in the syntax of docker buildx: `type=…,key=value,…`, or a bare destination.
+
+use std::path::PathBuf;
+
+use snapshotter::layer::compress::Compression;
+
+/// What layers are compressed with unless said otherwise: what every engine reads.
+pub const GZIP: Compression = Compression::Gzip { level: 6 };
+
+/// One output of a build.
+#[derive(Debug, Clone, PartialEq)]
+pub struct OutputSpec {
+    /// Where the result goes.
+    pub kind: OutputKind,
+    /// Image names of this output in place of `-t`.
+    pub names: Vec<String>,
+    /// How layers are stored.
+    pub compression: LayerCompression,
+    /// OCI media types (the default of this builder); otherwise Docker's.
+    pub oci_media_types: bool,
+}
+
+/// How layers of an image output are compressed.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LayerCompression {
+    /// For layers that this build made.
+    pub algorithm: Compression,
+    /// Layers of the base are compressed anew as well.
+    pub force: bool,
+}
+
+/// The kinds of output.
+#[derive(Debug, Clone, PartialEq)]
+pub enum OutputKind {
+    /// The store of this builder; `push` sends it to its registry as well.
+    Image {
+        /// Push after building.
+        push: bool,
+        /// Push without a tag.
+        by_digest: bool,
+    },
+    /// An OCI layout.
+    Oci(Destination),
+    /// A docker archive, or the engine found when there is no destination.
+    Docker(Option<Destination>),
+    /// The root file system as one tar.
+    Tar(Destination),
+    /// The root file system as files.
+    Local(PathBuf),
+    /// Nothing.
+    CacheOnly,
+}
+
+/// Where an archive goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Destination {
+    /// Standard output.
+    Stdout,
+    /// A file.
+    File(PathBuf),
+    /// A directory (`tar=false`).
+    Directory(PathBuf),
+}
+
+/// The text is no output.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("invalid output {spec:?}: {why}")]
+pub struct OutputError {
+    spec: String,
+    why: String,
+}
+
+impl OutputSpec {
+    /// Parses the value of one `--output`.
+    ///
+    /// # Errors
+    /// An unknown type or key, a value that cannot be, a missing destination.
+    pub fn parse(spec: &str) -> Result<Self, OutputError> {
+        parse(spec).map_err(|why| OutputError { spec: spec.to_owned(), why })
+    }
+
+    /// The output that `--push`, `--load` or nothing at all stands for.
+    #[must_use]
+    pub fn of(kind: OutputKind) -> Self {
+        Self {
+            kind,
+            names: Vec::new(),
+            compression: LayerCompression { algorithm: GZIP, force: false },
+            oci_media_types: true,
+        }
+    }
+}
+
+fn parse(spec: &str) -> Result<OutputSpec, String> {
+    let mut fields = Fields::split(spec)?;
+    let kind = match fields.take("type").as_deref() {
+        Some("image") => OutputKind::Image { push: fields.flag("push", false)?, by_digest: fields.flag("push-by-digest", false)? },
+        Some("registry") => OutputKind::Image { push: true, by_digest: fields.flag("push-by-digest", false)? },
+        Some("oci") => OutputKind::Oci(fields.archive()?),
+        Some("docker") => OutputKind::Docker(fields.optional_archive()?),
+        Some("tar") => OutputKind::Tar(fields.archive()?),
+        Some("local") => match fields.archive()? {
+            Destination::File(path) => OutputKind::Local(path),
+            Destination::Directory(_) | Destination::Stdout => return Err("type=local needs a directory as dest".into()),
+        },
+        Some("cacheonly") => OutputKind::CacheOnly,
+        Some(other) => {
+            return Err(format!("unknown type {other:?}; there are image, registry, oci, docker, tar, local and cacheonly"));
+        }
+        None => return Err("type= is missing".into()),
+    };
+    let mut output = OutputSpec::of(kind);
+    if matches!(output.kind, OutputKind::Docker(_)) {
+        output.oci_media_types = false;
+    }
+    output.oci_media_types = fields.flag("oci-mediatypes", output.oci_media_types)?;
+    output.names = fields.take("name").map(|names| names.split(',').map(str::to_owned).collect()).unwrap_or_default();
+    output.compression = fields.compression()?;
+    fields.end()?;
+    Ok(output)
+}
+
+/// The keys of one specification.
+struct Fields(Vec<(String, String)>);
+
+impl Fields {
+    fn split(spec: &str) -> Result<Self, String> {
+        if spec == "-" {
+            return Ok(Self::of(&[("type", "tar"), ("dest", "-")]));
+        }
+        let fields = csv(spec)?;
+        if let [only] = fields.as_slice()
+            && !only.contains('=')
+        {
+            return Ok(Self::of(&[("type", "local"), ("dest", only)]));
+        }
+        let pair = |field: &String| {
+            let (key, value) = field.split_once('=').ok_or_else(|| format!("{field:?} is not key=value"))?;
+            Ok((key.trim().to_ascii_lowercase(), value.to_owned()))
+        };
+        fields.iter().map(pair).collect::<Result<_, String>>().map(Self)
+    }
+
+    fn of(pairs: &[(&str, &str)]) -> Self {
+        Self(pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect())
+    }
+
+    fn take(&mut self, key: &str) -> Option<String> {
+        let position = self.0.iter().position(|(name, _)| name == key)?;
+        Some(self.0.remove(position).1)
+    }
+
+    fn flag(&mut self, key: &str, default: bool) -> Result<bool, String> {
+        match self.take(key).as_deref() {
+            None => Ok(default),
+            Some("" | "1" | "true" | "True" | "TRUE" | "t" | "T") => Ok(true),
+            Some("0" | "false" | "False" | "FALSE" | "f" | "F") => Ok(false),
+            Some(other) => Err(format!("{key}={other:?} is neither true nor false")),
+        }
+    }
+
+    fn archive(&mut self) -> Result<Destination, String> {
+        self.optional_archive()?.ok_or_else(|| "dest= is missing: name a file, or - for standard output".into())
+    }
+
+    fn optional_archive(&mut self) -> Result<Option<Destination>, String> {
+        let tar = self.flag("tar", true)?;
+        let dest = self.take("dest");
+        match (dest.as_deref(), tar) {
+            (None, true) => Ok(None),
+            (None, false) => Err("tar=false needs a directory as dest".into()),
+            (Some(""), _) => Err("dest is empty".into()),
+            (Some("-"), true) => Ok(Some(Destination::Stdout)),
+            (Some("-"), false) => Err("a directory cannot go to standard output".into()),
+            (Some(path), true) => Ok(Some(Destination::File(path.into()))),
+            (Some(path), false) => Ok(Some(Destination::Directory(path.into()))),
+        }
+    }
+
+    fn compression(&mut self) -> Result<LayerCompression, String> {
+        let force = self.flag("force-compression", false)?;
+        let level = self.take("compression-level");
+        let number = |default: i32, most: i32| match &level {
+            None => Ok(default),
+            Some(text) => text
+                .parse()
+                .ok()
+                .filter(|level| (0..=most).contains(level))
+                .ok_or_else(|| format!("compression-level={text:?} is not a number from 0 to {most}")),
+        };
+        let algorithm = match self.take("compression").as_deref() {
+            None | Some("gzip") => Compression::Gzip { level: u32::try_from(number(6, 9)?).unwrap_or(6) },
+            Some("zstd") => Compression::Zstd { level: number(3, 22)? },
+            Some("uncompressed") => Compression::None,
+            Some(other) => {
+                return Err(format!("compression={other:?} is not supported; there are gzip, zstd and uncompressed"));
+            }
+        };
+        Ok(LayerCompression { algorithm, force })
+    }
+
+    fn end(self) -> Result<(), String> {
+        match self.0.first() {
+            None => Ok(()),
+            Some((key, _)) => Err(format!("{key:?} is not known here, or given twice")),
+        }
+    }
+}
+
+/// One line of comma-separated fields, quoted as in RFC 4180.
+pub(crate) fn csv(line: &str) -> Result<Vec<String>, String> {
+    let mut fields = vec![String::new()];
+    let mut chars = line.chars().peekable();
+    let mut quoted = false;
+    while let Some(c) = chars.next() {
+        let field = fields.last_mut().expect("there is always a field");
+        match c {
+            '"' if quoted && chars.peek() == Some(&'"') => {
+                chars.next();
+                field.push('"');
+            }
+            '"' if quoted => quoted = false,
+            '"' if field.is_empty() => quoted = true,
+            ',' if !quoted => fields.push(String::new()),
+            c => field.push(c),
+        }
+    }
+    if quoted { Err("a quote is not closed".into()) } else { Ok(fields) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn outputs_are_parsed_as_buildx_does() {
+        let kind = |spec: &str| OutputSpec::parse(spec).unwrap().kind;
+        assert_eq!(kind("out"), OutputKind::Local("out".into()));
+        assert_eq!(kind("-"), OutputKind::Tar(Destination::Stdout));
+        assert_eq!(kind("type=oci,dest=a.tar"), OutputKind::Oci(Destination::File("a.tar".into())));
+        assert_eq!(kind("type=oci,tar=false,dest=a"), OutputKind::Oci(Destination::Directory("a".into())));
+        assert_eq!(kind("type=docker"), OutputKind::Docker(None));
+        assert_eq!(kind("type=registry"), OutputKind::Image { push: true, by_digest: false });
+        let named = OutputSpec::parse("type=image,\"name=a:1,b:2\",push=true,compression=zstd,compression-level=9").unwrap();
+        assert_eq!(named.names, ["a:1", "b:2"]);
+        assert_eq!(named.compression.algorithm, Compression::Zstd { level: 9 });
+    }
+
+    #[test]
+    fn what_is_wrong_is_said() {
+        for (spec, why) in [
+            ("type=oci", "dest= is missing"),
+            ("type=iso,dest=x", "unknown type"),
+            ("dest=x", "type= is missing"),
+            ("type=tar,dest=x,colour=red", "\"colour\" is not known"),
+            ("type=image,push=maybe", "neither true nor false"),
+            ("type=image,compression=gzip,compression-level=10", "from 0 to 9"),
+            ("type=image,\"name=a", "quote"),
+        ] {
+            let error = OutputSpec::parse(spec).unwrap_err().to_string();
+            assert!(error.contains(why), "{spec}: {error}");
+        }
+    }
+}

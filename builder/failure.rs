@@ -1,0 +1,79 @@
+//! From the errors of a build to what a person is told: message, place, causes, advice, exit code.
+
+use crate::build::BuildError;
+use crate::context::ContextError;
+use crate::outputs::OutputError;
+use crate::report::{Excerpt, Report};
+use crate::worker::WorkError;
+
+impl From<BuildError> for Report {
+    fn from(error: BuildError) -> Self {
+        match error {
+            BuildError::Dockerfile { source_file, problems } => Self::of_dockerfile(&source_file, &problems),
+            BuildError::Base { source_file, span, did_you_mean, source } => {
+                let mut report = Self::of(&source);
+                report.message = format!("failed to solve: {}", report.message);
+                if let Some(span) = span {
+                    report = report.with_excerpt(Excerpt::of_place(&source_file, span));
+                }
+                match did_you_mean {
+                    Some(name) => report.with_hint(format!("did you mean {name}?")),
+                    None => report,
+                }
+            }
+            BuildError::Step { source_file, span, source } => {
+                let mut report = Self::from(*source);
+                report.message = format!("failed to solve: {}", report.message);
+                match span {
+                    Some(span) => report.with_excerpt(Excerpt::of_lines(&source_file, span)),
+                    None => report,
+                }
+            }
+            BuildError::Work(error) => Self::from(error),
+            BuildError::Context(error) => Self::from(error),
+            other => Self::of(&other),
+        }
+    }
+}
+
+impl From<WorkError> for Report {
+    fn from(error: WorkError) -> Self {
+        let report = Self::of(&error);
+        match &error {
+            WorkError::NoSource { hint: Some(hint), .. } => report.with_hint(hint),
+            WorkError::Start(failure) => match failure.error.hint() {
+                Some(hint) => report.with_hint(hint),
+                None => report,
+            },
+            WorkError::NotAllowed(what) => report.with_hint(format!("if you trust this Dockerfile, pass --allow {what}")),
+            WorkError::NoSecret { id } => {
+                report.with_hint(format!("pass it with --secret id={id},src=FILE or --secret id={id},env=NAME"))
+            }
+            WorkError::NoSsh { id } => report.with_hint(format!("pass it with --ssh {id}")),
+            WorkError::LayerLost(_) => report.with_hint("pass --pull to fetch base images again, --no-cache to build anew"),
+            _ => report,
+        }
+    }
+}
+
+impl From<ContextError> for Report {
+    fn from(error: ContextError) -> Self {
+        let report = Self::of(&error);
+        match &error {
+            ContextError::NoDockerfile { similar: Some(similar), .. } => {
+                report.with_hint(format!("did you mean {similar}? Name it with -f"))
+            }
+            ContextError::NoDockerfile { .. } => report.with_hint("name the Dockerfile with -f"),
+            _ => report,
+        }
+    }
+}
+
+impl From<OutputError> for Report {
+    fn from(error: OutputError) -> Self {
+        match error {
+            OutputError::Work(error) => Self::from(error),
+            other => Self::of(&other),
+        }
+    }
+}

@@ -1,0 +1,285 @@
+//! From names of images to configs and layers: local tags first, then registries. No layer is fetched here.
+
+use std::io;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use frontend::{ImageRequest, ResolvedImage};
+use graph::{Digest, ImageConfig, Platform};
+use registry::{Client, Manifest, Reference, Repository, Want};
+use snapshotter::{ImageKind, ImageRecord, LayerRecord, Store, StoreError};
+use tokio::sync::mpsc;
+
+use crate::export::Descriptor;
+
+/// An image that cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// The name.
+    #[error("invalid image name {name:?}: {why}")]
+    Name {
+        /// As written.
+        name: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// The registry.
+    #[error("cannot get {name}")]
+    Registry {
+        /// As written.
+        name: String,
+        /// Why.
+        source: Box<registry::Error>,
+    },
+    /// What the registry or the store had makes no sense.
+    #[error("{name} is not a usable image: {why}")]
+    Malformed {
+        /// As written.
+        name: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Largest config that is read.
+const MAX_CONFIG: u64 = 16 << 20;
+
+/// Access to registries on behalf of a store.
+#[derive(Clone)]
+pub struct Remote {
+    /// The client.
+    pub client: Client,
+    store: Arc<Store>,
+}
+
+/// An image found, with what a manifest said of it.
+#[derive(Debug, Clone)]
+pub struct Found {
+    /// For the frontend.
+    pub resolved: ResolvedImage,
+    /// The config's bytes are in the store under this digest.
+    pub config: Digest,
+    /// The stack of its layers; `None`: it has none.
+    pub chain: Option<Digest>,
+    /// It was there without asking a registry.
+    pub local: bool,
+}
+
+impl Remote {
+    /// Registries through `client`, for `store`.
+    #[must_use]
+    pub fn new(client: Client, store: Arc<Store>) -> Self {
+        Self { client, store }
+    }
+
+    /// Finds what the frontend asks for.
+    ///
+    /// # Errors
+    /// No such image, or none for the platform.
+    pub async fn find(&self, request: &ImageRequest, pull: bool) -> Result<Found, ImageError> {
+        let reference = parse_name(&request.reference)?;
+        if !pull && let Some(found) = self.find_local(&reference, &request.platform)? {
+            return Ok(found);
+        }
+        self.pull_config(&reference, &request.platform, ImageKind::Base).await
+    }
+
+    /// An image of the store, if it has this platform.
+    ///
+    /// # Errors
+    /// The store.
+    pub fn find_local(&self, reference: &Reference, platform: &Platform) -> Result<Option<Found>, ImageError> {
+        let Some(record) = self.store.image(&reference.to_string())? else { return Ok(None) };
+        let Some(bytes) = self.store.read_blob(&record.config)? else { return Ok(None) };
+        let name = reference.to_string();
+        let config = parse_config(&name, &bytes)?;
+        if !runs_on(&config.platform(), platform) {
+            return Ok(None);
+        }
+        let chain = chain_of(&config.rootfs.diff_ids);
+        if let Some(chain) = &chain
+            && self.store.layer(chain)?.is_none()
+        {
+            return Ok(None);
+        }
+        let manifest_digest = record.manifest.as_ref().map(|manifest| manifest.digest);
+        let resolved = ResolvedImage { config, config_digest: record.config, manifest_digest };
+        Ok(Some(Found { resolved, config: record.config, chain, local: true }))
+    }
+
+    /// Asks the registry; manifest and config come into the store, layers stay there.
+    ///
+    /// # Errors
+    /// No such image, or none for the platform.
+    pub async fn pull_config(
+        &self,
+        reference: &Reference,
+        platform: &Platform,
+        kind: ImageKind,
+    ) -> Result<Found, ImageError> {
+        let name = reference.to_string();
+        let failed = |source| ImageError::Registry { name: name.clone(), source: Box::new(source) };
+        let malformed = |why: String| ImageError::Malformed { name: name.clone(), why };
+        let mut resolved = self.client.resolve(reference).await.map_err(failed)?;
+        let index_digest = digest(resolved.digest()).map_err(malformed)?;
+        if let Manifest::Index(index) = resolved.parse().map_err(failed)? {
+            let want = Want { os: &platform.os, architecture: &platform.architecture, variant: &platform.variant };
+            let chosen = registry::choose_platform(&index, &want).map_err(failed)?;
+            resolved = self.client.manifest(reference.repository(), chosen).await.map_err(failed)?;
+        }
+        let Manifest::Image(manifest) = resolved.parse().map_err(failed)? else {
+            return Err(malformed("its index leads to another index".into()));
+        };
+        let bytes = self.client.small_blob(reference.repository(), manifest.config(), MAX_CONFIG).await.map_err(failed)?;
+        let config = parse_config(&name, &bytes)?;
+        let diff_ids = &config.rootfs.diff_ids;
+        if diff_ids.len() != manifest.layers().len() {
+            let (layers, ids) = (manifest.layers().len(), diff_ids.len());
+            return Err(malformed(format!("its manifest has {layers} layers, its config {ids} diff ids")));
+        }
+        let config_digest = self.store.put_blob(&bytes)?;
+        let manifest_digest = self.store.put_blob(&resolved.bytes)?;
+        let mut chain = None;
+        for (diff_id, layer) in diff_ids.iter().zip(manifest.layers()) {
+            let blob = digest(layer.digest()).map_err(malformed)?;
+            chain = Some(self.add_layer(chain, *diff_id)?);
+            self.store.add_layer_blob(diff_id, &blob, layer.media_type().as_ref(), layer.size())?;
+            self.store.add_location(&blob, &reference.repository().to_string())?;
+        }
+        let record = ImageRecord {
+            name: name.clone(),
+            config: config_digest,
+            manifest: Some(snapshotter::ManifestRef {
+                digest: manifest_digest,
+                media_type: resolved.descriptor.media_type().to_string(),
+                size: resolved.bytes.len() as u64,
+            }),
+            kind,
+        };
+        self.store.put_image(&record)?;
+        let resolved = ResolvedImage { config, config_digest, manifest_digest: Some(index_digest) };
+        Ok(Found { resolved, config: config_digest, chain, local: false })
+    }
+
+    /// Records a layer that is known by its diff id only.
+    fn add_layer(&self, parent: Option<Digest>, diff_id: Digest) -> Result<Digest, ImageError> {
+        let record = LayerRecord::foreign(parent, diff_id);
+        self.store.put_layer(&record)?;
+        Ok(record.chain)
+    }
+
+    /// Remembers that a repository has a blob.
+    ///
+    /// # Errors
+    /// The store.
+    pub fn remember(&self, blob: &Digest, repository: &Repository) -> Result<(), StoreError> {
+        self.store.add_location(blob, &repository.to_string())
+    }
+
+    /// Whether a registry is known to have a blob.
+    pub(crate) fn has(&self, store: &Store, blob: &Digest) -> Result<bool, StoreError> {
+        Ok(!store.locations(blob)?.is_empty())
+    }
+
+    /// Repositories that are known to have a blob.
+    ///
+    /// # Errors
+    /// The store.
+    pub fn locations(&self, blob: &Digest) -> Result<Vec<Repository>, StoreError> {
+        let names = self.store.locations(blob)?;
+        let repository = |name: String| name.parse::<Reference>().ok().map(|reference| reference.repository().clone());
+        Ok(names.into_iter().filter_map(repository).collect())
+    }
+
+    /// Streams a blob into `to`, from whichever repository gives it. `report` is told of bytes done, bytes there are, and the
+    /// end.
+    pub(crate) async fn fetch(
+        &self,
+        blob: &Descriptor,
+        to: mpsc::Sender<io::Result<Bytes>>,
+        report: impl Fn(u64, u64, bool),
+    ) -> Result<(), ImageError> {
+        let name = blob.digest.to_string();
+        let descriptor = registry_descriptor(blob).map_err(|why| ImageError::Malformed { name: name.clone(), why })?;
+        let mut last = None;
+        for repository in self.locations(&blob.digest)? {
+            let mut done = 0;
+            let result = async {
+                let mut stream = self.client.blob(&repository, &descriptor).await?;
+                while let Some(chunk) = stream.chunk().await? {
+                    done += chunk.len() as u64;
+                    report(done, blob.size, false);
+                    if to.send(Ok(chunk)).await.is_err() {
+                        // The reader gave up and knows why.
+                        break;
+                    }
+                }
+                Ok(())
+            }
+            .await;
+            match result {
+                Ok(()) => {
+                    report(done, blob.size, true);
+                    return Ok(());
+                }
+                // What was passed on cannot be taken back: only a source that gave nothing can be replaced by the next.
+                Err(error) => {
+                    last = Some(error);
+                    if done > 0 {
+                        break;
+                    }
+                }
+            }
+        }
+        let _ = to.send(Err(io::Error::other("the download failed"))).await;
+        Err(match last {
+            Some(source) => ImageError::Registry { name, source: Box::new(source) },
+            None => ImageError::Malformed { name, why: "no registry is known that has this layer".into() },
+        })
+    }
+}
+
+/// The descriptor in the registry client's terms.
+pub(crate) fn registry_descriptor(blob: &Descriptor) -> Result<registry::Descriptor, String> {
+    let digest: registry::Digest = blob.digest.to_string().parse().map_err(|error| format!("{error}"))?;
+    Ok(registry::Descriptor::new(registry::MediaType::from(blob.media_type.as_str()), blob.size, digest))
+}
+
+/// A digest in our terms: sha256 only.
+pub(crate) fn digest(digest: &registry::Digest) -> Result<Digest, String> {
+    digest.to_string().parse().map_err(|_| format!("digest {digest} is not sha256"))
+}
+
+/// Parses and normalises a name; without a tag or digest it means `latest`.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn parse_name(name: &str) -> Result<Reference, ImageError> {
+    let parsed: Result<Reference, _> = name.parse();
+    let reference = parsed.map_err(|error| ImageError::Name { name: name.to_owned(), why: format!("{error}") })?;
+    Ok(reference.or_latest())
+}
+
+/// Reads a config blob.
+///
+/// # Errors
+/// It is none.
+pub fn parse_config(name: &str, bytes: &[u8]) -> Result<ImageConfig, ImageError> {
+    serde_json::from_slice(bytes).map_err(|error| ImageError::Malformed { name: name.to_owned(), why: format!("its config: {error}") })
+}
+
+/// The chain id of a stack.
+#[must_use]
+pub fn chain_of(diff_ids: &[Digest]) -> Option<Digest> {
+    diff_ids.iter().fold(None, |chain, diff_id| Some(diff_id.chain_upon(chain.as_ref())))
+}
+
+/// Whether an image of platform `has` can stand for `wanted`. An image that names no platform can.
+fn runs_on(has: &Platform, wanted: &Platform) -> bool {
+    (has.os.is_empty() || has.os == wanted.os)
+        && (has.architecture.is_empty() || has.architecture == wanted.architecture)
+        && (has.variant.is_empty() || wanted.variant.is_empty() || has.variant == wanted.variant)
+}

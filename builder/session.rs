@@ -1,0 +1,98 @@
+//! What a command works with: the store, the configuration, registries, and the launcher of steps.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use executor::Launcher;
+use registry::{Client, Settings};
+use snapshotter::layer::ApplyOptions;
+use snapshotter::{Store, StoreError};
+
+use crate::cli::Global;
+use crate::config::{Config, ConfigError};
+use crate::images::Remote;
+use crate::worker::Layers;
+
+/// Everything that outlives one step of a command.
+pub struct Session {
+    /// The configuration file.
+    pub config: Config,
+    /// Images, layers, cache.
+    pub store: Arc<Store>,
+    /// Registries.
+    pub remote: Remote,
+    /// Bytes of layers.
+    pub layers: Arc<Layers>,
+    /// HTTP for ADD of URLs.
+    pub http: reqwest::Client,
+    launcher: Option<Launcher>,
+}
+
+/// A session that cannot begin.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// The configuration file.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// There is no home directory to put the store into.
+    #[error("neither XDG_DATA_HOME nor HOME is set: say with --root where images and cache go")]
+    NoRoot,
+    /// TLS.
+    #[error("cannot set up HTTP")]
+    Http(#[source] reqwest::Error),
+    /// The launcher of steps.
+    #[error(transparent)]
+    Launcher(#[from] executor::Error),
+}
+
+impl Session {
+    /// Opens the store and reads the configuration. `launcher` is the one that was started before any thread was.
+    ///
+    /// # Errors
+    /// What cannot be opened or read.
+    pub fn open(global: &Global, launcher: Option<Launcher>) -> Result<Self, SessionError> {
+        let config = Config::load(global.config.as_deref())?;
+        let root = root(global)?;
+        let store = Arc::new(Store::open(&root)?);
+        // The provider can only be installed once; who comes second finds it done.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let registries: BTreeMap<_, _> = config.registry.clone().into_iter().collect();
+        let settings = Settings { registries, ..Settings::from_env() };
+        let client = Client::new(settings, Arc::new(registry::DockerCredentials::from_env()));
+        let remote = Remote::new(client, Arc::clone(&store));
+        let layers = Arc::new(Layers::new(Arc::clone(&store), remote.clone(), apply_options()));
+        let http = reqwest::Client::builder().user_agent(concat!("rbuild/", env!("CARGO_PKG_VERSION"))).build();
+        Ok(Self { config, store, remote, layers, http: http.map_err(SessionError::Http)?, launcher })
+    }
+
+    /// The launcher of steps.
+    ///
+    /// # Errors
+    /// It was not started, for a command that needs none.
+    pub fn launcher(&self) -> Result<Launcher, SessionError> {
+        self.launcher.clone().ok_or(SessionError::Launcher(executor::Error::LauncherGone))
+    }
+}
+
+/// In a user namespace overlay keeps its notes in `user.` attributes.
+fn apply_options() -> ApplyOptions {
+    ApplyOptions { userxattr: in_user_namespace(), ..ApplyOptions::default() }
+}
+
+fn root(global: &Global) -> Result<PathBuf, SessionError> {
+    if let Some(root) = &global.root {
+        return Ok(root.clone());
+    }
+    let is_root = rustix::process::geteuid().is_root() && !in_user_namespace();
+    snapshotter::default_root(is_root, |name| std::env::var_os(name)).ok_or(SessionError::NoRoot)
+}
+
+/// Whether uids are mapped (user_namespaces(7)).
+fn in_user_namespace() -> bool {
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    !map.split_whitespace().eq(["0", "0", "4294967295"])
+}

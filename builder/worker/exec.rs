@@ -1,0 +1,356 @@
+//! ExecOp: one process on an overlay of the input's snapshots; what it changed becomes a layer.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use executor::spec::{Changes, EtcFiles};
+use executor::{ExitStatus, Launcher, Overlay, Process, Root, Source, Stdio};
+use graph::{BindSource, CacheSharing, ExecOp, MountKind, NetworkMode, ProxyEnv, SecurityMode};
+use snapshotter::layer::{CommitOptions, commit_upper};
+use snapshotter::{Active, LayerRecord, NewDirectory};
+use solver::{LogStream, RunContext, Usage};
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::net::unix::pipe;
+
+use super::secrets::Secrets;
+use super::{BuildWorker, Output, Rootfs, StartFailure, WorkError, blocking};
+
+/// What steps may do beyond the default, and what they are given.
+#[derive(Debug, Default)]
+pub struct StepPolicy {
+    /// `--allow network.host`, or `--network=host` on the command line.
+    pub allow_host_network: bool,
+    /// `--allow security.insecure`
+    pub allow_insecure: bool,
+    /// `--secret`
+    pub secrets: Secrets,
+    /// `--ssh`: sockets by id.
+    pub ssh: BTreeMap<String, PathBuf>,
+}
+
+/// A step that did not end well.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StepFailure {
+    /// The command line, as people read it.
+    pub command: String,
+    /// How it ended.
+    pub ending: Ending,
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// With this status.
+    Code(i32),
+    /// By this signal.
+    Signal(i32),
+    /// By the kernel, for want of memory.
+    OutOfMemory,
+}
+
+impl std::fmt::Display for StepFailure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "process {:?} did not complete successfully: ", self.command)?;
+        match self.ending {
+            Ending::Code(code) => write!(f, "exit code: {code}"),
+            Ending::Signal(signal) => write!(f, "killed by signal {signal}"),
+            Ending::OutOfMemory => f.write_str("killed: out of memory"),
+        }
+    }
+}
+
+impl BuildWorker {
+    pub(super) async fn exec(&self, context: &RunContext, op: &ExecOp, inputs: &[Output]) -> Result<Rootfs, WorkError> {
+        self.check_entitlements(op)?;
+        let base = self.input_rootfs(context, op.root, inputs).await?;
+        let mut held = Held::default();
+        let overlay = self.overlay(context, &base, true, &mut held).await?;
+        let mut process = Process::new(Root::Overlay(overlay), &op.args);
+        if op.security == SecurityMode::Insecure {
+            process = process.insecure();
+        }
+        process.env = environment(op);
+        process.cwd.clone_from(&op.cwd);
+        process.user.clone_from(&op.user);
+        process.hostname = op.hostname.clone().unwrap_or_else(|| "buildkitsandbox".into());
+        process.network = self.network(op.network);
+        process.files = etc_files(op, &process.hostname);
+        for mount in &op.mounts {
+            self.mount(context, mount, inputs, &mut process, &mut held).await?;
+        }
+        for secret in &op.secret_env {
+            match self.policy.secrets.get(&secret.id).map_err(WorkError::Secret)? {
+                Some(value) => process.env.push(format!("{}={}", secret.name, String::from_utf8_lossy(&value))),
+                None if secret.required => return Err(WorkError::NoSecret { id: secret.id.clone() }),
+                None => {}
+            }
+        }
+        let (status, stubs) = run(&self.launcher, context, process).await?;
+        if let Some(ending) = ending(&status) {
+            return Err(WorkError::Step(StepFailure { command: op.args.join(" "), ending }));
+        }
+        let active = held.root.take().ok_or(WorkError::Internal("a step without a place for its changes"))?;
+        self.commit_step(context, &base, active, stubs).await
+    }
+
+    /// What the step changed becomes a layer, kept as the directory it is; mount points that were made for it go first.
+    async fn commit_step(
+        &self,
+        context: &RunContext,
+        base: &Rootfs,
+        active: Active,
+        stubs: Vec<executor::Stub>,
+    ) -> Result<Rootfs, WorkError> {
+        let below = self.layers.readable(context, base.chain.as_ref()).await?;
+        let (store, parent) = (Arc::clone(&self.store), base.chain);
+        let record = blocking(move || {
+            executor::stubs::remove(active.fs(), &stubs).map_err(WorkError::Stubs)?;
+            let options = CommitOptions { below: Some(&below.tree), ..CommitOptions::default() };
+            let committed = commit_upper(active.fs(), &options)?;
+            let now = jiff::Timestamp::now();
+            let record = LayerRecord::own(parent, committed.diff_id, committed.content, committed.size, now);
+            store.commit(active, &record, &committed.index.encode())?;
+            Ok(record)
+        })
+        .await?;
+        Ok(base.with(&record))
+    }
+
+    fn check_entitlements(&self, op: &ExecOp) -> Result<(), WorkError> {
+        if op.network == NetworkMode::Host && !self.policy.allow_host_network {
+            return Err(WorkError::NotAllowed("network.host"));
+        }
+        if op.security == SecurityMode::Insecure && !self.policy.allow_insecure {
+            return Err(WorkError::NotAllowed("security.insecure"));
+        }
+        match op.devices.iter().find(|device| device.required) {
+            Some(device) => Err(WorkError::NoDevice(device.name.clone())),
+            None => Ok(()),
+        }
+    }
+
+    fn network(&self, mode: NetworkMode) -> executor::Network {
+        match mode {
+            NetworkMode::None => executor::Network::None,
+            NetworkMode::Host | NetworkMode::Default => executor::Network::Host,
+        }
+    }
+
+    async fn mount(
+        &self,
+        context: &RunContext,
+        mount: &graph::Mount,
+        inputs: &[Output],
+        process: &mut Process,
+        held: &mut Held,
+    ) -> Result<(), WorkError> {
+        let mut add = |source: Source, readonly: bool| {
+            process.mounts.push(executor::Mount { destination: mount.dest.clone(), source, readonly });
+        };
+        match &mount.kind {
+            MountKind::Tmpfs { size } => add(Source::Tmpfs { size: *size, mode: 0o1777 }, mount.readonly),
+            MountKind::Bind(bind) => {
+                let rootfs = self.bind_source(context, bind, inputs).await?;
+                let overlay = self.overlay(context, &rootfs, !mount.readonly, held).await?;
+                add(Source::Overlay { overlay, selector: bind.selector.clone() }, mount.readonly);
+            }
+            MountKind::Cache(cache) => {
+                let initial = self.bind_source(context, &cache.from, inputs).await?;
+                let directory = self.cache_mount(context, cache, initial).await?;
+                let selector = if cache.from.input.is_some() { cache.from.selector.clone() } else { "/".into() };
+                let path = directory.path().to_owned();
+                add(Source::Bind { path, selector, recursive: false }, mount.readonly);
+                held.caches.push(directory);
+            }
+            MountKind::Secret(secret) => match self.policy.secrets.get(&secret.id).map_err(WorkError::Secret)? {
+                Some(content) => add(
+                    Source::File { content, mode: secret.mode, uid: secret.uid, gid: secret.gid },
+                    true,
+                ),
+                None if secret.required => return Err(WorkError::NoSecret { id: secret.id.clone() }),
+                None => {}
+            },
+            MountKind::Ssh(ssh) => match self.policy.ssh.get(&ssh.id) {
+                Some(path) => {
+                    add(Source::Bind { path: path.clone(), selector: "/".into(), recursive: false }, false);
+                    process.env.push(format!("SSH_AUTH_SOCK={}", mount.dest));
+                }
+                None if ssh.required => return Err(WorkError::NoSsh { id: ssh.id.clone() }),
+                None => {}
+            },
+        }
+        Ok(())
+    }
+
+    async fn bind_source(
+        &self,
+        context: &RunContext,
+        bind: &BindSource,
+        inputs: &[Output],
+    ) -> Result<Rootfs, WorkError> {
+        self.input_rootfs(context, bind.input, inputs).await
+    }
+
+    /// An overlay that shows `rootfs`; its changes are kept in `held`, the first writable one as the step's root.
+    async fn overlay(
+        &self,
+        context: &RunContext,
+        rootfs: &Rootfs,
+        writable: bool,
+        held: &mut Held,
+    ) -> Result<Overlay, WorkError> {
+        let lowers = self.layers.directories(context, rootfs.chain.as_ref()).await?;
+        if !writable {
+            return Ok(Overlay { lowers, changes: None });
+        }
+        let active = self.store.prepare()?;
+        let changes = Changes { upper: active.fs().to_owned(), work: active.work().to_owned() };
+        match held.root {
+            None => held.root = Some(active),
+            Some(_) => held.discarded.push(active),
+        }
+        Ok(Overlay { lowers, changes: Some(changes) })
+    }
+
+    async fn cache_mount(
+        &self,
+        context: &RunContext,
+        cache: &graph::CacheMount,
+        initial: Rootfs,
+    ) -> Result<snapshotter::CacheMountDir, WorkError> {
+        let sharing = match cache.sharing {
+            CacheSharing::Shared => snapshotter::CacheMountSharing::Shared,
+            CacheSharing::Private => snapshotter::CacheMountSharing::Private,
+            CacheSharing::Locked => snapshotter::CacheMountSharing::Locked,
+        };
+        let tree = match cache.from.input {
+            Some(_) => Some(self.layers.readable(context, initial.chain.as_ref()).await?),
+            None => None,
+        };
+        let store = Arc::clone(&self.store);
+        let id = cache.id.clone();
+        let new = NewDirectory { mode: cache.mode, owner: (cache.uid, cache.gid) };
+        let cancelled = context.cancelled.clone();
+        blocking(move || {
+            store.cache_mount(&id, sharing, new, &|| cancelled.is_cancelled(), |directory| match &tree {
+                Some(tree) => super::layers::copy_out(tree, directory),
+                None => Ok(()),
+            })
+        })
+        .await
+    }
+}
+
+/// What a step uses until it has ended.
+#[derive(Default)]
+struct Held {
+    /// The changes of the root file system.
+    root: Option<snapshotter::Active>,
+    /// Changes in writable binds, which nobody will see.
+    discarded: Vec<snapshotter::Active>,
+    caches: Vec<snapshotter::CacheMountDir>,
+}
+
+fn ending(status: &ExitStatus) -> Option<Ending> {
+    if status.oom_killed && !status.success() {
+        return Some(Ending::OutOfMemory);
+    }
+    match (status.code, status.signal) {
+        (_, Some(signal)) => Some(Ending::Signal(signal)),
+        (Some(0), None) => None,
+        (code, None) => Some(Ending::Code(code.unwrap_or(-1))),
+    }
+}
+
+/// Starts the process, passes on what it prints, and ends it when the build is given up.
+async fn run(
+    launcher: &Launcher,
+    context: &RunContext,
+    process: Process,
+) -> Result<(ExitStatus, Vec<executor::Stub>), WorkError> {
+    let command = process.args.join(" ");
+    let started = |error| WorkError::Start(StartFailure { command: command.clone(), error });
+    let (stdio, stdout, stderr) = Stdio::piped().map_err(WorkError::Pipe)?;
+    let mut running = launcher.run(process, stdio).await.map_err(started)?;
+    let receiver = |pipe: std::io::PipeReader| {
+        pipe::Receiver::from_owned_fd(OwnedFd::from(pipe)).map_err(WorkError::Pipe)
+    };
+    let pumps = tokio::spawn(futures_util::future::join(
+        pump(receiver(stdout)?, LogStream::Stdout, context.clone()),
+        pump(receiver(stderr)?, LogStream::Stderr, context.clone()),
+    ));
+    let status = tokio::select! {
+        status = running.wait() => status,
+        () = context.cancelled.cancelled() => {
+            // Whatever it says, the step is gone when the launcher has seen it end.
+            let _ = running.kill();
+            let _ = running.wait().await;
+            return Err(WorkError::Cancelled);
+        }
+    };
+    let status = status.map_err(started)?;
+    // Process 1 has ended, and with it everything that could still write.
+    let _ = pumps.await;
+    context.progress.used(usage(&status));
+    Ok((status, running.stubs().to_vec()))
+}
+
+fn environment(op: &ExecOp) -> Vec<String> {
+    let mut env: Vec<String> = proxies(&op.proxy).collect();
+    env.extend(op.env.iter().map(|(name, value)| format!("{name}={value}")));
+    env
+}
+
+/// In both spellings; what the Dockerfile sets wins, since it comes later.
+fn proxies(proxy: &ProxyEnv) -> impl Iterator<Item = String> {
+    let named = [
+        ("HTTP_PROXY", &proxy.http),
+        ("HTTPS_PROXY", &proxy.https),
+        ("FTP_PROXY", &proxy.ftp),
+        ("NO_PROXY", &proxy.no),
+        ("ALL_PROXY", &proxy.all),
+    ];
+    let set = named.into_iter().filter(|(_, value)| !value.is_empty());
+    set.flat_map(|(name, value)| [format!("{name}={value}"), format!("{}={value}", name.to_ascii_lowercase())])
+        .collect::<Vec<_>>()
+        .into_iter()
+}
+
+fn etc_files(op: &ExecOp, hostname: &str) -> EtcFiles {
+    // Where the machine has none, so has the step.
+    let resolv_conf = std::fs::read("/etc/resolv.conf").ok();
+    let mut hosts = format!("127.0.0.1\tlocalhost {hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\n");
+    for (name, address) in &op.extra_hosts {
+        hosts.push_str(&format!("{address}\t{name}\n"));
+    }
+    EtcFiles { resolv_conf, hosts: Some(hosts.into_bytes()), hostname: None }
+}
+
+/// Longest part of a line that is passed on at once.
+const LINE_MAX: usize = 64 << 10;
+
+/// Passes on whole lines as they come, and a last one without an end.
+async fn pump(mut from: impl AsyncRead + Unpin, stream: LogStream, context: RunContext) {
+    let mut buffer = Vec::with_capacity(LINE_MAX);
+    loop {
+        match from.read_buf(&mut buffer).await {
+            Ok(0) | Err(_) => break,
+            Ok(_) => {}
+        }
+        let end = buffer.iter().rposition(|byte| matches!(byte, b'\n' | b'\r')).map(|at| at + 1);
+        if let Some(end) = end.or((buffer.len() >= LINE_MAX).then_some(buffer.len())) {
+            let rest = buffer.split_off(end);
+            context.progress.log(stream, std::mem::replace(&mut buffer, rest)).await;
+            buffer.reserve(LINE_MAX);
+        }
+    }
+    if !buffer.is_empty() {
+        context.progress.log(stream, buffer).await;
+    }
+}
+
+fn usage(status: &ExitStatus) -> Usage {
+    Usage { cpu: status.usage.user + status.usage.system, peak_memory: status.usage.peak_memory }
+}

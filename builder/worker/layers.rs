@@ -1,0 +1,524 @@
+//! The bytes of layers, brought to where they are needed and no earlier: as directories for steps, as readable trees for
+//! COPY, as blobs for exports.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, BufReader, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use graph::Digest;
+use rustix::fs::OFlags;
+use sha2::Digest as _;
+use snapshotter::layer::{
+    Applied, ApplyOptions, EntryKind, LayerIndex, Tree, apply, compress, mend, write_tree, write_upper,
+};
+use snapshotter::layer::compress::Compression;
+use snapshotter::{Active, LayerRecord, Store};
+use solver::{RunContext, Status};
+use tokio::sync::Semaphore;
+
+use super::file::ReadableTree;
+use super::{WorkError, blocking};
+use crate::export::{Descriptor, GZIP, LayerBlob, LayerCompression};
+use crate::images::Remote;
+
+/// Layers that are fetched or unpacked at the same time.
+const PARALLEL: usize = 4;
+
+/// The layers of the store, and those that registries still have.
+pub struct Layers {
+    store: Arc<Store>,
+    remote: Remote,
+    options: ApplyOptions,
+    slots: Arc<Semaphore>,
+    indexes: Mutex<HashMap<Digest, Arc<LayerIndex>>>,
+}
+
+impl Layers {
+    /// Layers of `store`; what is missing is fetched through `remote`.
+    #[must_use]
+    pub fn new(store: Arc<Store>, remote: Remote, options: ApplyOptions) -> Self {
+        Self { store, remote, options, slots: Arc::new(Semaphore::new(PARALLEL)), indexes: Mutex::default() }
+    }
+
+    /// The directories of a stack, the topmost first, as overlay wants them. Never empty.
+    pub(crate) async fn directories(&self, context: &RunContext, chain: Option<&Digest>) -> Result<Vec<PathBuf>, WorkError> {
+        let Some(chain) = chain else { return Ok(vec![self.store.empty_directory()?]) };
+        let layers = self.store.chain_layers(chain)?;
+        self.unpack(context, &layers).await?;
+        let directory = |layer: &LayerRecord| self.snapshot(&layer.chain);
+        layers.iter().rev().map(directory).collect()
+    }
+
+    fn snapshot(&self, chain: &Digest) -> Result<PathBuf, WorkError> {
+        let snapshot = self.store.snapshot(chain)?.ok_or(WorkError::LayerLost(*chain))?;
+        Ok(snapshot.fs().to_owned())
+    }
+
+    /// What a stack shows, and its bytes. Layers that are there as uncompressed tars are not unpacked for it.
+    pub(crate) async fn readable(&self, context: &RunContext, chain: Option<&Digest>) -> Result<ReadableTree, WorkError> {
+        let Some(chain) = chain else { return Ok(ReadableTree::empty()) };
+        let layers = self.store.chain_layers(chain)?;
+        let mut missing = Vec::new();
+        for layer in &layers {
+            let has_bytes = self.store.snapshot(&layer.chain)?.is_some() || self.store.blob_path(&layer.diff_id).is_some();
+            if !has_bytes || self.index(&layer.chain)?.is_none() {
+                missing.push(layer.clone());
+            }
+        }
+        if !missing.is_empty() {
+            self.unpack(context, &layers).await?;
+        }
+        let mut indexes = Vec::with_capacity(layers.len());
+        let mut places = Vec::with_capacity(layers.len());
+        for layer in &layers {
+            let index = self.index(&layer.chain)?.ok_or(WorkError::LayerLost(layer.chain))?;
+            let place = match (self.store.snapshot(&layer.chain)?, self.store.blob_path(&layer.diff_id)) {
+                (Some(snapshot), _) => BytesAt::Directory(snapshot.fs().to_owned()),
+                (None, Some(tar)) => BytesAt::Tar(tar, Arc::clone(&index)),
+                (None, None) => return Err(WorkError::LayerLost(layer.chain)),
+            };
+            indexes.push(index);
+            places.push(place);
+        }
+        let open = move |layer: usize, path: &[u8]| match places.get(layer) {
+            Some(place) => place.open(path),
+            None => Err(io::ErrorKind::NotFound.into()),
+        };
+        Ok(ReadableTree { tree: Arc::new(Tree::new(indexes)), open: Arc::new(open) })
+    }
+
+    fn index(&self, chain: &Digest) -> Result<Option<Arc<LayerIndex>>, WorkError> {
+        if let Some(index) = self.indexes.lock().unwrap_or_else(PoisonError::into_inner).get(chain) {
+            return Ok(Some(Arc::clone(index)));
+        }
+        let Some(bytes) = self.store.index(chain)? else { return Ok(None) };
+        // An index of another version is as good as none: the layer is unpacked again.
+        let Ok(index) = LayerIndex::decode(&bytes) else { return Ok(None) };
+        Ok(Some(self.remember(chain, index)))
+    }
+
+    fn remember(&self, chain: &Digest, index: LayerIndex) -> Arc<LayerIndex> {
+        let index = Arc::new(index);
+        self.indexes.lock().unwrap_or_else(PoisonError::into_inner).insert(*chain, Arc::clone(&index));
+        index
+    }
+
+    /// Unpacks what is missing of a stack: each layer apart and at the same time, then mended from the lowest up.
+    async fn unpack(&self, context: &RunContext, layers: &[LayerRecord]) -> Result<(), WorkError> {
+        let is_missing = |layer: &LayerRecord| -> Result<bool, WorkError> {
+            Ok(self.store.snapshot(&layer.chain)?.is_none() || self.index(&layer.chain)?.is_none())
+        };
+        let any = |layers: &[LayerRecord]| layers.iter().try_fold(false, |any, layer| Ok::<_, WorkError>(any || is_missing(layer)?));
+        if !any(layers)? {
+            return Ok(());
+        }
+        // One process unpacks a stack, the others wait for it. Stacks that share their lowest layer share the lock.
+        let name = format!("unpack:{}", layers[0].diff_id);
+        let (store, cancelled) = (Arc::clone(&self.store), context.cancelled.clone());
+        let _lock = blocking(move || Ok(store.lock(&name, &|| cancelled.is_cancelled())?)).await?;
+        let mut tasks = Vec::new();
+        for (number, layer) in layers.iter().enumerate() {
+            tasks.push(if is_missing(layer)? { Some(self.unpack_apart(context, layer, number)) } else { None });
+        }
+        let unpacked = futures_util::future::try_join_all(
+            tasks.into_iter().map(|task| async { match task { Some(task) => task.await.map(Some), None => Ok(None) } }),
+        )
+        .await?;
+        let mut below = Tree::default();
+        let mut directories: Vec<PathBuf> = Vec::new();
+        for (layer, unpacked) in layers.iter().zip(unpacked) {
+            if let Some((active, mut applied)) = unpacked {
+                let (tree, lower, options) = (below.clone(), directories.clone(), self.options);
+                let source = self.local_tar(layer)?;
+                let (active, index) = blocking(move || {
+                    let open_below = |layer: usize, path: &[u8]| open_in(lower.get(layer), path);
+                    let open_tar = || source.open();
+                    mend(active.fs(), &mut applied.index, &tree, &options, open_below, open_tar)?;
+                    Ok((active, applied.index))
+                })
+                .await?;
+                let bytes = index.encode();
+                self.remember(&layer.chain, index);
+                self.store.commit(active, layer, &bytes)?;
+            }
+            below.push(self.index(&layer.chain)?.ok_or(WorkError::LayerLost(layer.chain))?);
+            directories.push(self.snapshot(&layer.chain)?);
+        }
+        Ok(())
+    }
+
+    async fn unpack_apart(
+        &self,
+        context: &RunContext,
+        layer: &LayerRecord,
+        number: usize,
+    ) -> Result<(Active, Applied), WorkError> {
+        let _slot = self.slots.acquire().await.map_err(|_| WorkError::Cancelled)?;
+        let (active, options) = (self.store.prepare()?, self.options);
+        let expected = layer.diff_id;
+        let (active, applied) = match self.find_tar(layer)? {
+            Some(tar) => {
+                blocking(move || {
+                    let applied = apply(tar.open()?, active.fs(), &options)?;
+                    Ok((active, applied))
+                })
+                .await?
+            }
+            None => self.download(context, layer, number, active).await?,
+        };
+        if applied.diff_id != expected {
+            return Err(WorkError::WrongLayer { expected, found: applied.diff_id });
+        }
+        Ok((active, applied))
+    }
+
+    /// Fetches, verifies, keeps and unpacks a layer, all while its bytes arrive.
+    async fn download(
+        &self,
+        context: &RunContext,
+        layer: &LayerRecord,
+        number: usize,
+        active: Active,
+    ) -> Result<(Active, Applied), WorkError> {
+        let blob = self.remote_blob(layer)?;
+        let (reader, writer) = pipe();
+        let progress = context.progress.clone();
+        let id = format!("layer {} {}", number + 1, blob_name(&blob.digest));
+        let report = move |current: u64, total: u64, done: bool| {
+            progress.status(Status { id: id.clone(), current, total, done });
+        };
+        let fetch = self.remote.fetch(&blob, writer, report);
+        let (store, options) = (Arc::clone(&self.store), self.options);
+        let digest = blob.digest;
+        let unpack = blocking(move || {
+            let mut keep = store.blob_writer()?;
+            let mut tee = Tee { from: reader, to: &mut keep };
+            let mut buffered = BufReader::with_capacity(1 << 18, &mut tee);
+            let applied = apply(compress::decoder(&mut buffered)?, active.fs(), &options)?;
+            // The blob may go on after the end of its layer; its digest covers that too.
+            io::copy(&mut buffered, &mut io::sink())?;
+            drop(buffered);
+            keep.commit(Some(&digest))?;
+            Ok((active, applied))
+        });
+        let (fetched, unpacked) = tokio::join!(fetch, unpack);
+        // A broken transfer shows at both ends; the fetching end knows why.
+        fetched?;
+        unpacked
+    }
+
+    fn remote_blob(&self, layer: &LayerRecord) -> Result<Descriptor, WorkError> {
+        let blobs = self.store.layer_blobs(&layer.diff_id)?;
+        let blob = blobs.into_iter().next().ok_or(WorkError::LayerLost(layer.chain))?;
+        Ok(Descriptor::new(blob.media_type, blob.digest, blob.size))
+    }
+
+    /// Bytes of the layer's tar that are on this machine.
+    fn find_tar(&self, layer: &LayerRecord) -> Result<Option<TarAt>, WorkError> {
+        if let Some(path) = self.store.blob_path(&layer.diff_id) {
+            return Ok(Some(TarAt::Plain(path)));
+        }
+        for blob in self.store.layer_blobs(&layer.diff_id)? {
+            if let Some(path) = self.store.blob_path(&blob.digest) {
+                return Ok(Some(TarAt::Compressed(path)));
+            }
+        }
+        // The same layer on another stack.
+        for chain in self.store.chains_with(&layer.diff_id)? {
+            if let (Some(snapshot), Some(index)) = (self.store.snapshot(&chain)?, self.index(&chain)?)
+                && self.store.layer(&chain)?.is_some_and(|record| record.writer == Some(snapshotter::layer::WRITER_VERSION))
+            {
+                return Ok(Some(TarAt::Snapshot(snapshot.fs().to_owned(), index)));
+            }
+        }
+        Ok(None)
+    }
+
+    fn local_tar(&self, layer: &LayerRecord) -> Result<TarAt, WorkError> {
+        self.find_tar(layer)?.ok_or(WorkError::LayerLost(layer.chain))
+    }
+
+    /// The blobs of a stack, from the lowest up, compressed as asked. A layer that only a registry has is left there
+    /// unless `bytes` are needed.
+    pub(crate) async fn blobs(
+        &self,
+        context: &RunContext,
+        chain: Option<&Digest>,
+        compression: LayerCompression,
+        types: BlobTypes,
+        bytes: bool,
+    ) -> Result<Vec<LayerBlob>, WorkError> {
+        let Some(chain) = chain else { return Ok(Vec::new()) };
+        let layers = self.store.chain_layers(chain)?;
+        let mut blobs = Vec::with_capacity(layers.len());
+        for (number, layer) in layers.iter().enumerate() {
+            blobs.push(self.blob(context, layer, number, compression, types, bytes).await?);
+        }
+        Ok(blobs)
+    }
+
+    async fn blob(
+        &self,
+        context: &RunContext,
+        layer: &LayerRecord,
+        number: usize,
+        compression: LayerCompression,
+        types: BlobTypes,
+        bytes: bool,
+    ) -> Result<LayerBlob, WorkError> {
+        let wanted = types.media_type(compression.algorithm);
+        let known = self.store.layer_blobs(&layer.diff_id)?;
+        let own = layer.writer.is_some();
+        let fits = |media_type: &str| same_compression(media_type, wanted) || (!own && !compression.force);
+        for blob in known.iter().filter(|blob| fits(&blob.media_type)) {
+            let mut path = self.store.blob_path(&blob.digest);
+            if path.is_none() && self.remote.has(&self.store, &blob.digest)? {
+                if bytes {
+                    self.fetch_blob(context, &Descriptor::new(blob.media_type.clone(), blob.digest, blob.size), number).await?;
+                    path = self.store.blob_path(&blob.digest);
+                } else {
+                    let descriptor = Descriptor::new(types.adapt(&blob.media_type), blob.digest, blob.size);
+                    return Ok(LayerBlob { diff_id: layer.diff_id, descriptor, path: None });
+                }
+            }
+            if path.is_some() {
+                let descriptor = Descriptor::new(types.adapt(&blob.media_type), blob.digest, blob.size);
+                return Ok(LayerBlob { diff_id: layer.diff_id, descriptor, path });
+            }
+        }
+        if compression.algorithm == Compression::None
+            && let Some(path) = self.store.blob_path(&layer.diff_id)
+        {
+            let descriptor = Descriptor::new(wanted, layer.diff_id, layer.size);
+            return Ok(LayerBlob { diff_id: layer.diff_id, descriptor, path: Some(path) });
+        }
+        if self.find_tar(layer)?.is_none() {
+            let blob = self.remote_blob(layer)?;
+            self.fetch_blob(context, &blob, number).await?;
+        }
+        self.compress(context, layer, compression, wanted).await
+    }
+
+    async fn compress(
+        &self,
+        context: &RunContext,
+        layer: &LayerRecord,
+        compression: LayerCompression,
+        media_type: &'static str,
+    ) -> Result<LayerBlob, WorkError> {
+        let name = format!("compress:{}:{media_type}", layer.diff_id);
+        let (store, cancelled) = (Arc::clone(&self.store), context.cancelled.clone());
+        let tar = self.local_tar(layer)?;
+        let diff_id = layer.diff_id;
+        let (digest, size) = blocking(move || {
+            let _lock = store.lock(&name, &|| cancelled.is_cancelled())?;
+            let encoder = compress::Encoder::new(store.blob_writer()?, compression.algorithm)?;
+            let mut hashing = Hashing { to: encoder, hasher: sha2::Sha256::new() };
+            tar.write_to(&mut hashing)?;
+            let found = Digest::from_bytes(hashing.hasher.finalize().into());
+            if found != diff_id {
+                return Err(WorkError::WrongLayer { expected: diff_id, found });
+            }
+            let (digest, size) = hashing.to.finish()?.commit(None)?;
+            store.add_layer_blob(&diff_id, &digest, media_type, size)?;
+            Ok((digest, size))
+        })
+        .await?;
+        let path = self.store.blob_path(&digest);
+        Ok(LayerBlob { diff_id, descriptor: Descriptor::new(media_type, digest, size), path })
+    }
+
+    async fn fetch_blob(&self, context: &RunContext, blob: &Descriptor, number: usize) -> Result<(), WorkError> {
+        let (mut reader, writer) = pipe();
+        let progress = context.progress.clone();
+        let id = format!("layer {} {}", number + 1, blob_name(&blob.digest));
+        let report = move |current: u64, total: u64, done: bool| {
+            progress.status(Status { id: id.clone(), current, total, done });
+        };
+        let (store, digest) = (Arc::clone(&self.store), blob.digest);
+        let store = blocking(move || {
+            let mut keep = store.blob_writer()?;
+            io::copy(&mut reader, &mut keep)?;
+            keep.commit(Some(&digest))?;
+            Ok(())
+        });
+        let (fetched, stored) = tokio::join!(self.remote.fetch(blob, writer, report), store);
+        fetched?;
+        stored
+    }
+}
+
+/// Names of layer media types.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BlobTypes {
+    /// `application/vnd.oci.image.layer.v1.…`
+    Oci,
+    /// `application/vnd.docker.image.rootfs.diff.…`
+    Docker,
+}
+
+impl BlobTypes {
+    fn media_type(self, compression: Compression) -> &'static str {
+        match (self, compression) {
+            (Self::Oci, Compression::None) => "application/vnd.oci.image.layer.v1.tar",
+            (Self::Oci, Compression::Gzip { .. }) => "application/vnd.oci.image.layer.v1.tar+gzip",
+            (_, Compression::Zstd { .. }) => "application/vnd.oci.image.layer.v1.tar+zstd",
+            (Self::Docker, Compression::None) => "application/vnd.docker.image.rootfs.diff.tar",
+            (Self::Docker, Compression::Gzip { .. }) => "application/vnd.docker.image.rootfs.diff.tar.gzip",
+        }
+    }
+
+    /// The same compression in this family's words.
+    fn adapt(self, media_type: &str) -> String {
+        if media_type.ends_with("zstd") {
+            self.media_type(Compression::Zstd { level: 3 }).into()
+        } else if media_type.ends_with("gzip") {
+            self.media_type(GZIP).into()
+        } else {
+            self.media_type(Compression::None).into()
+        }
+    }
+}
+
+fn same_compression(a: &str, b: &str) -> bool {
+    let kind = |media_type: &str| ["gzip", "zstd"].into_iter().find(|end| media_type.ends_with(end));
+    kind(a) == kind(b)
+}
+
+fn blob_name(digest: &Digest) -> String {
+    digest.short()
+}
+
+/// Where the bytes of a layer's files are.
+enum BytesAt {
+    Directory(PathBuf),
+    Tar(PathBuf, Arc<LayerIndex>),
+}
+
+impl BytesAt {
+    fn open(&self, path: &[u8]) -> io::Result<Box<dyn Read + Send>> {
+        match self {
+            Self::Directory(directory) => Ok(Box::new(open_in(Some(directory), path)?)),
+            Self::Tar(tar, index) => match index.get(path).map(|entry| &entry.kind) {
+                Some(&EntryKind::File { size, offset: Some(offset), .. }) => {
+                    use std::io::Seek;
+                    let mut file = File::open(tar)?;
+                    file.seek(io::SeekFrom::Start(offset))?;
+                    Ok(Box::new(file.take(size)))
+                }
+                _ => Err(io::ErrorKind::NotFound.into()),
+            },
+        }
+    }
+}
+
+/// Opens a regular file of a snapshot; nothing in its path is followed.
+fn open_in(directory: Option<&PathBuf>, path: &[u8]) -> io::Result<File> {
+    let directory = directory.ok_or(io::ErrorKind::NotFound)?;
+    let root = sys::file::open_root(directory)?;
+    Ok(sys::path::open(root, path, sys::path::Links::Refuse, OFlags::RDONLY, 0)?.into())
+}
+
+/// Where the bytes of a layer's tar are.
+enum TarAt {
+    Plain(PathBuf),
+    Compressed(PathBuf),
+    Snapshot(PathBuf, Arc<LayerIndex>),
+}
+
+impl TarAt {
+    fn open(&self) -> io::Result<Box<dyn Read + Send>> {
+        match self {
+            Self::Plain(path) => Ok(Box::new(BufReader::with_capacity(1 << 18, File::open(path)?))),
+            Self::Compressed(path) => compress::decoder(BufReader::with_capacity(1 << 18, File::open(path)?)),
+            Self::Snapshot(directory, index) => {
+                // Made anew on the way, by a thread of its own.
+                let (reader, mut writer) = io::pipe()?;
+                let (directory, index) = (directory.clone(), Arc::clone(index));
+                std::thread::spawn(move || write_upper(&directory, &index, &mut writer));
+                Ok(Box::new(BufReader::with_capacity(1 << 18, reader)))
+            }
+        }
+    }
+
+    fn write_to(&self, out: &mut impl Write) -> Result<(), WorkError> {
+        match self {
+            Self::Snapshot(directory, index) => write_upper(directory, index, out)?,
+            _ => {
+                io::copy(&mut self.open()?, out)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Writes a tree into an empty directory with owners and modes, as a layer is unpacked.
+pub(crate) fn copy_out(tree: &ReadableTree, directory: &Path) -> Result<(), WorkError> {
+    let (reader, mut writer) = io::pipe()?;
+    std::thread::scope(|scope| {
+        let write = scope.spawn(move || write_tree(&tree.tree, |layer, path| (tree.open)(layer, path), &mut writer));
+        let applied = apply(BufReader::with_capacity(1 << 18, reader), directory, &ApplyOptions::default());
+        write.join().map_err(|_| WorkError::Internal("writing a tree panicked"))??;
+        applied?;
+        Ok(())
+    })
+}
+
+struct Hashing<W> {
+    to: W,
+    hasher: sha2::Sha256,
+}
+
+impl<W: Write> Write for Hashing<W> {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        let written = self.to.write(data)?;
+        self.hasher.update(&data[..written]);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.to.flush()
+    }
+}
+
+/// Passes on what it reads and keeps a copy.
+struct Tee<'a, R, W> {
+    from: R,
+    to: &'a mut W,
+}
+
+impl<R: Read, W: Write> Read for Tee<'_, R, W> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.from.read(buffer)?;
+        self.to.write_all(&buffer[..read])?;
+        Ok(read)
+    }
+}
+
+/// Chunks from the async side to a reader on a thread; a few of them may be under way.
+pub(crate) fn pipe() -> (ChunkReader, tokio::sync::mpsc::Sender<io::Result<bytes::Bytes>>) {
+    let (sender, receiver) = tokio::sync::mpsc::channel(16);
+    (ChunkReader { receiver, current: bytes::Bytes::new() }, sender)
+}
+
+/// The thread's end of [`pipe`]. A sender that goes away without an error is the end of the stream.
+pub(crate) struct ChunkReader {
+    receiver: tokio::sync::mpsc::Receiver<io::Result<bytes::Bytes>>,
+    current: bytes::Bytes,
+}
+
+impl Read for ChunkReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.current.is_empty() {
+            match self.receiver.blocking_recv() {
+                None => return Ok(0),
+                Some(chunk) => self.current = chunk?,
+            }
+        }
+        let length = buffer.len().min(self.current.len());
+        buffer[..length].copy_from_slice(&self.current.split_to(length));
+        Ok(length)
+    }
+}

@@ -1,0 +1,361 @@
+//! Carries out the operations of a graph: the one place where solver, store, sandbox and registries meet.
+
+mod diff;
+mod exec;
+mod file;
+mod git;
+mod http;
+mod layers;
+mod merge;
+mod secrets;
+mod source;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use executor::Launcher;
+use graph::{ContentDigest, Digest, FileAction, MountKind, Op, Operation};
+use snapshotter::{CacheRecord, KeyLock, LayerRecord, Store, StoreError};
+use solver::{CacheKeys, RunContext, Worker};
+
+use crate::context::{ContextError, LocalContext, Wanted};
+use crate::images::ImageError;
+
+pub use exec::{Ending, StepFailure, StepPolicy};
+pub use file::FileError;
+pub(crate) use file::{ReadableTree, wildcard};
+pub use git::GitError;
+pub use http::HttpError;
+pub use layers::{BlobTypes, Layers};
+pub use secrets::{SecretError, Secrets};
+pub(crate) use source::{clone_context, download_context};
+
+/// An operation that could not be carried out.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say it")]
+pub enum WorkError {
+    #[error("{0}")]
+    Step(StepFailure),
+    #[error("{}", .0.command_line())]
+    Start(StartFailure),
+    #[error("{0}")]
+    File(#[from] FileError),
+    /// A COPY or ADD source, with what is known about why it is missing.
+    #[error("{path}: not found in {place}")]
+    NoSource { path: String, place: String, hint: Option<String> },
+    #[error(transparent)]
+    Context(#[from] ContextError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    #[error(transparent)]
+    Git(#[from] GitError),
+    #[error(transparent)]
+    Http(#[from] HttpError),
+    #[error(transparent)]
+    Layer(#[from] snapshotter::layer::LayerError),
+    #[error(transparent)]
+    Secret(SecretError),
+    #[error("there is no secret {id:?}")]
+    NoSecret { id: String },
+    #[error("there is no ssh agent {id:?}")]
+    NoSsh { id: String },
+    #[error("there is no CDI device {0:?} on this machine")]
+    NoDevice(String),
+    #[error("this step needs {0}, which is not allowed")]
+    NotAllowed(&'static str),
+    #[error("layer {0} is in the store's records, but its data are gone")]
+    LayerLost(Digest),
+    #[error("a layer has diff id {found}, not {expected} as its image says")]
+    WrongLayer { expected: Digest, found: Digest },
+    #[error("cannot read or write while handling a layer")]
+    Io(#[from] std::io::Error),
+    #[error("{0} is not supported")]
+    Unsupported(&'static str),
+    #[error("cannot remove the mount points of a step")]
+    Stubs(#[source] executor::Error),
+    #[error("cannot make a pipe")]
+    Pipe(#[source] std::io::Error),
+    #[error("internal error: {0}")]
+    Internal(&'static str),
+    #[error("cancelled")]
+    Cancelled,
+}
+
+/// A step that could not be started.
+#[derive(Debug)]
+pub struct StartFailure {
+    /// The command line.
+    pub command: String,
+    /// Why.
+    pub error: executor::Error,
+}
+
+impl StartFailure {
+    fn command_line(&self) -> String {
+        let Self { command, error } = self;
+        match error.exit_code() {
+            Some(code) => format!("process {command:?} could not be started (exit code: {code}): {error}"),
+            None => format!("process {command:?} could not be started: {error}"),
+        }
+    }
+}
+
+/// A stack of layers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rootfs {
+    /// Chain id; `None` is the empty tree.
+    pub chain: Option<Digest>,
+    /// What it is, without times, made of its layers' content digests.
+    pub content: ContentDigest,
+}
+
+impl Rootfs {
+    pub(crate) fn empty() -> Self {
+        Self { chain: None, content: ContentDigest::of(b"empty") }
+    }
+
+    /// This stack with one more layer.
+    fn with(&self, layer: &LayerRecord) -> Self {
+        Self { chain: Some(layer.chain), content: stacked(self.content, layer.content) }
+    }
+}
+
+/// The content of a stack with a layer on it.
+fn stacked(below: ContentDigest, layer: ContentDigest) -> ContentDigest {
+    graph::KeyHasher::new("stack/1").field(below.as_bytes()).field(layer.as_bytes()).finish()
+}
+
+/// The result of an operation.
+#[derive(Clone)]
+pub enum Output {
+    /// A stack of layers, possibly still at a registry.
+    Layers(Rootfs),
+    /// Files of the caller, as the scan found them.
+    Local(Local),
+}
+
+/// A scanned context.
+#[derive(Clone)]
+pub struct Local {
+    context: Arc<LocalContext>,
+    tree: ReadableTree,
+}
+
+/// Does the work of one build.
+pub struct BuildWorker {
+    pub(crate) store: Arc<Store>,
+    pub(crate) layers: Arc<Layers>,
+    pub(crate) launcher: Launcher,
+    pub(crate) http: reqwest::Client,
+    pub(crate) policy: StepPolicy,
+    pub(crate) contexts: HashMap<String, Arc<LocalContext>>,
+    pub(crate) wanted: HashMap<String, Wanted>,
+    /// Times of what has none of its own: SOURCE_DATE_EPOCH, or now.
+    pub(crate) now: jiff::Timestamp,
+    /// For temporary files.
+    pub(crate) scratch: PathBuf,
+}
+
+impl Worker for BuildWorker {
+    type Op = Op;
+    type Output = Output;
+    type Error = WorkError;
+    type Claim = KeyLock;
+
+    fn recorded(&self, op: &Op) -> bool {
+        !matches!(op, Op::Source(_))
+    }
+
+    fn takes_slot(&self, op: &Op) -> bool {
+        matches!(op, Op::Exec(_))
+    }
+
+    fn identity(&self, output: &Output) -> Option<ContentDigest> {
+        match output {
+            Output::Layers(rootfs) => Some(rootfs.content),
+            Output::Local(_) => None,
+        }
+    }
+
+    async fn content_key(&self, op: &Op, position: usize, output: &Output) -> Result<Option<ContentDigest>, WorkError> {
+        match (self.looks_at(op, position), output) {
+            (Looks::All, Output::Layers(_)) => Ok(None),
+            (Looks::All, Output::Local(local)) => Ok(Some(local.tree.tree.digest(b"")?)),
+            (Looks::Sources, output) => self.copied_content(op, position, output).await,
+            (Looks::Paths(paths), Output::Local(local)) => Ok(Some(paths_digest(&local.tree, &paths))),
+            (Looks::Paths(paths), Output::Layers(rootfs)) => {
+                if paths.iter().any(|path| path == "/") {
+                    return Ok(None);
+                }
+                let context = self.quiet();
+                let tree = self.layers.readable(&context, rootfs.chain.as_ref()).await?;
+                Ok(Some(paths_digest(&tree, &paths)))
+            }
+        }
+    }
+
+    async fn lookup(&self, key: &ContentDigest) -> Option<Output> {
+        let record = self.store.lookup(key).ok().flatten()?;
+        Some(Output::Layers(Rootfs { chain: record.chain, content: record.content }))
+    }
+
+    async fn claim(&self, context: &RunContext, key: &ContentDigest) -> Result<KeyLock, WorkError> {
+        let name = format!("key:{key}");
+        if let Some(lock) = self.store.try_lock(&name)? {
+            return Ok(lock);
+        }
+        context.progress.status(solver::Status {
+            id: "waiting for another build that runs the same step".into(),
+            current: 0,
+            total: 0,
+            done: false,
+        });
+        let (store, cancelled) = (Arc::clone(&self.store), context.cancelled.clone());
+        blocking(move || Ok(store.lock(&name, &|| cancelled.is_cancelled())?)).await
+    }
+
+    async fn run(&self, context: RunContext, op: &Op, inputs: &[Output]) -> Result<Output, WorkError> {
+        match op {
+            Op::Source(source) => self.source(&context, source).await,
+            Op::Exec(exec) => self.exec(&context, exec, inputs).await.map(Output::Layers),
+            Op::File(file) => self.file(&context, file, inputs).await.map(Output::Layers),
+            Op::Merge(merge) => self.merge(&context, merge, inputs).await.map(Output::Layers),
+            Op::Diff(diff) => self.diff(diff, inputs).map(Output::Layers),
+        }
+    }
+
+    async fn save(&self, op: &Op, keys: &CacheKeys, output: &Output) -> Result<(), WorkError> {
+        let Output::Layers(rootfs) = output else { return Ok(()) };
+        let record = CacheRecord { chain: rootfs.chain, content: rootfs.content, definition: op.key() };
+        Ok(self.store.save(&keys.all(), &record)?)
+    }
+}
+
+/// How much of an input an operation sees.
+enum Looks {
+    All,
+    /// What COPY names.
+    Sources,
+    /// Only these paths.
+    Paths(Vec<String>),
+}
+
+impl BuildWorker {
+    fn looks_at(&self, op: &Op, position: usize) -> Looks {
+        let here = |input: Option<u32>| input.is_some_and(|input| input as usize == position);
+        match op {
+            Op::File(file) if here(file.base) => Looks::All,
+            Op::File(_) => Looks::Sources,
+            Op::Exec(exec) if here(exec.root) => Looks::All,
+            Op::Exec(exec) => {
+                let selector = |mount: &graph::Mount| match &mount.kind {
+                    MountKind::Bind(bind) if here(bind.input) => Some(bind.selector.clone()),
+                    MountKind::Cache(cache) if here(cache.from.input) => Some(cache.from.selector.clone()),
+                    _ => None,
+                };
+                Looks::Paths(exec.mounts.iter().filter_map(selector).collect())
+            }
+            Op::Source(_) | Op::Merge(_) | Op::Diff(_) => Looks::All,
+        }
+    }
+
+    /// The content of what a COPY names in the input at `position`.
+    async fn copied_content(
+        &self,
+        op: &Op,
+        position: usize,
+        output: &Output,
+    ) -> Result<Option<ContentDigest>, WorkError> {
+        let Op::File(file) = op else { return Ok(None) };
+        let actions = file.actions.iter().filter_map(|action| match action {
+            FileAction::Copy(copy) if copy.from as usize == position => Some(copy.as_ref()),
+            _ => None,
+        });
+        let actions: Vec<&graph::CopyAction> = actions.collect();
+        if let Output::Layers(_) = output
+            && actions.iter().any(|action| action.src == "/" && action.exclude.is_empty())
+        {
+            return Ok(None);
+        }
+        let tree = self.tree_of(&self.quiet(), output).await?;
+        let mut hasher = graph::KeyHasher::new("copied/1");
+        for action in actions {
+            let digest = file::copied_digest(&tree.tree, action);
+            let digest = digest.map_err(|error| self.explain_missing(output, error))?;
+            hasher.field(digest.as_bytes());
+        }
+        Ok(Some(hasher.finish()))
+    }
+
+    /// The files of an output.
+    async fn tree_of(&self, context: &RunContext, output: &Output) -> Result<ReadableTree, WorkError> {
+        match output {
+            Output::Layers(rootfs) => self.layers.readable(context, rootfs.chain.as_ref()).await,
+            Output::Local(local) => Ok(local.tree.clone()),
+        }
+    }
+
+    /// An input as a stack of layers; `None` is the empty one.
+    async fn input_rootfs(
+        &self,
+        context: &RunContext,
+        input: Option<u32>,
+        inputs: &[Output],
+    ) -> Result<Rootfs, WorkError> {
+        match input.map(|input| inputs.get(input as usize)) {
+            None => Ok(Rootfs::empty()),
+            Some(None) => Err(WorkError::Internal("an op names an input that it does not have")),
+            Some(Some(Output::Layers(rootfs))) => Ok(rootfs.clone()),
+            Some(Some(Output::Local(local))) => self.import(context, local).await,
+        }
+    }
+
+    /// An output as a stack of layers, as the result of a build must be.
+    pub(crate) async fn rootfs_of(&self, context: &RunContext, output: &Output) -> Result<Rootfs, WorkError> {
+        match output {
+            Output::Layers(rootfs) => Ok(rootfs.clone()),
+            Output::Local(local) => self.import(context, local).await,
+        }
+    }
+
+    /// Says why a source is missing, if that can be known.
+    fn explain_missing(&self, output: &Output, error: FileError) -> WorkError {
+        let FileError::NotFound { path } = error else { return WorkError::File(error) };
+        match output {
+            Output::Local(local) => {
+                let hint = local.context.why_missing(&path);
+                WorkError::NoSource { path, place: local.context.describe(), hint }
+            }
+            Output::Layers(_) => WorkError::NoSource { path, place: "the source image or stage".into(), hint: None },
+        }
+    }
+
+    /// A context for look-ups that report nothing and are not cancelled on their own.
+    fn quiet(&self) -> RunContext {
+        let (progress, _) = solver::channel();
+        RunContext { progress: progress.vertex("look-up"), cancelled: Default::default() }
+    }
+}
+
+fn paths_digest(tree: &ReadableTree, paths: &[String]) -> ContentDigest {
+    let mut hasher = graph::KeyHasher::new("paths/1");
+    for path in paths {
+        // A path that is not there fails when the step is run, with a better message.
+        let digest = tree.tree.digest(path.as_bytes()).ok();
+        hasher.field(path.as_bytes()).optional(digest.as_ref().map(|digest| &digest.as_bytes()[..]));
+    }
+    hasher.finish()
+}
+
+/// Runs what blocks on a thread for it.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, WorkError> + Send + 'static,
+) -> Result<T, WorkError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(_) => Err(WorkError::Internal("a thread panicked")),
+    }
+}
