@@ -1,0 +1,178 @@
+//! A place of its own for each test: store, home, configuration, contexts.
+
+use std::cell::Cell;
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+
+use super::base::{busybox_base, debian_base};
+use super::leftovers::assert_nothing_left_behind;
+use super::run::Run;
+
+/// The environment of one test. Dropped at the end of a test that passed, it checks that nothing is left on the machine.
+pub struct TestEnv {
+    dir: TempDir,
+    checked: Cell<bool>,
+}
+
+impl TestEnv {
+    /// An empty store.
+    pub fn new() -> Self {
+        let dir = tempfile::Builder::new().prefix("rbuild-e2e-").tempdir().expect("a temporary directory");
+        for sub in ["store", "home", "home/.docker", "run", "tmp"] {
+            fs::create_dir(dir.path().join(sub)).expect("a fresh directory");
+        }
+        // An ordinary user's mapped ids must be able to pass through.
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o711)).expect("our directory");
+        Self { dir, checked: Cell::new(false) }
+    }
+
+    /// A store with `busybox:latest`: a shell and its tools, 2 MB.
+    pub fn busybox() -> Self {
+        let env = Self::new();
+        env.rbuild(["import"]).arg(&busybox_base().tar).arg("busybox:latest").ok();
+        env
+    }
+
+    /// A store with `debian:bookworm-slim`, made from Debian packages.
+    pub fn debian() -> Self {
+        let env = Self::new();
+        env.rbuild(["import"]).arg(&debian_base().tar).arg("debian:bookworm-slim").timeout(180).ok();
+        env
+    }
+
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub fn path(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// What RBUILD_ROOT says.
+    pub fn store(&self) -> PathBuf {
+        self.path("store")
+    }
+
+    /// A build context, filled by the methods of [`Context`].
+    pub fn context(&self, name: &str) -> Context {
+        let dir = self.path(name);
+        fs::create_dir_all(&dir).expect("our directory");
+        Context { dir }
+    }
+
+    /// A context that is a Dockerfile.
+    pub fn dockerfile(&self, name: &str, text: &str) -> Context {
+        self.context(name).file("Dockerfile", text)
+    }
+
+    /// The real binary with `args`.
+    pub fn rbuild<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Run {
+        self.program(env!("CARGO_BIN_EXE_rbuild")).args(args)
+    }
+
+    /// `rbuild build --progress plain ARGS CONTEXT`.
+    pub fn build(&self, context: &Context, args: &[&str]) -> Run {
+        self.rbuild(["build", "--progress", "plain"]).args(args).arg(context.dir())
+    }
+
+    /// `rbuild run IMAGE COMMAND…`.
+    pub fn run(&self, image: &str, command: &[&str]) -> Run {
+        self.rbuild(["run", image]).args(command)
+    }
+
+    /// Another program in the same clean environment.
+    pub fn program(&self, program: &str) -> Run {
+        Run::new(program)
+            .cwd(self.dir())
+            .env("HOME", self.path("home"))
+            .env("TMPDIR", self.path("tmp"))
+            .env("XDG_RUNTIME_DIR", self.path("run"))
+            .env("DOCKER_CONFIG", self.path("home/.docker"))
+            .env("RBUILD_ROOT", self.store())
+            .env("RBUILD_CONFIG", self.config())
+    }
+
+    /// The configuration file of this test, empty unless [`Self::configure`] wrote it.
+    fn config(&self) -> PathBuf {
+        let file = self.path("rbuild.toml");
+        if !file.exists() {
+            fs::write(&file, "").expect("our directory");
+        }
+        file
+    }
+
+    /// Writes the configuration file.
+    pub fn configure(&self, toml: &str) {
+        fs::write(self.path("rbuild.toml"), toml).expect("our directory");
+    }
+
+    /// Fails when a process, mount or namespace of this test is still there.
+    #[track_caller]
+    pub fn assert_clean(&self) {
+        self.checked.set(true);
+        assert_nothing_left_behind(self.dir());
+    }
+}
+
+impl Drop for TestEnv {
+    fn drop(&mut self) {
+        if !std::thread::panicking() && !self.checked.get() {
+            assert_nothing_left_behind(self.dir.path());
+        }
+    }
+}
+
+/// A build context on disk.
+#[derive(Clone)]
+pub struct Context {
+    dir: PathBuf,
+}
+
+impl Context {
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// A file; its directories come into being.
+    pub fn file(self, name: &str, content: impl AsRef<[u8]>) -> Self {
+        self.write(name, content);
+        self
+    }
+
+    /// A file with a mode.
+    pub fn mode(self, name: &str, mode: u32, content: impl AsRef<[u8]>) -> Self {
+        self.write(name, content);
+        fs::set_permissions(self.dir.join(name), fs::Permissions::from_mode(mode)).expect("our file");
+        self
+    }
+
+    pub fn link(self, name: &str, target: &str) -> Self {
+        symlink(target, self.dir.join(name)).expect("our directory");
+        self
+    }
+
+    /// As [`Self::file`], later.
+    pub fn write(&self, name: &str, content: impl AsRef<[u8]>) {
+        let file = self.dir.join(name);
+        fs::create_dir_all(file.parent().expect("a file has a parent")).expect("our directory");
+        fs::write(file, content).expect("our directory");
+    }
+
+    pub fn remove(&self, name: &str) {
+        fs::remove_file(self.dir.join(name)).expect("our file");
+    }
+
+    /// Sets the time of last modification, and nothing else.
+    pub fn touch(&self, name: &str, seconds: u64) {
+        let file = fs::File::options().write(true).open(self.dir.join(name)).expect("our file");
+        file.set_modified(std::time::UNIX_EPOCH + std::time::Duration::from_secs(seconds)).expect("our file");
+    }
+}

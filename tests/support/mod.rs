@@ -1,0 +1,23 @@
+//! What the end-to-end tests stand on: the real binary in a clean environment, base images that the project makes itself
+//! from Debian packages, a real registry on loopback, and a look at what a build left behind.
+//!
+//! Every test runs in a process of its own under nextest, so what several need is made once under a file lock (`base`).
+
+// Each test binary uses its part of this.
+#![allow(dead_code, unused_imports, unreachable_pub)]
+
+mod base;
+mod env;
+mod layout;
+mod leftovers;
+mod peers;
+mod registry;
+mod run;
+
+pub use base::{Base, busybox_base, debian_base};
+pub use env::{Context, TestEnv};
+pub use layout::{Entry, Image, Layout};
+pub use leftovers::{assert_nothing_left_behind, leftovers};
+pub use peers::{can, require, require_root};
+pub use registry::{Login, Registry};
+pub use run::{Outcome, Run, Running};
