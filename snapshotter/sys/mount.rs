@@ -7,7 +7,7 @@ use std::ffi::{CStr, CString};
 use std::fmt::Debug;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::CWD;
+use rustix::fs::{AtFlags, CWD, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
@@ -189,9 +189,22 @@ pub fn pivot_root(root: impl AsFd) -> Result<()> {
     let root = root.as_fd();
     rustix::process::fchdir(root).call(|| format!("fchdir({})", root.as_raw_fd()))?;
     rustix::process::pivot_root(c".", c".").call(|| "pivot_root(\".\", \".\")".to_owned())?;
-    // The old root now lies on top of the new one at ".".
-    rustix::mount::unmount(c".", UnmountFlags::DETACH).call(|| "umount2(\".\", MNT_DETACH)".to_owned())?;
-    rustix::process::chdir(c"/").call(|| "chdir(\"/\")".to_owned())
+    // The old root now lies on top of the new one, and whatever was mounted on "/" before on top of that: `..` of the root
+    // leads to the topmost. All of it goes, until the root's parent is the root itself.
+    rustix::process::chdir(c"/").call(|| "chdir(\"/\")".to_owned())?;
+    let own = mount_identity(c"/")?;
+    while mount_identity(c"/..")? != own {
+        rustix::mount::unmount(c"/..", UnmountFlags::DETACH).call(|| "umount2(\"/..\", MNT_DETACH)".to_owned())?;
+    }
+    Ok(())
+}
+
+/// What tells one mount's root from another's: the mount's id (statx(2), Linux 5.8; 0 before), device and inode.
+fn mount_identity(path: &CStr) -> Result<(u64, u32, u32, u64)> {
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+    let found = rustix::fs::statx(CWD, path, flags, StatxFlags::MNT_ID | StatxFlags::INO);
+    let found = found.call(|| format!("statx({path:?}, {flags:?}, STATX_MNT_ID | STATX_INO)"))?;
+    Ok((found.stx_mnt_id, found.stx_dev_major, found.stx_dev_minor, found.stx_ino))
 }
 
 /// Detaches the mount whose root the descriptor refers to.
