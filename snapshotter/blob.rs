@@ -1,14 +1,13 @@
 //! Blobs: immutable files named by the sha256 of their bytes.
 
-use std::fs::File;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use graph::{Digest, KeyHasher};
-use rusqlite::params;
 use sha2::Digest as _;
 use tempfile::NamedTempFile;
 
+use crate::db::{FileKind, add_file, forget_file};
 use crate::{Store, StoreError};
 
 /// A blob that is being written. Dropped without [`BlobWriter::commit`], it is gone.
@@ -45,12 +44,10 @@ impl BlobWriter<'_> {
         {
             return Err(StoreError::WrongDigest { expected: *expected, found: digest });
         }
-        let path = store.layout.blob(&digest);
-        file.persist(&path).map_err(|error| StoreError::io("write", &path)(error.error))?;
-        store.db.write(|db| {
-            db.prepare_cached("INSERT OR IGNORE INTO blobs (digest, size) VALUES (?1, ?2)")?
-                .execute(params![digest.as_bytes(), size as i64])
-        })?;
+        let file = file.into_temp_path();
+        store.name_blob(&file, &digest, size)?;
+        // Its name is the blob's now, or it is not needed.
+        drop(file);
         Ok((digest, size))
     }
 }
@@ -63,6 +60,7 @@ impl Store {
     pub fn blob_writer(&self) -> Result<BlobWriter<'_>, StoreError> {
         let directory = self.layout.join("ingest");
         let file = tempfile::Builder::new()
+            .prefix(&format!("{}.", self.lease.id()))
             .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o600))
             .tempfile_in(&directory);
         let file = file.map_err(StoreError::io("write in", directory))?;
@@ -83,11 +81,38 @@ impl Store {
         Ok(writer.commit(Some(&digest))?.0)
     }
 
-    /// Where a blob is, if it is here.
+    /// Gives verified bytes their name. If somebody was first, theirs stay.
+    pub(crate) fn name_blob(&self, file: &Path, digest: &Digest, size: u64) -> Result<(), StoreError> {
+        let path = self.layout.blob(digest);
+        // Renamed inside the transaction, of which there is one at a time: nobody comes between the look and the rename.
+        self.db.write_files(|db| {
+            self.lease.hold(digest);
+            if std::fs::metadata(&path).is_ok_and(|there| there.len() == size) {
+                return Ok(add_file(db, FileKind::Blob, digest, size)?);
+            }
+            std::fs::rename(file, &path).map_err(StoreError::io("write", &path))?;
+            // Another file than the one that was synced.
+            forget_file(db, FileKind::Blob, digest)?;
+            Ok(add_file(db, FileKind::Blob, digest, size)?)
+        })
+    }
+
+    /// Where a blob is, if it is here. It stays there while this store is open.
     #[must_use]
     pub fn blob_path(&self, digest: &Digest) -> Option<PathBuf> {
         let path = self.layout.blob(digest);
-        path.exists().then_some(path)
+        if self.lease.holds(digest) {
+            return path.exists().then_some(path);
+        }
+        let look = |_: &rusqlite::Connection| {
+            let is_there = path.exists();
+            if is_there {
+                self.lease.hold(digest);
+            }
+            Ok(is_there)
+        };
+        // A store that cannot be read now is as good as one without the blob.
+        self.db.read_guarded(look).unwrap_or(false).then_some(path)
     }
 
     /// The bytes of a small blob, verified. A damaged one is removed and counts as missing.
@@ -95,7 +120,7 @@ impl Store {
     /// # Errors
     /// The disk.
     pub fn read_blob(&self, digest: &Digest) -> Result<Option<Vec<u8>>, StoreError> {
-        let path = self.layout.blob(digest);
+        let Some(path) = self.blob_path(digest) else { return Ok(None) };
         match std::fs::read(&path) {
             Ok(bytes) if Digest::of(&bytes) == *digest => Ok(Some(bytes)),
             Ok(_) => {
@@ -112,19 +137,16 @@ impl Store {
     /// # Errors
     /// The disk.
     pub fn remove_blob(&self, digest: &Digest) -> Result<(), StoreError> {
-        self.db.write(|db| {
-            db.execute("DELETE FROM blobs WHERE digest = ?1", [digest.as_bytes()])?;
+        let path = self.layout.blob(digest);
+        self.doubt();
+        self.db.write_files(|db| {
+            forget_file(db, FileKind::Blob, digest)?;
             db.execute(
                 "DELETE FROM layer_blobs WHERE digest = ?1 AND digest NOT IN (SELECT digest FROM locations)",
                 [digest.as_bytes()],
-            )
-        })?;
-        match std::fs::remove_file(self.layout.blob(digest)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(StoreError::io("remove", self.layout.blob(digest))(error))
-            }
-            _ => Ok(()),
-        }
+            )?;
+            Ok(self.reaper.discard(&path).map_err(StoreError::io("remove", &path))?)
+        })
     }
 }
 
@@ -133,12 +155,53 @@ pub(crate) fn hashed_name(kind: &str, text: &[u8]) -> String {
     KeyHasher::new(kind).field(text).finish().hex()
 }
 
-pub(crate) fn write_file(store: &Store, path: &std::path::Path, bytes: &[u8]) -> Result<(), StoreError> {
+/// Writes a small file completely or not at all.
+pub(crate) fn write_file(store: &Store, path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
     let write = || -> io::Result<()> {
-        let mut file = NamedTempFile::new_in(store.layout.join("ingest"))?;
+        let prefix = format!("{}.", store.lease.id());
+        let mut file = tempfile::Builder::new().prefix(&prefix).tempfile_in(store.layout.join("ingest"))?;
         file.write_all(bytes)?;
-        let _: File = file.persist(path).map_err(|error| error.error)?;
+        file.persist(path).map_err(|error| error.error)?;
         Ok(())
     };
     write().map_err(StoreError::io("write", path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_verified_and_named_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(&directory.path().join("store")).unwrap();
+        let digest = Digest::of(b"bytes");
+        let mut writer = store.blob_writer().unwrap();
+        writer.write_all(b"bites").unwrap();
+        assert!(matches!(writer.commit(Some(&digest)), Err(StoreError::WrongDigest { .. })));
+        assert_eq!(store.blob_path(&digest), None);
+
+        let mut writer = store.blob_writer().unwrap();
+        writer.write_all(b"bytes").unwrap();
+        assert_eq!(writer.commit(None).unwrap(), (digest, 5));
+        let inode = |path: &Path| std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(path).unwrap());
+        let path = store.blob_path(&digest).unwrap();
+        let first = inode(&path);
+        let mut writer = store.blob_writer().unwrap();
+        writer.write_all(b"bytes").unwrap();
+        writer.commit(None).unwrap();
+        assert_eq!(inode(&path), first, "a durable file must not be replaced by one that is not");
+        assert_eq!(std::fs::read_dir(store.layout.join("ingest")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_damaged_blob_counts_as_missing_and_can_be_stored_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(&directory.path().join("store")).unwrap();
+        let digest = store.put_blob(b"bytes").unwrap();
+        std::fs::write(store.blob_path(&digest).unwrap(), "bytez").unwrap();
+        assert_eq!(store.read_blob(&digest).unwrap(), None);
+        store.put_blob(b"bytes").unwrap();
+        assert_eq!(store.read_blob(&digest).unwrap().unwrap(), b"bytes");
+    }
 }

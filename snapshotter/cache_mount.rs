@@ -5,7 +5,7 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use crate::blob::hashed_name;
-use crate::snapshot::remove_tree;
+use crate::reaper::remove_tree;
 use crate::{KeyLock, Store, StoreError};
 
 /// How concurrent steps share a directory.
@@ -91,7 +91,7 @@ impl Store {
         });
         made.map_err(StoreError::io("create", &making))?;
         if let Err(error) = fill(&making) {
-            remove_tree(&making);
+            let _ = remove_tree(&making);
             return Err(error);
         }
         Ok(fs::rename(&making, path).map_err(StoreError::io("create", path))?)

@@ -1,89 +1,297 @@
 //! The database: SQLite in WAL mode, because several processes share it.
 //!
 //! `synchronous=NORMAL` does not sync per transaction: a process that dies loses nothing, since what it wrote is in the
-//! kernel; a machine that dies loses the latest transactions but never consistency. What the lost tail would have said of
-//! files is dealt with by the `durable` columns.
+//! kernel; a machine that dies loses the latest transactions but never consistency (`OFF` would lose that too, because a
+//! checkpoint could then overtake the log). What the lost tail would have said of files is dealt with by `files.durable`.
+//!
+//! The **gate** is a file beside the database. Whoever relies on something being in the store and notes that in its lease
+//! holds the gate shared meanwhile; a collection holds it exclusively. So a collection sees every lease complete, and
+//! nobody finds what is about to go.
 
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use graph::{ContentDigest, Digest};
-use rusqlite::{Connection, Row, TransactionBehavior};
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, ErrorCode, Row, TransactionBehavior};
+use rustix::fs::{FlockOperation, flock};
 
-use crate::StoreError;
+use crate::layout::Layout;
+use crate::{StoreError, lock};
 
-/// How long a transaction waits for those of other processes.
-const BUSY: Duration = Duration::from_secs(60);
+/// Of the tables below; a database of another is set aside like a damaged one.
+pub(crate) const SCHEMA_VERSION: i64 = 2;
 
+/// What a row of `files` stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum FileKind {
+    Blob = 1,
+    Snapshot = 2,
+    Index = 3,
+}
+
+// `files.seq` only grows, so that a sync can say which rows it covers: those up to the number it began with.
 const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-    CREATE TABLE IF NOT EXISTS blobs (
-        digest BLOB PRIMARY KEY, size INTEGER NOT NULL, durable INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
+    CREATE TABLE IF NOT EXISTS files (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT, kind INTEGER NOT NULL, digest BLOB NOT NULL,
+        size INTEGER NOT NULL DEFAULT 0, durable INTEGER NOT NULL DEFAULT 0, UNIQUE (kind, digest));
+    CREATE INDEX IF NOT EXISTS files_not_durable ON files (seq) WHERE durable = 0;
     CREATE TABLE IF NOT EXISTS layers (
         chain BLOB PRIMARY KEY, parent BLOB, diff_id BLOB NOT NULL, content BLOB NOT NULL, size INTEGER NOT NULL,
-        writer INTEGER, created INTEGER, durable INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
+        writer INTEGER, created INTEGER) WITHOUT ROWID;
     CREATE INDEX IF NOT EXISTS layers_by_diff_id ON layers (diff_id);
     CREATE TABLE IF NOT EXISTS layer_blobs (
         diff_id BLOB NOT NULL, digest BLOB NOT NULL, media_type TEXT NOT NULL, size INTEGER NOT NULL,
-        durable INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (diff_id, digest)) WITHOUT ROWID;
+        PRIMARY KEY (diff_id, digest)) WITHOUT ROWID;
     CREATE TABLE IF NOT EXISTS locations (
         digest BLOB NOT NULL, repository TEXT NOT NULL, PRIMARY KEY (digest, repository)) WITHOUT ROWID;
     CREATE TABLE IF NOT EXISTS records (
         key BLOB PRIMARY KEY, chain BLOB, content BLOB NOT NULL, definition BLOB NOT NULL, created INTEGER NOT NULL,
-        durable INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
+        used INTEGER NOT NULL) WITHOUT ROWID;
     CREATE TABLE IF NOT EXISTS images (
         name TEXT PRIMARY KEY, config BLOB NOT NULL, manifest BLOB, manifest_type TEXT, manifest_size INTEGER,
-        tagged INTEGER NOT NULL, durable INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
+        tagged INTEGER NOT NULL, previous TEXT) WITHOUT ROWID;
     CREATE TABLE IF NOT EXISTS notes (
         kind TEXT NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL, PRIMARY KEY (kind, key)) WITHOUT ROWID;
 ";
 
-/// The tables whose rows stand for files.
-pub(crate) const TABLES: [&str; 5] = ["blobs", "layers", "layer_blobs", "records", "images"];
-
+/// The database as this process has it open: one connection to read, one to write, so that a look-up never waits behind a
+/// transaction.
 pub(crate) struct Db {
-    connection: Mutex<Connection>,
     path: PathBuf,
+    marker: PathBuf,
+    gate: PathBuf,
+    /// Of the database file; another one under its name means that it was replaced.
+    inode: u64,
+    reader: Mutex<Side>,
+    writer: Mutex<Option<Side>>,
+}
+
+struct Side {
+    connection: Connection,
+    gate: Gate,
+}
+
+/// The error inside a transaction that also touches files.
+pub(crate) enum Inside {
+    Sql(rusqlite::Error),
+    Store(StoreError),
+}
+
+impl From<rusqlite::Error> for Inside {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Sql(error)
+    }
+}
+
+impl From<StoreError> for Inside {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
 }
 
 impl Db {
-    pub(crate) fn open(path: &Path) -> Result<Self, StoreError> {
-        let connect = || -> rusqlite::Result<Connection> {
-            let connection = Connection::open(path)?;
-            connection.busy_timeout(BUSY)?;
-            connection.pragma_update(None, "journal_mode", "WAL")?;
-            connection.pragma_update(None, "synchronous", "NORMAL")?;
-            connection.set_prepared_statement_cache_capacity(64);
-            let made: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
-            if made == 0 {
-                connection.execute_batch(&format!("BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = 1; COMMIT;"))?;
+    /// Opens the database, making it in a new store. One that cannot be used is [`StoreError::Damaged`].
+    pub(crate) fn open(layout: &Layout) -> Result<Self, StoreError> {
+        let (path, marker, gate) = (layout.database(), layout.damage_marker(), layout.join("gate"));
+        let side = |connection| Ok::<_, StoreError>(Side { connection, gate: Gate::open(&gate)? });
+        let fail = |source| database_error(&path, &marker, source);
+        let guard = Gate::open(&gate)?;
+        let shared = guard.shared()?;
+        if marker.exists() {
+            return Err(StoreError::Damaged { path });
+        }
+        // A backup without a database: somebody lost the latter.
+        if !path.exists() && layout.backup().exists() {
+            return Err(StoreError::Damaged { path });
+        }
+        let connection = connect(&path).map_err(fail)?;
+        match user_version(&connection).map_err(fail)? {
+            SCHEMA_VERSION => {}
+            0 => {
+                drop(shared);
+                let _alone = guard.exclusive()?;
+                create(&connection).map_err(fail)?;
             }
-            Ok(connection)
-        };
-        let connection = connect().map_err(|source| StoreError::Database { path: path.to_owned(), source })?;
-        Ok(Self { connection: Mutex::new(connection), path: path.to_owned() })
+            _ => return Err(StoreError::Damaged { path }),
+        }
+        let inode = std::fs::metadata(&path).map_err(StoreError::io("examine", &path))?.ino();
+        let reader = Mutex::new(side(connection)?);
+        Ok(Self { path, marker, gate, inode, reader, writer: Mutex::new(None) })
     }
 
-    fn lock(&self) -> MutexGuard<'_, Connection> {
-        // A panic elsewhere leaves no transaction open: they roll back when dropped.
-        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
+    /// Asks without relying on the answer for longer than this call.
     pub(crate) fn read<T>(&self, query: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
-        query(&self.lock()).map_err(|source| StoreError::Database { path: self.path.clone(), source })
+        query(&unpoisoned(&self.reader).connection).map_err(|source| self.failed(source))
+    }
+
+    /// Asks while no collection runs: what is put into the lease by `query` stays.
+    pub(crate) fn read_guarded<T>(
+        &self,
+        query: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+    ) -> Result<T, StoreError> {
+        let side = unpoisoned(&self.reader);
+        let _gate = side.gate.shared()?;
+        query(&side.connection).map_err(|source| self.failed(source))
     }
 
     /// One transaction, which takes the write lock at its start: no deadlock between readers that turn writers.
     pub(crate) fn write<T>(&self, change: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
-        let mut connection = self.lock();
+        self.write_files(|db| Ok(change(db)?))
+    }
+
+    /// One transaction in which files are renamed too.
+    pub(crate) fn write_files<T>(
+        &self,
+        change: impl FnOnce(&Connection) -> Result<T, Inside>,
+    ) -> Result<T, StoreError> {
+        self.transaction(Gate::shared, change, |_| {})
+    }
+
+    /// One transaction while no other process relies on anything that its lease does not name. `then` runs after the
+    /// commit, still alone.
+    pub(crate) fn write_alone<T>(
+        &self,
+        change: impl FnOnce(&Connection) -> Result<T, Inside>,
+        then: impl FnOnce(&T),
+    ) -> Result<T, StoreError> {
+        self.transaction(Gate::exclusive, change, then)
+    }
+
+    fn transaction<T>(
+        &self,
+        enter: impl FnOnce(&Gate) -> Result<GateGuard<'_>, StoreError>,
+        change: impl FnOnce(&Connection) -> Result<T, Inside>,
+        then: impl FnOnce(&T),
+    ) -> Result<T, StoreError> {
+        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let side = match &mut *writer {
+            Some(side) => side,
+            empty => {
+                let connection = connect(&self.path).map_err(|source| self.failed(source))?;
+                empty.insert(Side { connection, gate: Gate::open(&self.gate)? })
+            }
+        };
+        let _gate = enter(&side.gate)?;
+        // Another process may have found it damaged and put another in its place. What we wrote would be lost.
+        if std::fs::metadata(&self.path).map(|metadata| metadata.ino()).ok() != Some(self.inode) {
+            return Err(StoreError::Replaced { path: self.path.clone() });
+        }
+        let connection = &mut side.connection;
         let run = || {
             let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
             let value = change(&transaction)?;
             transaction.commit()?;
             Ok(value)
         };
-        run().map_err(|source| StoreError::Database { path: self.path.clone(), source })
+        let value = run().map_err(|error| match error {
+            Inside::Sql(source) => self.failed(source),
+            Inside::Store(error) => error,
+        })?;
+        then(&value);
+        Ok(value)
+    }
+
+    /// Brings the log into the database file if it is long, and what was committed to the disk in any case.
+    pub(crate) fn sync(&self) -> Result<(), StoreError> {
+        const LONG: u64 = 512 << 10;
+        let log = lock::with_suffix(&self.path, "-wal");
+        let length = std::fs::metadata(&log).map_or(0, |metadata| metadata.len());
+        if length > LONG {
+            // A reader elsewhere may hinder it; then the log stays and is synced as it is.
+            let _ = self.read(|db| db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0)));
+        }
+        match File::open(&log) {
+            Ok(log_file) => log_file.sync_data().map_err(StoreError::io("sync", &log)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(StoreError::io("open", log)(error)),
+        }
+    }
+
+    fn failed(&self, source: rusqlite::Error) -> StoreError {
+        database_error(&self.path, &self.marker, source)
+    }
+}
+
+fn unpoisoned<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic elsewhere leaves no transaction open: they roll back when dropped.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+pub(crate) fn connect(path: &Path) -> rusqlite::Result<Connection> {
+    let mut connection = Connection::open(path)?;
+    connection.busy_handler(Some(wait_for_others))?;
+    // A checkpoint syncs, which must not happen while somebody waits for this process to end.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    connection.pragma_update(None, "synchronous", "NORMAL")?;
+    connection.set_prepared_statement_cache_capacity(64);
+    Ok(connection)
+}
+
+/// Called when another process writes. Transactions take well under a millisecond, so that short and even pauses are
+/// fairer than SQLite's growing ones; after a minute something is stuck.
+fn wait_for_others(times: i32) -> bool {
+    std::thread::sleep(Duration::from_micros(if times < 20 { 500 } else { 3000 }));
+    times < 20_000
+}
+
+pub(crate) fn user_version(connection: &Connection) -> rusqlite::Result<i64> {
+    connection.pragma_query_value(None, "user_version", |row| row.get(0))
+}
+
+pub(crate) fn create(connection: &Connection) -> rusqlite::Result<()> {
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    connection.execute_batch(&format!("BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"))
+}
+
+/// Damage is marked on disk, so that the next start repairs it: a process in the middle of its work cannot.
+pub(crate) fn database_error(path: &Path, marker: &Path, source: rusqlite::Error) -> StoreError {
+    match source.sqlite_error_code() {
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
+            let _ = File::create(marker);
+            StoreError::Damaged { path: path.to_owned() }
+        }
+        _ => StoreError::Database { path: path.to_owned(), source },
+    }
+}
+
+/// See the module's text.
+pub(crate) struct Gate {
+    file: File,
+    path: PathBuf,
+}
+
+/// Holds the gate.
+pub(crate) struct GateGuard<'g>(&'g Gate);
+
+impl Drop for GateGuard<'_> {
+    fn drop(&mut self) {
+        let _ = flock(&self.0.file, FlockOperation::Unlock);
+    }
+}
+
+impl Gate {
+    pub(crate) fn open(path: &Path) -> Result<Self, StoreError> {
+        let file = lock::open(path).map_err(StoreError::io("open", path))?;
+        Ok(Self { file, path: path.to_owned() })
+    }
+
+    pub(crate) fn shared(&self) -> Result<GateGuard<'_>, StoreError> {
+        self.enter(FlockOperation::LockShared)
+    }
+
+    pub(crate) fn exclusive(&self) -> Result<GateGuard<'_>, StoreError> {
+        self.enter(FlockOperation::LockExclusive)
+    }
+
+    fn enter(&self, operation: FlockOperation) -> Result<GateGuard<'_>, StoreError> {
+        rustix::io::retry_on_intr(|| flock(&self.file, operation))
+            .map_err(|error| StoreError::io("lock", &self.path)(error.into()))?;
+        Ok(GateGuard(self))
     }
 }
 
@@ -97,4 +305,18 @@ pub(crate) fn column_optional_digest(row: &Row<'_>, column: usize) -> rusqlite::
 
 pub(crate) fn column_content(row: &Row<'_>, column: usize) -> rusqlite::Result<ContentDigest> {
     row.get(column).map(ContentDigest::from_bytes)
+}
+
+/// Notes that a file is there. One that was there before keeps its row, and with it whether it is durable.
+pub(crate) fn add_file(db: &Connection, kind: FileKind, digest: &Digest, size: u64) -> rusqlite::Result<()> {
+    db.prepare_cached("INSERT OR IGNORE INTO files (kind, digest, size) VALUES (?1, ?2, ?3)")?
+        .execute(rusqlite::params![kind as i64, digest.as_bytes(), size as i64])?;
+    Ok(())
+}
+
+/// Forgets a file, so that its successor counts as new.
+pub(crate) fn forget_file(db: &Connection, kind: FileKind, digest: &Digest) -> rusqlite::Result<()> {
+    db.prepare_cached("DELETE FROM files WHERE kind = ?1 AND digest = ?2")?
+        .execute(rusqlite::params![kind as i64, digest.as_bytes()])?;
+    Ok(())
 }

@@ -55,6 +55,29 @@ pub enum StoreError {
         /// Ours.
         known: u32,
     },
+    /// Not empty, and not ours.
+    #[error("{} is no rbuild store, but holds {found:?}: choose an empty directory with --root", path.display())]
+    NotAStore {
+        /// The root.
+        path: PathBuf,
+        /// One of the things it holds.
+        found: String,
+    },
+    /// SQLite cannot read its file.
+    #[error(
+        "the store's database {} is damaged: run the command again, which sets it aside and keeps what can be relied on",
+        path.display()
+    )]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Another process repaired the database while this one used it.
+    #[error("the store's database {} was damaged and has been replaced: run the command again", path.display())]
+    Replaced {
+        /// The file.
+        path: PathBuf,
+    },
     /// SQLite.
     #[error("the store's database {} failed", path.display())]
     Database {

@@ -1,17 +1,34 @@
-//! Collection of what nothing names any more.
+//! Collection of what nothing names any more, while others build.
+//!
+//! Roots are images, recorded results and the leases of living processes. The rows go first, in one transaction alone
+//! behind the gate; then the log is synced, so that no crash brings back a row whose file is gone; then the files are
+//! renamed into the trash, still alone, so that nobody can have put a file of the same name there.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 
-use graph::{Digest, ImageConfig};
-use rustix::fs::{FlockOperation, flock};
+use graph::Digest;
+use rusqlite::{Connection, params};
 
-use crate::snapshot::remove_tree;
+use crate::db::{FileKind, Inside};
+use crate::lease;
+use crate::recover::{chains_of, sweep};
 use crate::{Store, StoreError};
+
+/// What a collection may forget.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct CollectPolicy {
+    /// Results that were not used since are forgotten; with `None` all are kept.
+    pub unused_since: Option<jiff::Timestamp>,
+    /// Bases that were pulled for builds and have no name given by a person are forgotten.
+    pub bases: bool,
+}
 
 /// What a collection removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Reclaimed {
+    /// Recorded results.
+    pub records: u64,
     /// Layers.
     pub layers: u64,
     /// Blobs.
@@ -19,109 +36,183 @@ pub struct Reclaimed {
 }
 
 impl Store {
-    /// Removes layers and blobs that no image and no recorded result needs. While another process uses the store nothing is
-    /// removed, and the answer is `None`.
+    /// Forgets what the policy says, and removes layers, blobs and unfinished files that nothing needs any more. Safe while
+    /// other processes use the store. Returns when the space is free.
     ///
     /// # Errors
-    /// The database.
-    pub fn collect(&self) -> Result<Option<Reclaimed>, StoreError> {
-        // The lock is converted without ever being free for a third; failing leaves it as it was, or lost to nobody.
-        if flock(&self.presence, FlockOperation::NonBlockingLockExclusive).is_err() {
-            self.share()?;
-            return Ok(None);
-        }
-        let collected = self.collect_alone();
-        self.share()?;
-        collected.map(Some)
-    }
-
-    fn share(&self) -> Result<(), StoreError> {
-        flock(&self.presence, FlockOperation::LockShared)
-            .map_err(|error| StoreError::io("lock", self.root())(error.into()))
-    }
-
-    fn collect_alone(&self) -> Result<Reclaimed, StoreError> {
-        let mut chains: HashSet<Digest> = HashSet::new();
-        let mut blobs: HashSet<Digest> = HashSet::new();
-        for image in self.images()? {
-            blobs.insert(image.config);
-            blobs.extend(image.manifest.map(|manifest| manifest.digest));
-            let config =
-                self.read_blob(&image.config)?.and_then(|bytes| serde_json::from_slice::<ImageConfig>(&bytes).ok());
-            let diff_ids = config.map(|config| config.rootfs.diff_ids).unwrap_or_default();
-            let mut chain = None;
-            for diff_id in &diff_ids {
-                let next = diff_id.chain_upon(chain.as_ref());
-                chains.insert(next);
-                chain = Some(next);
-            }
-        }
-        let recorded: Vec<[u8; 32]> = self.db.read(|db| {
-            let mut statement = db.prepare("SELECT DISTINCT chain FROM records WHERE chain IS NOT NULL")?;
-            statement.query_map([], |row| row.get(0))?.collect()
-        })?;
-        for chain in recorded {
-            let mut next = Some(Digest::from_bytes(chain));
-            while let Some(chain) = next {
-                next = if chains.insert(chain) { self.layer(&chain)?.and_then(|layer| layer.parent) } else { None };
-            }
-        }
-        let layers: Vec<([u8; 32], [u8; 32])> = self.db.read(|db| {
-            let mut statement = db.prepare("SELECT chain, diff_id FROM layers")?;
-            statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
-        })?;
-        let mut dead = Vec::new();
-        for (chain, diff_id) in layers {
-            if chains.contains(&Digest::from_bytes(chain)) {
-                let diff_id = Digest::from_bytes(diff_id);
-                blobs.insert(diff_id);
-                blobs.extend(self.layer_blobs(&diff_id)?.into_iter().map(|blob| blob.digest));
-            } else {
-                dead.push(chain);
-            }
-        }
-        let known: Vec<[u8; 32]> = self.db.read(|db| {
-            let mut statement = db.prepare("SELECT digest FROM blobs")?;
-            statement.query_map([], |row| row.get(0))?.collect()
-        })?;
-        let unused: Vec<[u8; 32]> =
-            known.into_iter().filter(|digest| !blobs.contains(&Digest::from_bytes(*digest))).collect();
-        // Rows first: a file without a row is litter, a row without its file would be a lie.
-        self.db.write(|db| {
-            for chain in &dead {
-                db.execute("DELETE FROM layers WHERE chain = ?1", [chain])?;
-            }
-            for digest in &unused {
-                db.execute("DELETE FROM blobs WHERE digest = ?1", [digest])?;
-            }
-            db.execute("DELETE FROM layer_blobs WHERE diff_id NOT IN (SELECT diff_id FROM layers)", [])?;
-            db.execute("DELETE FROM locations WHERE digest NOT IN (SELECT digest FROM layer_blobs)", [])
-        })?;
-        self.sweep()?;
-        Ok(Reclaimed { layers: dead.len() as u64, blobs: unused.len() as u64 })
-    }
-
-    /// Removes files that no row names. Only while alone.
-    pub(crate) fn sweep(&self) -> Result<(), StoreError> {
-        let named = |sql: &str| -> Result<HashSet<String>, StoreError> {
-            let rows: Vec<[u8; 32]> = self.db.read(|db| db.prepare(sql)?.query_map([], |row| row.get(0))?.collect())?;
-            Ok(rows.into_iter().map(|digest| Digest::from_bytes(digest).hex()).collect())
+    /// The database or the disk.
+    pub fn collect(&self, policy: &CollectPolicy) -> Result<Reclaimed, StoreError> {
+        self.note_use()?;
+        let mark_and_forget = |db: &Connection| -> Result<(Reclaimed, HashSet<[u8; 32]>), Inside> {
+            let held = lease::living(&self.layout, true)?.held;
+            let reclaimed = self.forget(db, policy, &held)?;
+            Ok((reclaimed, held))
         };
-        let blobs = named("SELECT digest FROM blobs")?;
-        let layers = named("SELECT chain FROM layers")?;
-        for (directory, kept) in [("blobs/sha256", &blobs), ("snapshots", &layers), ("indexes", &layers)] {
-            let path = self.layout.join(directory);
-            for entry in fs::read_dir(&path).map_err(StoreError::io("read", &path))?.flatten() {
-                if entry.file_name().to_str().is_some_and(|name| kept.contains(name)) {
-                    continue;
-                }
-                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                    remove_tree(&entry.path());
-                } else {
-                    let _ = fs::remove_file(entry.path());
-                }
+        let mut failed = None;
+        let (reclaimed, _) = self.db.write_alone(mark_and_forget, |(_, held)| {
+            let swept = self.db.sync().and_then(|()| {
+                self.db.read(|db| Ok(sweep(db, &self.layout, &self.reaper, held))).and_then(|swept| match swept {
+                    Ok(()) => Ok(()),
+                    Err(Inside::Store(error)) => Err(error),
+                    Err(Inside::Sql(source)) => Err(StoreError::Database { path: self.layout.database(), source }),
+                })
+            });
+            failed = swept.err();
+        })?;
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        self.doubt();
+        self.remove_stale_partials();
+        self.reaper.resume();
+        self.settle();
+        Ok(reclaimed)
+    }
+
+    /// Deletes rows; the files follow.
+    fn forget(&self, db: &Connection, policy: &CollectPolicy, held: &HashSet<[u8; 32]>) -> Result<Reclaimed, Inside> {
+        let mut reclaimed = Reclaimed::default();
+        if let Some(since) = policy.unused_since {
+            let sql = "DELETE FROM records WHERE used < ?1";
+            reclaimed.records = db.execute(sql, [since.as_millisecond()])? as u64;
+        }
+        if policy.bases {
+            db.execute("DELETE FROM images WHERE tagged = 0", [])?;
+        }
+        let graph = Layers::read(db)?;
+        let mut marked = Marked { layers: HashSet::new(), blobs: held.clone() };
+        self.mark_images(db, &graph, &mut marked)?;
+        for chain in digests(db, "SELECT DISTINCT chain FROM records WHERE chain IS NOT NULL")? {
+            graph.mark(chain, &mut marked);
+        }
+        for digest in held {
+            graph.mark(*digest, &mut marked);
+            // Somebody has found an image by its config, and will ask for its layers next.
+            for chain in chains_of(&self.layout, &Digest::from_bytes(*digest)).unwrap_or_default() {
+                graph.mark(*chain.as_bytes(), &mut marked);
+            }
+        }
+        for blob in rows(db, "SELECT diff_id, digest FROM layer_blobs")? {
+            if marked.blobs.contains(&blob.0) {
+                marked.blobs.insert(blob.1);
+            }
+        }
+        for chain in graph.layers.keys().filter(|chain| !marked.layers.contains(*chain)) {
+            db.prepare_cached("DELETE FROM layers WHERE chain = ?1")?.execute([chain])?;
+            for kind in [FileKind::Snapshot, FileKind::Index] {
+                db.prepare_cached("DELETE FROM files WHERE kind = ?1 AND digest = ?2")?
+                    .execute(params![kind as i64, chain])?;
+            }
+            reclaimed.layers += 1;
+        }
+        for blob in digests(db, &format!("SELECT digest FROM files WHERE kind = {}", FileKind::Blob as i64))? {
+            if !marked.blobs.contains(&blob) {
+                db.prepare_cached("DELETE FROM files WHERE kind = 1 AND digest = ?1")?.execute([blob])?;
+                reclaimed.blobs += 1;
+            }
+        }
+        db.execute("DELETE FROM layer_blobs WHERE diff_id NOT IN (SELECT diff_id FROM layers)", [])?;
+        db.execute("DELETE FROM locations WHERE digest NOT IN (SELECT digest FROM layer_blobs)", [])?;
+        Ok(reclaimed)
+    }
+
+    fn mark_images(&self, db: &Connection, graph: &Layers, marked: &mut Marked) -> rusqlite::Result<()> {
+        let mut configs = Vec::new();
+        let mut statement = db.prepare("SELECT config, manifest, previous FROM images")?;
+        let mut images = statement.query([])?;
+        while let Some(row) = images.next()? {
+            configs.push(Digest::from_bytes(row.get(0)?));
+            marked.blobs.extend(row.get::<_, Option<[u8; 32]>>(1)?);
+            let previous = row.get::<_, Option<String>>(2)?;
+            if let Some(previous) = previous.and_then(|text| crate::image::Previous::decode(&text)) {
+                configs.push(previous.config);
+                marked.blobs.extend(previous.manifest.map(|(digest, _, _)| *digest.as_bytes()));
+            }
+        }
+        for config in configs {
+            marked.blobs.insert(*config.as_bytes());
+            for chain in chains_of(&self.layout, &config).unwrap_or_default() {
+                graph.mark(*chain.as_bytes(), marked);
             }
         }
         Ok(())
     }
+
+    /// Partial downloads that nobody has gone on with for a week.
+    fn remove_stale_partials(&self) {
+        const WEEK: std::time::Duration = std::time::Duration::from_secs(7 * 24 * 60 * 60);
+        for entry in fs::read_dir(self.layout.join("ingest")).into_iter().flatten().flatten() {
+            let is_partial = entry.file_name().to_string_lossy().ends_with(crate::partial::SUFFIX);
+            let age = entry.metadata().and_then(|metadata| metadata.modified()).map(|time| time.elapsed());
+            if is_partial && matches!(age, Ok(Ok(age)) if age > WEEK) {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+    }
+}
+
+type Bytes = [u8; 32];
+
+/// What stays.
+struct Marked {
+    layers: HashSet<Bytes>,
+    /// Blobs, and the diff ids of layers.
+    blobs: HashSet<Bytes>,
+}
+
+/// All layers that are recorded.
+struct Layers {
+    /// Parent and diff id by chain id.
+    layers: HashMap<Bytes, (Option<Bytes>, Bytes)>,
+    by_diff_id: HashMap<Bytes, Vec<Bytes>>,
+    unpacked: HashSet<Bytes>,
+    /// Diff ids of layers that are there as a blob, or at a registry.
+    with_blob: HashSet<Bytes>,
+}
+
+impl Layers {
+    fn read(db: &Connection) -> rusqlite::Result<Self> {
+        let mut layers = HashMap::new();
+        let mut by_diff_id: HashMap<Bytes, Vec<Bytes>> = HashMap::new();
+        let mut statement = db.prepare("SELECT chain, parent, diff_id FROM layers")?;
+        let mut all = statement.query([])?;
+        while let Some(row) = all.next()? {
+            let (chain, diff_id) = (row.get(0)?, row.get(2)?);
+            layers.insert(chain, (row.get(1)?, diff_id));
+            by_diff_id.entry(diff_id).or_default().push(chain);
+        }
+        let unpacked = digests(db, "SELECT digest FROM files WHERE kind = 2")?.into_iter().collect();
+        let with_blob = digests(
+            db,
+            "SELECT digest FROM files WHERE kind = 1 UNION
+             SELECT diff_id FROM layer_blobs WHERE digest IN (SELECT digest FROM files WHERE kind = 1)
+                 OR digest IN (SELECT digest FROM locations)",
+        )?;
+        Ok(Self { layers, by_diff_id, unpacked, with_blob: with_blob.into_iter().collect() })
+    }
+
+    /// Keeps a layer and all below it.
+    fn mark(&self, chain: Bytes, marked: &mut Marked) {
+        let mut pending = vec![chain];
+        while let Some(chain) = pending.pop() {
+            let Some((parent, diff_id)) = self.layers.get(&chain) else { continue };
+            if !marked.layers.insert(chain) {
+                continue;
+            }
+            marked.blobs.insert(*diff_id);
+            pending.extend(parent);
+            // Its bytes may be in a directory upon another parent only.
+            if !self.unpacked.contains(&chain) && !self.with_blob.contains(diff_id) {
+                pending.extend(self.by_diff_id.get(diff_id).into_iter().flatten());
+            }
+        }
+    }
+}
+
+fn digests(db: &Connection, sql: &str) -> rusqlite::Result<Vec<Bytes>> {
+    db.prepare(sql)?.query_map([], |row| row.get(0))?.collect()
+}
+
+fn rows(db: &Connection, sql: &str) -> rusqlite::Result<Vec<(Bytes, Bytes)>> {
+    db.prepare(sql)?.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
 }

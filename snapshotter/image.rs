@@ -1,7 +1,8 @@
 //! Named images.
 
 use graph::Digest;
-use rusqlite::{OptionalExtension, Row, params};
+use rusqlite::{Connection, OptionalExtension, Row, params};
+use serde::{Deserialize, Serialize};
 
 use crate::db::{column_digest, column_optional_digest};
 use crate::{Store, StoreError};
@@ -48,7 +49,13 @@ impl Store {
     /// The database.
     pub fn image(&self, name: &str) -> Result<Option<ImageRecord>, StoreError> {
         let sql = format!("SELECT {COLUMNS} FROM images WHERE name = ?1");
-        self.db.read(|db| db.prepare_cached(&sql)?.query_row([name], read).optional())
+        self.db.read_guarded(|db| {
+            let image = db.prepare_cached(&sql)?.query_row([name], read).optional()?;
+            if let Some(image) = &image {
+                self.hold_image(image);
+            }
+            Ok(image)
+        })
     }
 
     /// All images, by name.
@@ -62,16 +69,31 @@ impl Store {
 
     /// Names an image, replacing what had the name. A name that a person gave stays one.
     ///
+    /// Until [`Store::make_durable`], what had the name before is kept too: should the machine die and take the new image
+    /// with it, the name falls back.
+    ///
     /// # Errors
     /// The database.
     pub fn put_image(&self, image: &ImageRecord) -> Result<(), StoreError> {
         let manifest = image.manifest.as_ref();
         self.db.write(|db| {
+            self.hold_image(image);
+            let sql = format!("SELECT {COLUMNS}, previous FROM images WHERE name = ?1");
+            let old = db
+                .prepare_cached(&sql)?
+                .query_row([&image.name], |row| Ok((read(row)?, row.get::<_, Option<String>>(6)?)))
+                .optional()?;
+            let previous = match old {
+                None => None,
+                Some((_, Some(previous))) => Some(previous),
+                Some((old, None)) if old == *image => None,
+                Some((old, None)) => Some(Previous::of(&old).encode()),
+            };
             db.prepare_cached(
-                "INSERT INTO images (name, config, manifest, manifest_type, manifest_size, tagged)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+                "INSERT INTO images (name, config, manifest, manifest_type, manifest_size, tagged, previous)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
                  ON CONFLICT (name) DO UPDATE SET config = ?2, manifest = ?3, manifest_type = ?4, manifest_size = ?5,
-                     tagged = max(tagged, ?6), durable = 0",
+                     tagged = max(tagged, ?6), previous = ?7",
             )?
             .execute(params![
                 image.name,
@@ -80,9 +102,17 @@ impl Store {
                 manifest.map(|manifest| &manifest.media_type),
                 manifest.map(|manifest| manifest.size as i64),
                 image.kind == ImageKind::Tagged,
+                previous,
             ])
         })?;
         Ok(())
+    }
+
+    fn hold_image(&self, image: &ImageRecord) {
+        self.lease.hold(&image.config);
+        if let Some(manifest) = &image.manifest {
+            self.lease.hold(&manifest.digest);
+        }
     }
 
     /// Takes a name away; whether it was there. The bytes go with the next [`Store::collect`].
@@ -91,6 +121,47 @@ impl Store {
     /// The database.
     pub fn remove_image(&self, name: &str) -> Result<bool, StoreError> {
         Ok(self.db.write(|db| db.execute("DELETE FROM images WHERE name = ?1", [name]))? > 0)
+    }
+}
+
+/// What a name stood for before, as text in its row.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Previous {
+    pub(crate) config: Digest,
+    pub(crate) manifest: Option<(Digest, String, u64)>,
+    tagged: bool,
+}
+
+impl Previous {
+    fn of(image: &ImageRecord) -> Self {
+        let manifest = image.manifest.clone().map(|manifest| (manifest.digest, manifest.media_type, manifest.size));
+        Self { config: image.config, manifest, tagged: image.kind == ImageKind::Tagged }
+    }
+
+    fn encode(&self) -> String {
+        serde_json::to_string(self).expect("digests, strings and numbers have a JSON form")
+    }
+
+    pub(crate) fn decode(text: &str) -> Option<Self> {
+        serde_json::from_str(text).ok()
+    }
+
+    /// Gives the name back to it.
+    pub(crate) fn restore(&self, db: &Connection, name: &str) -> rusqlite::Result<()> {
+        let manifest = self.manifest.as_ref();
+        db.execute(
+            "UPDATE images SET config = ?2, manifest = ?3, manifest_type = ?4, manifest_size = ?5, tagged = ?6,
+                 previous = NULL WHERE name = ?1",
+            params![
+                name,
+                self.config.as_bytes(),
+                manifest.map(|(digest, _, _)| digest.as_bytes()),
+                manifest.map(|(_, media_type, _)| media_type),
+                manifest.map(|(_, _, size)| *size as i64),
+                self.tagged
+            ],
+        )?;
+        Ok(())
     }
 }
 

@@ -29,8 +29,19 @@ pub(crate) struct Layout {
     pub(crate) root: PathBuf,
 }
 
-const DIRECTORIES: [&str; 9] =
-    ["blobs/sha256", "snapshots", "indexes", "active", "ingest", "locks", "cache-mounts", "leases", "empty"];
+const DIRECTORIES: [&str; 11] = [
+    "blobs/sha256",
+    "snapshots",
+    "indexes",
+    "active",
+    "ingest",
+    "locks",
+    "cache-mounts",
+    "leases",
+    "stat",
+    "trash",
+    "empty",
+];
 
 impl Layout {
     /// Makes the directories, and refuses a root that is not ours alone.
@@ -41,15 +52,41 @@ impl Layout {
         let root = root.canonicalize().map_err(StoreError::io("open the store", root))?;
         check(&root)?;
         let layout = Self { root };
-        if !layout.has_version()? {
-            for directory in DIRECTORIES {
-                let path = layout.root.join(directory);
-                let made = DirBuilder::new().recursive(true).mode(0o711).create(&path);
-                made.map_err(StoreError::io("create", &path))?;
+        let is_known = layout.has_version()?;
+        if !is_known {
+            layout.refuse_foreign()?;
+        }
+        for directory in DIRECTORIES {
+            let path = layout.root.join(directory);
+            match DirBuilder::new().recursive(directory.contains('/')).mode(0o711).create(&path) {
+                Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+                    return Err(StoreError::io("create", path)(error));
+                }
+                _ => {}
             }
+        }
+        if !is_known {
             layout.write_version()?;
         }
         Ok(layout)
+    }
+
+    /// A directory that holds anything else is somebody's mistake on the command line: what is not ours would be swept away.
+    fn refuse_foreign(&self) -> Result<(), StoreError> {
+        for entry in fs::read_dir(&self.root).map_err(StoreError::io("read", &self.root))?.flatten() {
+            let name = entry.file_name();
+            // A process that died while it made the store may have left some of ours.
+            let is_ours = name.to_str().is_some_and(|name| {
+                name == "gate" || DIRECTORIES.iter().any(|ours| ours.split('/').next() == Some(name))
+            });
+            if !is_ours {
+                return Err(StoreError::NotAStore {
+                    path: self.root.clone(),
+                    found: name.to_string_lossy().into_owned(),
+                });
+            }
+        }
+        Ok(())
     }
 
     fn has_version(&self) -> Result<bool, StoreError> {
@@ -88,6 +125,20 @@ impl Layout {
         self.root.join("indexes").join(chain.hex())
     }
 
+    pub(crate) fn database(&self) -> PathBuf {
+        self.root.join("db.sqlite")
+    }
+
+    /// A copy of the database, made after a sync.
+    pub(crate) fn backup(&self) -> PathBuf {
+        self.root.join("db.backup")
+    }
+
+    /// Exists while the database is known to be damaged.
+    pub(crate) fn damage_marker(&self) -> PathBuf {
+        self.root.join("db.damaged")
+    }
+
     pub(crate) fn join(&self, name: &str) -> PathBuf {
         self.root.join(name)
     }
@@ -121,6 +172,9 @@ fn network_name(magic: u64) -> Option<&'static str> {
         0x5346_414f | 0x6b41_4653 => "AFS",
         0x00c3_6400 => "Ceph",
         0x0bd0_0bd0 => "Lustre",
+        0x4750_4653 => "GPFS",
+        // Folders of a host shared with its virtual machine: locks and shared memory do not reach the other side.
+        0x0102_1997 => "9p",
         _ => return None,
     })
 }
@@ -156,6 +210,21 @@ mod tests {
         fs::write(root.path().join("version"), "999\n").unwrap();
         let error = Layout::open(root.path()).unwrap_err().to_string();
         assert!(error.contains("format 999"), "{error}");
+    }
+
+    #[test]
+    fn a_directory_with_other_things_is_refused() {
+        let root = tempfile::tempdir().unwrap();
+        fs::write(root.path().join("thesis.tex"), "").unwrap();
+        let error = Layout::open(root.path()).unwrap_err().to_string();
+        assert!(error.contains("thesis.tex"), "{error}");
+    }
+
+    #[test]
+    fn network_file_systems_are_known() {
+        assert_eq!(network_name(0x6969), Some("NFS"));
+        assert_eq!(network_name(0x0102_1997), Some("9p"));
+        assert_eq!(network_name(0xef53), None);
     }
 
     #[test]

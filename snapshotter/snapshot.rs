@@ -4,10 +4,14 @@ use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use graph::Digest;
 
 use crate::blob::write_file;
+use crate::db::{FileKind, add_file, forget_file};
+use crate::reaper::{Reaper, remove_tree};
+use crate::store::insert_layer;
 use crate::{LayerRecord, Store, StoreError};
 
 /// An unpacked layer. Immutable.
@@ -30,7 +34,7 @@ pub struct Active {
     directory: PathBuf,
     fs: PathBuf,
     work: PathBuf,
-    trash: PathBuf,
+    reaper: Arc<Reaper>,
 }
 
 impl Active {
@@ -49,10 +53,8 @@ impl Active {
 
 impl Drop for Active {
     fn drop(&mut self) {
-        // Moved first, so that whoever finds it later knows that it is nobody's.
-        if fs::rename(&self.directory, &self.trash).is_ok() {
-            remove_tree(&self.trash);
-        }
+        // What cannot be moved is found by the next start, since its name says whose it was.
+        let _ = self.reaper.discard(&self.directory);
     }
 }
 
@@ -72,7 +74,7 @@ impl Store {
         let (fs, work) = (directory.join("fs"), directory.join("work"));
         let made = make(&directory, 0o711).and_then(|()| make(&fs, 0o755)).and_then(|()| make(&work, 0o711));
         made.map_err(StoreError::io("create", &directory))?;
-        Ok(Active { directory, fs, work, trash: self.layout.join("active").join(format!("{name}.trash")) })
+        Ok(Active { directory, fs, work, reaper: Arc::clone(&self.reaper) })
     }
 
     /// Makes the active snapshot the unpacked form of `layer`, records the layer and its index. If another process was
@@ -82,24 +84,57 @@ impl Store {
     /// The disk or the database.
     pub fn commit(&self, active: Active, layer: &LayerRecord, index: &[u8]) -> Result<Snapshot, StoreError> {
         let target = self.layout.snapshot(&layer.chain);
-        write_file(self, &active.directory.join("index"), index)?;
-        remove_tree(&active.work);
-        match fs::rename(&active.directory, &target) {
-            Ok(()) => {}
-            Err(error) if matches!(error.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::DirectoryNotEmpty) => {}
-            Err(error) => return Err(StoreError::io("write", target)(error)),
-        }
-        self.put_layer(layer)?;
+        let encoded = active.directory.join("index");
+        fs::write(&encoded, index).map_err(StoreError::io("write", &encoded))?;
+        remove_tree(&active.work).map_err(StoreError::io("remove", &active.work))?;
+        self.db.write_files(|db| {
+            self.lease.hold(&layer.chain);
+            if !target.exists() {
+                fs::rename(&active.directory, &target).map_err(StoreError::io("write", &target))?;
+                // Another directory than the one that was synced.
+                forget_file(db, FileKind::Snapshot, &layer.chain)?;
+            } else if fs::read(target.join("index")).ok().as_deref() != Some(index) {
+                // Of another version of ours, which is why the layer was unpacked again.
+                fs::rename(&encoded, target.join("index")).map_err(StoreError::io("write", &target))?;
+                forget_file(db, FileKind::Snapshot, &layer.chain)?;
+            }
+            insert_layer(db, layer)?;
+            Ok(add_file(db, FileKind::Snapshot, &layer.chain, layer.size)?)
+        })?;
         Ok(Snapshot { fs: target.join("fs") })
     }
 
-    /// The unpacked layer, if it is unpacked.
+    /// The unpacked layer, if it is unpacked. It stays so while this store is open.
     ///
     /// # Errors
-    /// None today.
+    /// The database.
     pub fn snapshot(&self, chain: &Digest) -> Result<Option<Snapshot>, StoreError> {
         let fs = self.layout.snapshot(chain).join("fs");
-        Ok(fs.exists().then_some(Snapshot { fs }))
+        let is_there = if self.lease.holds(chain) {
+            fs.exists()
+        } else {
+            self.db.read_guarded(|_| {
+                let is_there = fs.exists();
+                if is_there {
+                    self.lease.hold(chain);
+                }
+                Ok(is_there)
+            })?
+        };
+        Ok(is_there.then_some(Snapshot { fs }))
+    }
+
+    /// Takes away the directory of a layer that was found damaged; it is unpacked again when it is needed.
+    ///
+    /// # Errors
+    /// The disk or the database.
+    pub fn remove_snapshot(&self, chain: &Digest) -> Result<(), StoreError> {
+        let path = self.layout.snapshot(chain);
+        self.doubt();
+        self.db.write_files(|db| {
+            forget_file(db, FileKind::Snapshot, chain)?;
+            Ok(self.reaper.discard(&path).map_err(StoreError::io("remove", &path))?)
+        })
     }
 
     /// The encoded index of a layer, unpacked or not.
@@ -122,7 +157,13 @@ impl Store {
     /// # Errors
     /// The disk.
     pub fn put_index(&self, chain: &Digest, index: &[u8]) -> Result<(), StoreError> {
-        write_file(self, &self.layout.index(chain), index)
+        let path = self.layout.index(chain);
+        write_file(self, &path, index)?;
+        self.db.write(|db| {
+            self.lease.hold(chain);
+            forget_file(db, FileKind::Index, chain)?;
+            add_file(db, FileKind::Index, chain, index.len() as u64)
+        })
     }
 
     /// An empty directory, the lowest layer of what has none.
@@ -131,28 +172,5 @@ impl Store {
     /// None today.
     pub fn empty_directory(&self) -> Result<PathBuf, StoreError> {
         Ok(self.layout.join("empty"))
-    }
-}
-
-/// Removes a tree whatever modes its directories have. What cannot be removed now is found again at the next start.
-pub(crate) fn remove_tree(path: &Path) {
-    if fs::remove_dir_all(path).is_ok() {
-        return;
-    }
-    open_up(path);
-    let _ = fs::remove_dir_all(path);
-}
-
-fn open_up(path: &Path) {
-    let mut pending = vec![path.to_owned()];
-    while let Some(directory) = pending.pop() {
-        let _ = fs::set_permissions(&directory, fs::Permissions::from_mode(0o700));
-        let Ok(entries) = fs::read_dir(&directory) else { continue };
-        pending.extend(
-            entries
-                .flatten()
-                .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
-                .map(|entry| entry.path()),
-        );
     }
 }

@@ -53,7 +53,13 @@ impl StatKey {
 
 /// Bytes of one remembered file.
 const RECORD: usize = 5 * 8 + 32;
-const MAGIC: &[u8; 8] = b"rbstat1\n";
+const MAGIC: &[u8; 8] = b"rbstat2\n";
+/// Bytes of the blake3 of all records at the end: a file torn by a crash of the machine could otherwise give a file the
+/// digest of nothing.
+const SEAL: usize = 32;
+
+/// Most files that are remembered of one directory.
+const MOST: usize = 2_000_000;
 
 /// The remembered digests of one directory.
 #[derive(Debug)]
@@ -94,8 +100,7 @@ impl Store {
         let root = root.canonicalize().unwrap_or_else(|_| root.to_owned());
         let path = self.layout.join("stat").join(hashed_name("stat/1", root.as_os_str().as_bytes()));
         let bytes = std::fs::read(&path).unwrap_or_default();
-        let records = bytes.strip_prefix(MAGIC.as_slice()).unwrap_or_default();
-        let known = records.chunks_exact(RECORD).map(decode).collect();
+        let known = unsealed(&bytes).chunks_exact(RECORD).map(decode).collect();
         Ok(StatCache { path: Some(path), began: now(), known, new: Mutex::default() })
     }
 
@@ -110,6 +115,10 @@ impl Store {
             return Ok(());
         }
         let mut all = cache.known.clone();
+        // A directory whose files come and go would make it grow for ever; what is dropped costs one read each.
+        if all.len() > MOST {
+            all.clear();
+        }
         all.extend(new.iter().map(|(key, digest)| ((key.device, key.inode), (*key, *digest))));
         let mut bytes = Vec::with_capacity(MAGIC.len() + all.len() * RECORD);
         bytes.extend_from_slice(MAGIC);
@@ -119,10 +128,19 @@ impl Store {
             }
             bytes.extend_from_slice(digest.as_bytes());
         }
-        let directory = self.layout.join("stat");
-        std::fs::create_dir_all(&directory).map_err(StoreError::io("create", &directory))?;
+        let seal = blake3::hash(&bytes[MAGIC.len()..]);
+        bytes.extend_from_slice(seal.as_bytes());
         write_file(self, path, &bytes)
     }
+}
+
+/// The records of a file that is as it was written.
+fn unsealed(bytes: &[u8]) -> &[u8] {
+    let Some((records, seal)) = bytes.strip_prefix(MAGIC.as_slice()).and_then(|rest| rest.split_last_chunk::<SEAL>())
+    else {
+        return &[];
+    };
+    if blake3::hash(records).as_bytes() == seal { records } else { &[] }
 }
 
 fn decode(record: &[u8]) -> ((u64, u64), (StatKey, ContentDigest)) {
@@ -145,6 +163,24 @@ fn now() -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_torn_file_is_as_good_as_none() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(&directory.path().join("store")).unwrap();
+        let known = |number: u64| StatKey { device: 1, inode: number, size: 5, mtime: 6, ctime: 7 };
+        let cache = store.stat_cache(directory.path()).unwrap();
+        for number in 0..100 {
+            cache.put(&known(number), ContentDigest::of(&number.to_le_bytes()));
+        }
+        store.save_stat_cache(&cache).unwrap();
+        assert!((0..100).all(|number| store.stat_cache(directory.path()).unwrap().get(&known(number)).is_some()));
+        let path = cache.path.unwrap();
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[4096..].fill(0);
+        std::fs::write(&path, bytes).unwrap();
+        assert!((0..100).all(|number| store.stat_cache(directory.path()).unwrap().get(&known(number)).is_none()));
+    }
 
     #[test]
     fn a_file_changed_just_now_is_not_remembered() {

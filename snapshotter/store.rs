@@ -1,52 +1,71 @@
 //! The store: opening it, and the records of layers and results.
 
-use std::fs::File;
-use std::path::Path;
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use graph::{ContentDigest, Digest};
 use rusqlite::{Connection, OptionalExtension, Row, params};
-use rustix::fs::{FlockOperation, flock};
 
-use crate::db::{Db, TABLES, column_content, column_digest, column_optional_digest};
+use crate::StoreError;
+use crate::db::{Db, column_content, column_digest, column_optional_digest};
 use crate::layout::Layout;
+use crate::lease::{self, Lease};
+use crate::reaper::Reaper;
 use crate::record::{CacheRecord, LayerBlobRecord, LayerRecord};
-use crate::snapshot::remove_tree;
-use crate::{StoreError, lock};
+use crate::recover;
 
 /// An open store. Shared by threads; several processes may have it open.
+///
+/// What a process finds in or puts into its open store stays there until it drops the store or dies, whatever others
+/// collect meanwhile.
 pub struct Store {
     pub(crate) layout: Layout,
     pub(crate) db: Db,
-    /// Flocked shared by every process that has the store open; whoever gets it exclusively is alone.
-    pub(crate) presence: File,
+    pub(crate) lease: Lease,
+    pub(crate) reaper: Arc<Reaper>,
     unique: AtomicU64,
+    /// Keys of records that were found, whose time of use is written in one go.
+    pub(crate) found: Mutex<HashSet<ContentDigest>>,
+    /// Layers that were seen to be there in some form, with all below them.
+    whole: Mutex<HashSet<Digest>>,
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        let _ = self.note_use();
+        // What takes longer is left to the next process.
+        self.reaper.settle(Duration::from_millis(100));
+    }
 }
 
 impl Store {
-    /// Opens the store at `root`, making it if it is not there, and cleans up after processes that died.
+    /// Opens the store at `root`, making it if it is not there, and cleans up after processes and machines that died.
     ///
     /// # Errors
     /// The directory may not be a store ([`StoreError::Owner`] and others), or the disk.
     pub fn open(root: &Path) -> Result<Self, StoreError> {
         let layout = Layout::open(root)?;
-        let path = layout.join("leases/presence");
-        let presence = lock::open(&path).map_err(StoreError::io("open", &path))?;
-        let flocked =
-            |operation| flock(&presence, operation).map_err(|error| StoreError::io("lock", &path)(error.into()));
-        let alone = flock(&presence, FlockOperation::NonBlockingLockExclusive).is_ok();
-        let db = Db::open(&layout.join("db.sqlite"))?;
-        let store = Self {
+        let db = match Db::open(&layout) {
+            Err(StoreError::Damaged { .. }) => recover::replace_database(&layout)?,
+            other => other?,
+        };
+        let lease = Lease::create(&layout)?;
+        let reaper = Arc::new(Reaper::new(layout.join("trash"), lease.id().to_owned()));
+        recover::after_crash(&layout, &db, &reaper)?;
+        discard_unfinished(&layout, &reaper)?;
+        reaper.resume();
+        Ok(Self {
             layout,
             db,
-            presence: presence.try_clone().map_err(StoreError::io("open", &path))?,
+            lease,
+            reaper,
             unique: AtomicU64::new(0),
-        };
-        if alone {
-            store.clean_up()?;
-        }
-        flocked(FlockOperation::LockShared)?;
-        Ok(store)
+            found: Mutex::default(),
+            whole: Mutex::default(),
+        })
     }
 
     /// Where it is.
@@ -55,69 +74,18 @@ impl Store {
         &self.layout.root
     }
 
-    /// Nobody else is here: whatever is unfinished will never be finished.
-    fn clean_up(&self) -> Result<(), StoreError> {
-        for name in ["active", "ingest", "locks"] {
-            let directory = self.layout.join(name);
-            let entries = std::fs::read_dir(&directory).map_err(StoreError::io("read", &directory))?;
-            for entry in entries.flatten() {
-                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                    remove_tree(&entry.path());
-                } else {
-                    let _ = std::fs::remove_file(entry.path());
-                }
-            }
-        }
-        self.recover_from_crash()
+    /// A directory for this process's temporary files. The next start after its end empties it.
+    #[must_use]
+    pub fn scratch_directory(&self) -> PathBuf {
+        let path = self.layout.join("ingest").join(format!("{}.scratch", self.lease.id()));
+        // Whoever writes there is told if this fails.
+        let _ = std::fs::create_dir(&path);
+        path
     }
 
-    /// After the machine went down: rows that were not yet durable are dropped, and files that no row names.
-    fn recover_from_crash(&self) -> Result<(), StoreError> {
-        let boot = boot_id();
-        let before: Option<String> = self
-            .db
-            .read(|db| db.query_row("SELECT value FROM meta WHERE key = 'boot'", [], |row| row.get(0)).optional())?;
-        if before.as_deref() == Some(boot.as_str()) {
-            return Ok(());
-        }
-        if before.is_some() {
-            self.db.write(|db| {
-                for table in TABLES {
-                    db.execute(&format!("DELETE FROM {table} WHERE durable = 0"), [])?;
-                }
-                Ok(())
-            })?;
-            self.sweep()?;
-        }
-        self.db.write(|db| db.execute("INSERT OR REPLACE INTO meta VALUES ('boot', ?1)", [&boot]))?;
-        Ok(())
-    }
-
-    /// Makes all that is recorded so far outlive a crash of the machine. Takes as long as the disk does.
-    ///
-    /// # Errors
-    /// The disk.
-    pub fn make_durable(&self) -> Result<(), StoreError> {
-        let pending: bool = self.db.read(|db| {
-            let any = TABLES.map(|table| format!("EXISTS (SELECT 1 FROM {table} WHERE durable = 0)")).join(" OR ");
-            db.query_row(&format!("SELECT {any}"), [], |row| row.get(0))
-        })?;
-        if !pending {
-            return Ok(());
-        }
-        // Rows added from here on are not covered by the sync, and stay as they are.
-        let marks = TABLES.map(|table| format!("UPDATE {table} SET durable = 2 WHERE durable = 0;")).concat();
-        self.db.write(|db| db.execute_batch(&marks))?;
-        rustix::fs::syncfs(&self.presence).map_err(|error| StoreError::io("sync", self.root())(error.into()))?;
-        let done = TABLES.map(|table| format!("UPDATE {table} SET durable = 1 WHERE durable = 2;")).concat();
-        self.db.write(|db| db.execute_batch(&done))
-    }
-
-    /// A name that no other thread or process uses.
+    /// A name that no other thread or process uses, and that says whose it is.
     pub(crate) fn unique_name(&self) -> String {
-        let number = self.unique.fetch_add(1, Ordering::Relaxed);
-        let time = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_nanos();
-        format!("{}-{time:x}-{number}", std::process::id())
+        format!("{}.{}", self.lease.id(), self.unique.fetch_add(1, Ordering::Relaxed))
     }
 
     /// A layer by its chain id.
@@ -125,7 +93,13 @@ impl Store {
     /// # Errors
     /// The database.
     pub fn layer(&self, chain: &Digest) -> Result<Option<LayerRecord>, StoreError> {
-        self.db.read(|db| find_layer(db, chain))
+        self.db.read_guarded(|db| {
+            let layer = find_layer(db, chain)?;
+            if layer.is_some() {
+                self.lease.hold(chain);
+            }
+            Ok(layer)
+        })
     }
 
     /// A stack, the lowest layer first.
@@ -133,10 +107,12 @@ impl Store {
     /// # Errors
     /// The database, or a layer that is not recorded.
     pub fn chain_layers(&self, chain: &Digest) -> Result<Vec<LayerRecord>, StoreError> {
-        let mut layers = Vec::new();
-        let mut next = Some(*chain);
+        // Holding the topmost holds them all.
+        let top = self.layer(chain)?.ok_or(StoreError::NoLayer(*chain))?;
+        let mut next = top.parent;
+        let mut layers = vec![top];
         while let Some(chain) = next {
-            let layer = self.layer(&chain)?.ok_or(StoreError::NoLayer(chain))?;
+            let layer = self.db.read(|db| find_layer(db, &chain))?.ok_or(StoreError::NoLayer(chain))?;
             next = layer.parent;
             layers.push(layer);
         }
@@ -149,10 +125,7 @@ impl Store {
     /// # Errors
     /// The database.
     pub fn chains_with(&self, diff_id: &Digest) -> Result<Vec<Digest>, StoreError> {
-        self.db.read(|db| {
-            let mut statement = db.prepare_cached("SELECT chain FROM layers WHERE diff_id = ?1")?;
-            statement.query_map([diff_id.as_bytes()], |row| column_digest(row, 0))?.collect()
-        })
+        self.db.read(|db| find_chains(db, diff_id))
     }
 
     /// Records a layer. What is known of a layer of our own is never replaced by less.
@@ -161,23 +134,9 @@ impl Store {
     /// The database.
     pub fn put_layer(&self, layer: &LayerRecord) -> Result<(), StoreError> {
         self.db.write(|db| {
-            db.prepare_cached(
-                "INSERT INTO layers (chain, parent, diff_id, content, size, writer, created)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
-                 ON CONFLICT (chain) DO UPDATE SET size = max(size, ?5), writer = coalesce(writer, ?6),
-                     created = coalesce(created, ?7)",
-            )?
-            .execute(params![
-                layer.chain.as_bytes(),
-                layer.parent.as_ref().map(Digest::as_bytes),
-                layer.diff_id.as_bytes(),
-                layer.content.as_bytes(),
-                layer.size as i64,
-                layer.writer,
-                layer.created.map(jiff::Timestamp::as_millisecond),
-            ])
-        })?;
-        Ok(())
+            self.lease.hold(&layer.chain);
+            insert_layer(db, layer)
+        })
     }
 
     /// Blobs that hold a layer, here or at a registry.
@@ -185,18 +144,7 @@ impl Store {
     /// # Errors
     /// The database.
     pub fn layer_blobs(&self, diff_id: &Digest) -> Result<Vec<LayerBlobRecord>, StoreError> {
-        self.db.read(|db| {
-            let mut statement =
-                db.prepare_cached("SELECT digest, media_type, size FROM layer_blobs WHERE diff_id = ?1")?;
-            let blob = |row: &Row<'_>| {
-                Ok(LayerBlobRecord {
-                    digest: column_digest(row, 0)?,
-                    media_type: row.get(1)?,
-                    size: row.get::<_, i64>(2)? as u64,
-                })
-            };
-            statement.query_map([diff_id.as_bytes()], blob)?.collect()
-        })
+        self.db.read(|db| find_layer_blobs(db, diff_id))
     }
 
     /// Records a blob that holds a layer.
@@ -224,10 +172,7 @@ impl Store {
     /// # Errors
     /// The database.
     pub fn locations(&self, digest: &Digest) -> Result<Vec<String>, StoreError> {
-        self.db.read(|db| {
-            let mut statement = db.prepare_cached("SELECT repository FROM locations WHERE digest = ?1")?;
-            statement.query_map([digest.as_bytes()], |row| row.get(0))?.collect()
-        })
+        self.db.read(|db| find_locations(db, digest))
     }
 
     /// Records that a repository has a blob.
@@ -242,37 +187,90 @@ impl Store {
         Ok(())
     }
 
-    /// A recorded result whose layers are known. The database answers in microseconds; a build asks once per vertex.
+    /// A recorded result whose layers are there, here or at a registry. The database answers in microseconds; a build asks
+    /// once per vertex.
     ///
     /// # Errors
     /// The database.
     pub fn lookup(&self, key: &ContentDigest) -> Result<Option<CacheRecord>, StoreError> {
-        self.db.read(|db| {
-            let record = |row: &Row<'_>| {
+        let record = self.db.read_guarded(|db| {
+            let read = |row: &Row<'_>| {
                 Ok(CacheRecord {
                     chain: column_optional_digest(row, 0)?,
                     content: column_content(row, 1)?,
                     definition: column_content(row, 2)?,
                 })
             };
-            db.prepare_cached(
-                "SELECT chain, content, definition FROM records WHERE key = ?1
-                 AND (chain IS NULL OR EXISTS (SELECT 1 FROM layers WHERE layers.chain = records.chain))",
-            )?
-            .query_row([key.as_bytes()], record)
-            .optional()
-        })
+            let record = db
+                .prepare_cached("SELECT chain, content, definition FROM records WHERE key = ?1")?
+                .query_row([key.as_bytes()], read)
+                .optional()?;
+            let Some(record) = record else { return Ok(None) };
+            if let Some(chain) = &record.chain {
+                if !self.is_whole(db, chain)? {
+                    return Ok(None);
+                }
+                self.lease.hold(chain);
+            }
+            Ok(Some(record))
+        })?;
+        if record.is_some() {
+            self.found.lock().unwrap_or_else(PoisonError::into_inner).insert(*key);
+        }
+        Ok(record)
+    }
+
+    /// Whether all layers of a stack are there in some form. Looked up once per layer and process.
+    fn is_whole(&self, db: &Connection, chain: &Digest) -> rusqlite::Result<bool> {
+        let mut whole = self.whole.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut seen = Vec::new();
+        let mut next = Some(*chain);
+        while let Some(chain) = next.filter(|chain| !whole.contains(chain)) {
+            let Some(layer) = find_layer(db, &chain)? else { return Ok(false) };
+            if !self.has_bytes(db, &layer)? {
+                return Ok(false);
+            }
+            next = layer.parent;
+            seen.push(chain);
+        }
+        whole.extend(seen);
+        Ok(true)
+    }
+
+    fn has_bytes(&self, db: &Connection, layer: &LayerRecord) -> rusqlite::Result<bool> {
+        let is_unpacked = |chain: &Digest| self.layout.snapshot(chain).exists();
+        if is_unpacked(&layer.chain) || self.layout.blob(&layer.diff_id).exists() {
+            return Ok(true);
+        }
+        for blob in find_layer_blobs(db, &layer.diff_id)? {
+            if self.layout.blob(&blob.digest).exists() || !find_locations(db, &blob.digest)?.is_empty() {
+                return Ok(true);
+            }
+        }
+        Ok(find_chains(db, &layer.diff_id)?.iter().any(is_unpacked))
+    }
+
+    /// Something turned out to be missing or damaged: look again.
+    pub(crate) fn doubt(&self) {
+        self.whole.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     /// Records a result under all its keys, replacing earlier ones.
     ///
     /// # Errors
-    /// The database.
+    /// The database, or [`StoreError::NoLayer`] for a result whose layers are not recorded.
     pub fn save(&self, keys: &[ContentDigest], record: &CacheRecord) -> Result<(), StoreError> {
         let now = jiff::Timestamp::now().as_millisecond();
-        self.db.write(|db| {
+        self.db.write_files(|db| {
+            if let Some(chain) = &record.chain {
+                if find_layer(db, chain)?.is_none() {
+                    return Err(StoreError::NoLayer(*chain).into());
+                }
+                self.lease.hold(chain);
+            }
             let mut statement = db.prepare_cached(
-                "INSERT OR REPLACE INTO records (key, chain, content, definition, created) VALUES (?1, ?2, ?3, ?4, ?5)",
+                "INSERT OR REPLACE INTO records (key, chain, content, definition, created, used)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?5)",
             )?;
             for key in keys {
                 statement.execute(params![
@@ -309,6 +307,46 @@ impl Store {
     }
 }
 
+/// Takes what is being made out of the way if its maker is dead.
+fn discard_unfinished(layout: &Layout, reaper: &Reaper) -> Result<(), StoreError> {
+    let mut unfinished = Vec::new();
+    for name in ["active", "ingest"] {
+        let directory = layout.join(name);
+        for entry in std::fs::read_dir(&directory).map_err(StoreError::io("read", &directory))?.flatten() {
+            unfinished.push(entry.path());
+        }
+    }
+    // Listed after what they own: whoever came in between owns none of it.
+    let living = lease::living(layout, false)?;
+    for path in unfinished {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        // Partial downloads are nobody's; the next one goes on with them.
+        if !living.owns(&name) && !name.ends_with(crate::partial::SUFFIX) {
+            reaper.discard(&path).map_err(StoreError::io("remove", &path))?;
+        }
+    }
+    Ok(())
+}
+
+pub(crate) fn insert_layer(db: &Connection, layer: &LayerRecord) -> rusqlite::Result<()> {
+    db.prepare_cached(
+        "INSERT INTO layers (chain, parent, diff_id, content, size, writer, created)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
+         ON CONFLICT (chain) DO UPDATE SET size = max(size, ?5), writer = coalesce(writer, ?6),
+             created = coalesce(created, ?7)",
+    )?
+    .execute(params![
+        layer.chain.as_bytes(),
+        layer.parent.as_ref().map(Digest::as_bytes),
+        layer.diff_id.as_bytes(),
+        layer.content.as_bytes(),
+        layer.size as i64,
+        layer.writer,
+        layer.created.map(jiff::Timestamp::as_millisecond),
+    ])?;
+    Ok(())
+}
+
 fn find_layer(db: &Connection, chain: &Digest) -> rusqlite::Result<Option<LayerRecord>> {
     let layer = |row: &Row<'_>| {
         Ok(LayerRecord {
@@ -326,8 +364,24 @@ fn find_layer(db: &Connection, chain: &Digest) -> rusqlite::Result<Option<LayerR
         .optional()
 }
 
-/// Names this boot of the machine (proc(5), `/proc/sys/kernel/random/boot_id`).
-fn boot_id() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
-        .map_or_else(|_| "unknown".into(), |id| id.trim().to_owned())
+pub(crate) fn find_chains(db: &Connection, diff_id: &Digest) -> rusqlite::Result<Vec<Digest>> {
+    let mut statement = db.prepare_cached("SELECT chain FROM layers WHERE diff_id = ?1")?;
+    statement.query_map([diff_id.as_bytes()], |row| column_digest(row, 0))?.collect()
+}
+
+fn find_layer_blobs(db: &Connection, diff_id: &Digest) -> rusqlite::Result<Vec<LayerBlobRecord>> {
+    let mut statement = db.prepare_cached("SELECT digest, media_type, size FROM layer_blobs WHERE diff_id = ?1")?;
+    let blob = |row: &Row<'_>| {
+        Ok(LayerBlobRecord {
+            digest: column_digest(row, 0)?,
+            media_type: row.get(1)?,
+            size: row.get::<_, i64>(2)? as u64,
+        })
+    };
+    statement.query_map([diff_id.as_bytes()], blob)?.collect()
+}
+
+fn find_locations(db: &Connection, digest: &Digest) -> rusqlite::Result<Vec<String>> {
+    let mut statement = db.prepare_cached("SELECT repository FROM locations WHERE digest = ?1")?;
+    statement.query_map([digest.as_bytes()], |row| row.get(0))?.collect()
 }

@@ -1,0 +1,157 @@
+//! Downloads that can be gone on with: a file per digest, which outlives the process that began it.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::PathBuf;
+
+use graph::Digest;
+use rustix::fs::{FlockOperation, flock};
+use sha2::Digest as _;
+
+use crate::{Store, StoreError};
+
+/// Ends the name of a partial download.
+pub(crate) const SUFFIX: &str = ".partial";
+
+/// A blob that is being downloaded. Dropped without [`PartialBlob::commit`], what has come so far stays for the next one.
+pub struct PartialBlob<'s> {
+    store: &'s Store,
+    expected: Digest,
+    path: PathBuf,
+    file: File,
+    hasher: sha2::Sha256,
+    size: u64,
+}
+
+impl Store {
+    /// Begins the download of a blob, or goes on with one that was broken off; `None`: another one is at it.
+    ///
+    /// # Errors
+    /// The disk.
+    pub fn partial_blob(&self, digest: &Digest) -> Result<Option<PartialBlob<'_>>, StoreError> {
+        let path = self.layout.join("ingest").join(digest.hex() + SUFFIX);
+        loop {
+            let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
+            let mut file = opened.map_err(StoreError::io("open", &path))?;
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {}
+                Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
+                Err(rustix::io::Errno::INTR) => continue,
+                Err(error) => return Err(StoreError::io("lock", path)(error.into())),
+            }
+            if file.metadata().map_err(StoreError::io("examine", &path))?.nlink() == 0 {
+                // The one before us has just finished.
+                continue;
+            }
+            let (hasher, size) = hash(&mut file).map_err(StoreError::io("read", &path))?;
+            return Ok(Some(PartialBlob { store: self, expected: *digest, path, file, hasher, size }));
+        }
+    }
+}
+
+fn hash(file: &mut File) -> io::Result<(sha2::Sha256, u64)> {
+    let mut hasher = sha2::Sha256::new();
+    let mut buffer = vec![0; 1 << 18];
+    let mut size = 0;
+    file.seek(SeekFrom::Start(0))?;
+    loop {
+        match file.read(&mut buffer) {
+            Ok(0) => return Ok((hasher, size)),
+            Ok(length) => {
+                hasher.update(&buffer[..length]);
+                size += length as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+impl PartialBlob<'_> {
+    /// Bytes that are here: where to go on.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Forgets what came so far, for a server that sends from the beginning only.
+    ///
+    /// # Errors
+    /// The disk.
+    pub fn restart(&mut self) -> Result<(), StoreError> {
+        let cut = self.file.set_len(0).and_then(|()| self.file.seek(SeekFrom::Start(0)));
+        cut.map_err(StoreError::io("truncate", &self.path))?;
+        self.hasher = sha2::Sha256::new();
+        self.size = 0;
+        Ok(())
+    }
+
+    /// Makes it a blob; its size.
+    ///
+    /// # Errors
+    /// The bytes are not those of the digest; then they are thrown away. Or the disk.
+    pub fn commit(self) -> Result<u64, StoreError> {
+        let found = Digest::from_bytes(self.hasher.finalize().into());
+        if found != self.expected {
+            let _ = fs::remove_file(&self.path);
+            return Err(StoreError::WrongDigest { expected: self.expected, found });
+        }
+        self.store.name_blob(&self.path, &found, self.size)?;
+        Ok(self.size)
+    }
+}
+
+impl Write for PartialBlob<'_> {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        let written = self.file.write(data)?;
+        self.hasher.update(&data[..written]);
+        self.size += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_download_goes_on_where_it_was_broken_off() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().join("store");
+        let digest = Digest::of(b"hello world");
+        {
+            let store = Store::open(&root).unwrap();
+            let mut partial = store.partial_blob(&digest).unwrap().unwrap();
+            assert!(store.partial_blob(&digest).unwrap().is_none(), "two at one download");
+            partial.write_all(b"hello ").unwrap();
+        }
+        let store = Store::open(&root).unwrap();
+        let mut partial = store.partial_blob(&digest).unwrap().unwrap();
+        assert_eq!(partial.size(), 6);
+        partial.write_all(b"world").unwrap();
+        assert_eq!(partial.commit().unwrap(), 11);
+        assert_eq!(store.read_blob(&digest).unwrap().unwrap(), b"hello world");
+        assert_eq!(fs::read_dir(root.join("ingest")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn wrong_bytes_are_thrown_away() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(&directory.path().join("store")).unwrap();
+        let digest = Digest::of(b"right");
+        let mut partial = store.partial_blob(&digest).unwrap().unwrap();
+        partial.write_all(b"wrong").unwrap();
+        assert!(matches!(partial.commit(), Err(StoreError::WrongDigest { .. })));
+        let mut partial = store.partial_blob(&digest).unwrap().unwrap();
+        assert_eq!(partial.size(), 0);
+        partial.write_all(b"wro").unwrap();
+        partial.restart().unwrap();
+        partial.write_all(b"right").unwrap();
+        partial.commit().unwrap();
+    }
+}
