@@ -34,6 +34,7 @@ mod user;
 
 pub use error::{Error, SystemError, UserError};
 pub use launcher::{Fallbacks, Launcher};
+pub use machine::OverlayCalls;
 pub use running::{ExitStatus, Running, Stdio, Terminal, Usage};
 pub use spec::{Mount, Network, Overlay, Process, Root, Source, WindowSize};
 pub use stubs::Stub;

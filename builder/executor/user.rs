@@ -176,7 +176,8 @@ mod tests {
 
     #[test]
     fn users_resolve_as_docker_resolves_them() {
-        let cases: &[(&str, Result<(u32, u32, &[u32]), &str>)] = &[
+        type Ids = (u32, u32, &'static [u32]);
+        let cases: &[(&str, Result<Ids, &str>)] = &[
             ("", Ok((0, 0, &[0, 10]))),
             ("root", Ok((0, 0, &[0, 10]))),
             ("0", Ok((0, 0, &[0, 10]))),

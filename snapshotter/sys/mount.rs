@@ -28,9 +28,16 @@ pub struct FileSystem {
 impl FileSystem {
     /// Begins a file system of the kind (`overlay`, `tmpfs`, `proc`, ...).
     pub fn open(kind: &str) -> Result<Self> {
+        Self::open_named(kind, kind)
+    }
+
+    /// The same with a name of its own, which is what lists of mounts show as its source.
+    pub fn open_named(kind: &str, name: &str) -> Result<Self> {
         let fd = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)
             .call(|| format!("fsopen({kind:?}, FSOPEN_CLOEXEC)"))?;
-        Ok(Self { fd, kind: kind.to_owned() })
+        let file_system = Self { fd, kind: kind.to_owned() };
+        file_system.string("source", name)?;
+        Ok(file_system)
     }
 
     /// Sets an option without a value.

@@ -64,7 +64,7 @@ fn mount_in(tmpfs: FileSystem, place: &OwnedFd, process: &Process, machine: &Mac
     let terminals = terminals.mount(Attributes::MOUNT_ATTR_NOSUID | Attributes::MOUNT_ATTR_NOEXEC)?;
     attach(&dev, "pts", &terminals)?;
 
-    let shm = FileSystem::open("tmpfs")?;
+    let shm = FileSystem::open_named("tmpfs", "shm")?;
     shm.string("mode", "1777")?;
     shm.string("size", &process.shm_size.to_string())?;
     attach(&dev, "shm", &shm.mount(RESTRICTED)?)?;

@@ -74,7 +74,6 @@ const OPTIONS: &[(&str, &str)] = &[("metacopy", "off"), ("redirect_dir", "off"),
 
 fn modern(layers: &Layers, machine: &Machine) -> sys::Result<OwnedFd> {
     let overlay = FileSystem::open("overlay")?;
-    overlay.string("source", "overlay")?;
     let set = |key: &str, directory: &OwnedFd| match machine.overlay {
         OverlayCalls::Descriptors => overlay.descriptor(key, directory.as_fd()),
         // A string is limited to 255 bytes, which no descriptor's name reaches.

@@ -8,6 +8,7 @@ use rustix::io::Errno;
 use sys::Named;
 use sys::path::Links;
 
+use super::system::PROC_SUPER_MAGIC;
 use crate::error::{Doing, Error};
 use crate::stubs::{Purpose, Stub, times_of};
 
@@ -108,6 +109,11 @@ impl<'root> Places<'root> {
             let stat = rustix::fs::fstat(&found).call(|| format!("fstat({here:?})"))?;
             match FileType::from_raw_mode(stat.st_mode) {
                 FileType::Symlink => {
+                    // Nothing can be made in /proc, and the text of its magic links says where they lead outside.
+                    let kind = rustix::fs::fstatfs(&found).call(|| format!("fstatfs({here:?})"))?.f_type as u64;
+                    if kind == PROC_SUPER_MAGIC {
+                        return Err(sys::Error::new(format!("readlink({here:?})"), Errno::LOOP));
+                    }
                     followed += 1;
                     if followed > MAX_LINKS {
                         return Err(sys::Error::new(format!("readlink({here:?})"), Errno::LOOP));

@@ -139,7 +139,8 @@ fn existing(places: &Places<'_>, path: &str) -> Result<Option<OwnedFd>, Error> {
     Ok(Some(place))
 }
 
-const PROC_SUPER_MAGIC: u64 = 0x9fa0;
+/// What fstatfs says of /proc.
+pub(super) const PROC_SUPER_MAGIC: u64 = 0x9fa0;
 const SYSFS_MAGIC: u64 = 0x6265_6572;
 
 fn check_kind(place: BorrowedFd<'_>, magic: u64, path: &str) -> sys::Result<()> {

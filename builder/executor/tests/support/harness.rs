@@ -5,10 +5,11 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// A test by name.
-pub type Test<T> = (&'static str, fn(&T));
+pub(crate) type Test<T> = (&'static str, fn(&T));
 
 /// Runs what the arguments ask for, and ends the process.
-pub fn main<T>(tests: &[Test<T>], start: impl FnOnce() -> Result<T, String>) -> ! {
+#[allow(clippy::print_stdout, reason = "it is the protocol")]
+pub(crate) fn main<T>(tests: &[Test<T>], start: impl FnOnce() -> Result<T, String>) -> ! {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let has = |flag: &str| arguments.iter().any(|argument| argument == flag);
     if has("--list") {

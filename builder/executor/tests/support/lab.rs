@@ -11,9 +11,9 @@ use executor::spec::{Changes, EtcFiles};
 use executor::{Error, ExitStatus, Launcher, Overlay, Process, Root, Stdio, Stub};
 
 /// What every test works with.
-pub struct Lab {
-    pub launcher: Launcher,
-    pub runtime: tokio::runtime::Runtime,
+pub(crate) struct Lab {
+    pub(crate) launcher: Launcher,
+    pub(crate) runtime: tokio::runtime::Runtime,
     directory: tempfile::TempDir,
     base: PathBuf,
     count: AtomicUsize,
@@ -21,12 +21,12 @@ pub struct Lab {
 
 /// What a step left behind.
 #[derive(Debug)]
-pub struct Done {
-    pub status: ExitStatus,
-    pub stdout: String,
-    pub stderr: String,
-    pub stubs: Vec<Stub>,
-    pub upper: PathBuf,
+pub(crate) struct Done {
+    pub(crate) status: ExitStatus,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+    pub(crate) stubs: Vec<Stub>,
+    pub(crate) upper: PathBuf,
 }
 
 const APPLETS: &[&str] = &[
@@ -82,7 +82,7 @@ const APPLETS: &[&str] = &[
 
 impl Lab {
     /// Prepares the root, or says why no step can run here.
-    pub fn new(launcher: Launcher) -> Result<Self, String> {
+    pub(crate) fn new(launcher: Launcher) -> Result<Self, String> {
         let busybox = Path::new("/bin/busybox");
         if !busybox.exists() {
             return Err("/bin/busybox is missing (Debian: busybox-static)".to_owned());
@@ -109,21 +109,21 @@ impl Lab {
     }
 
     /// A directory for the test's own files.
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
     /// The layer that all roots begin with.
-    pub fn base(&self) -> &Path {
+    pub(crate) fn base(&self) -> &Path {
         &self.base
     }
 
     /// A fresh overlay on the base.
-    pub fn overlay(&self) -> Overlay {
+    pub(crate) fn overlay(&self) -> Overlay {
         self.overlay_on(vec![self.base.clone()])
     }
 
-    pub fn overlay_on(&self, lowers: Vec<PathBuf>) -> Overlay {
+    pub(crate) fn overlay_on(&self, lowers: Vec<PathBuf>) -> Overlay {
         let number = self.count.fetch_add(1, Ordering::Relaxed);
         let (upper, work) = (self.path(&format!("upper-{number}")), self.path(&format!("work-{number}")));
         for path in [&upper, &work] {
@@ -132,24 +132,32 @@ impl Lab {
         Overlay { lowers, changes: Some(Changes { upper, work }) }
     }
 
+    /// Where a process's changes go, to put something there beforehand.
+    pub(crate) fn changes(&self, process: &Process) -> PathBuf {
+        match &process.root {
+            Root::Overlay(Overlay { changes: Some(changes), .. }) => changes.upper.clone(),
+            other => panic!("{other:?} is written in place"),
+        }
+    }
+
     /// A process on a fresh overlay.
-    pub fn process<'text>(&self, args: impl IntoIterator<Item = &'text str>) -> Process {
+    pub(crate) fn process<'text>(&self, args: impl IntoIterator<Item = &'text str>) -> Process {
         Process::new(Root::Overlay(self.overlay()), args)
     }
 
     /// A shell script on a fresh overlay.
-    pub fn script(&self, script: &str) -> Process {
+    pub(crate) fn script(&self, script: &str) -> Process {
         self.process(["/bin/sh", "-c", script])
     }
 
     /// Runs a process to its end.
-    pub fn run(&self, process: Process) -> Result<Done, Error> {
+    pub(crate) fn run(&self, process: Process) -> Result<Done, Error> {
         let upper = match &process.root {
             Root::Overlay(Overlay { changes: Some(changes), .. }) => changes.upper.clone(),
             Root::Overlay(_) => PathBuf::new(),
             Root::Bind(path) => path.clone(),
         };
-        let (io, mut stdout, mut stderr) = Stdio::piped().expect("pipes");
+        let (io, stdout, stderr) = Stdio::piped().expect("pipes");
         self.runtime.block_on(async {
             let mut running = self.launcher.run(process, io).await?;
             let read = |mut pipe: std::io::PipeReader| {
@@ -159,8 +167,7 @@ impl Lab {
                     String::from_utf8_lossy(&text).into_owned()
                 })
             };
-            let (out, err) = (read(stdout.try_clone().expect("clone")), read(stderr.try_clone().expect("clone")));
-            drop((&mut stdout, &mut stderr));
+            let (out, err) = (read(stdout), read(stderr));
             let status = running.wait().await?;
             Ok(Done {
                 status,
@@ -173,7 +180,7 @@ impl Lab {
     }
 
     /// Runs a script and expects success; what it printed.
-    pub fn output(&self, process: Process) -> String {
+    pub(crate) fn output(&self, process: Process) -> String {
         let done = self.run(process).expect("the step starts");
         assert!(done.status.success(), "{done:?}");
         done.stdout
@@ -181,7 +188,7 @@ impl Lab {
 }
 
 /// Files of /etc as a build gives them.
-pub fn etc_files() -> EtcFiles {
+pub(crate) fn etc_files() -> EtcFiles {
     EtcFiles {
         resolv_conf: Some(b"nameserver 192.0.2.1\n".to_vec()),
         hosts: Some(b"127.0.0.1 localhost\n".to_vec()),
@@ -190,7 +197,7 @@ pub fn etc_files() -> EtcFiles {
 }
 
 /// A static program made of C, or `None`, said loudly, where no compiler is at hand.
-pub fn compile(lab: &Lab, name: &str, source: &str, flags: &[&str]) -> Option<PathBuf> {
+pub(crate) fn compile(lab: &Lab, name: &str, source: &str, flags: &[&str]) -> Option<PathBuf> {
     let (text, program) = (lab.path(&format!("{name}.c")), lab.path(name));
     fs::write(&text, source).expect("write");
     let status = Command::new("gcc").args(flags).args(["-static", "-o"]).arg(&program).arg(&text).output();
@@ -205,4 +212,24 @@ pub fn compile(lab: &Lab, name: &str, source: &str, flags: &[&str]) -> Option<Pa
             None
         }
     }
+}
+
+/// Whether a process with this argument runs anywhere on the host.
+pub(crate) fn host_process(argument: &str) -> bool {
+    fs::read_dir("/proc").expect("proc").flatten().any(|entry| {
+        let arguments = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let mut arguments = arguments.split(|byte| *byte == 0);
+        arguments.next().is_some_and(|program| program.ends_with(b"sleep"))
+            && arguments.next() == Some(argument.as_bytes())
+    })
+}
+
+/// The directories of launchers in the v2 hierarchy.
+pub(crate) fn groups() -> Vec<PathBuf> {
+    ["/sys/fs/cgroup/unified/rbuild", "/sys/fs/cgroup/rbuild"]
+        .iter()
+        .flat_map(|base| fs::read_dir(base).into_iter().flatten().flatten())
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with("launcher-"))
+        .map(|entry| entry.path())
+        .collect()
 }
