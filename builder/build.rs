@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use frontend::{ContextSource, Diagnostics, Images, Lowered, NoCache, SourceFile};
 use graph::{Digest, ImageConfig, NetworkMode, Op, Platform, SourceOp};
@@ -264,6 +265,7 @@ fn worker(
         wanted,
         now: epoch.unwrap_or_else(jiff::Timestamp::now),
         scratch: session.store.scratch_directory(),
+        network_noted: AtomicBool::new(false),
     })
 }
 

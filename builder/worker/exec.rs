@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use executor::spec::{Changes, EtcFiles};
 use executor::{ExitStatus, Launcher, Overlay, Process, Root, Source, Stdio};
@@ -75,7 +76,7 @@ impl BuildWorker {
         process.cwd.clone_from(&op.cwd);
         process.user.clone_from(&op.user);
         process.hostname = op.hostname.clone().unwrap_or_else(|| "buildkitsandbox".into());
-        process.network = self.network(op.network);
+        process.network = self.network(context, op.network);
         process.files = etc_files(op, &process.hostname);
         for mount in &op.mounts {
             self.mount(context, mount, inputs, &mut process, &mut held).await?;
@@ -131,10 +132,19 @@ impl BuildWorker {
         }
     }
 
-    fn network(&self, mode: NetworkMode) -> executor::Network {
+    /// There is no private network yet that reaches out: the default is the host's, which is said once per build.
+    fn network(&self, context: &RunContext, mode: NetworkMode) -> executor::Network {
         match mode {
             NetworkMode::None => executor::Network::None,
-            NetworkMode::Host | NetworkMode::Default => executor::Network::Host,
+            NetworkMode::Host => executor::Network::Host,
+            NetworkMode::Default => {
+                if !self.network_noted.swap(true, Ordering::Relaxed) {
+                    context.progress.warn(
+                        "RUN steps use the host's network: a private one is not supported yet; --network=none isolates them",
+                    );
+                }
+                executor::Network::Host
+            }
         }
     }
 

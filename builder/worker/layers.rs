@@ -11,7 +11,7 @@ use graph::Digest;
 use rustix::fs::OFlags;
 use sha2::Digest as _;
 use snapshotter::layer::{
-    Applied, ApplyOptions, EntryKind, LayerIndex, Tree, apply, compress, mend, write_tree, write_upper,
+    Applied, ApplyOptions, EntryKind, LayerIndex, Mended, Tree, apply, compress, mend, write_tree, write_upper,
 };
 use snapshotter::layer::compress::Compression;
 use snapshotter::{Active, LayerRecord, Store};
@@ -21,7 +21,7 @@ use tokio::sync::Semaphore;
 use super::file::ReadableTree;
 use super::{WorkError, blocking};
 use crate::export::{Descriptor, GZIP, LayerBlob, LayerCompression};
-use crate::images::Remote;
+use crate::images::{ImageError, Remote};
 
 /// Layers that are fetched or unpacked at the same time.
 const PARALLEL: usize = 4;
@@ -135,7 +135,12 @@ impl Layers {
                 let (active, index) = blocking(move || {
                     let open_below = |layer: usize, path: &[u8]| open_in(lower.get(layer), path);
                     let open_tar = || source.open();
-                    mend(active.fs(), &mut applied.index, &tree, &options, open_below, open_tar)?;
+                    let mended = mend(active.fs(), &mut applied.index, &tree, &options, open_below, open_tar)?;
+                    if let Mended::Reapplied { diff_id } = mended
+                        && diff_id != applied.diff_id
+                    {
+                        return Err(WorkError::WrongLayer { expected: applied.diff_id, found: diff_id });
+                    }
                     Ok((active, applied.index))
                 })
                 .await?;
@@ -189,7 +194,7 @@ impl Layers {
         let report = move |current: u64, total: u64, done: bool| {
             progress.status(Status { id: id.clone(), current, total, done });
         };
-        let fetch = self.remote.fetch(&blob, writer, report);
+        let fetch = unless_cancelled(context, self.remote.fetch(&blob, writer, report));
         let (store, options) = (Arc::clone(&self.store), self.options);
         let digest = blob.digest;
         let unpack = blocking(move || {
@@ -344,7 +349,8 @@ impl Layers {
             keep.commit(Some(&digest))?;
             Ok(())
         });
-        let (fetched, stored) = tokio::join!(self.remote.fetch(blob, writer, report), store);
+        let fetch = unless_cancelled(context, self.remote.fetch(blob, writer, report));
+        let (fetched, stored) = tokio::join!(fetch, store);
         fetched?;
         stored
     }
@@ -389,6 +395,17 @@ fn same_compression(a: &str, b: &str) -> bool {
 
 fn blob_name(digest: &Digest) -> String {
     digest.short()
+}
+
+/// A transfer that ends when the build is given up; its reader then sees the end of the stream, too early.
+async fn unless_cancelled(
+    context: &RunContext,
+    transfer: impl Future<Output = Result<(), ImageError>>,
+) -> Result<(), WorkError> {
+    tokio::select! {
+        () = context.cancelled.cancelled() => Err(WorkError::Cancelled),
+        result = transfer => Ok(result?),
+    }
 }
 
 /// Where the bytes of a layer's files are.

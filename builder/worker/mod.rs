@@ -13,6 +13,7 @@ mod source;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use executor::Launcher;
 use graph::{ContentDigest, Digest, FileAction, MountKind, Op, Operation};
@@ -157,6 +158,8 @@ pub struct BuildWorker {
     pub(crate) now: jiff::Timestamp,
     /// For temporary files.
     pub(crate) scratch: PathBuf,
+    /// The person was told which network steps use.
+    pub(crate) network_noted: AtomicBool,
 }
 
 impl Worker for BuildWorker {
