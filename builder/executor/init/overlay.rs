@@ -68,9 +68,13 @@ struct Layers {
     changes: Option<(OwnedFd, OwnedFd)>,
 }
 
-/// Options that do not depend on the layers. A step's changes are read from the upper directory itself, which the first three
-/// keep complete and plain; nothing is synced, because the whole is synced once when the build is done, or thrown away.
-const OPTIONS: &[(&str, &str)] = &[("metacopy", "off"), ("redirect_dir", "off"), ("index", "off"), ("xino", "off")];
+/// Options that do not depend on the layers. A step's changes are read from the upper directory itself, which these keep
+/// complete and plain. (Nothing is synced, by "volatile": the whole is synced once when the build is done, or thrown away.)
+fn options(machine: &Machine) -> impl Iterator<Item = (&'static str, &'static str)> {
+    let always = [("metacopy", "off"), ("index", "off"), ("xino", "off")];
+    // With the attributes of a user namespace redirects are off, and saying so is an error.
+    always.into_iter().chain((!machine.in_user_namespace).then_some(("redirect_dir", "off")))
+}
 
 fn modern(layers: &Layers, machine: &Machine) -> sys::Result<OwnedFd> {
     let overlay = FileSystem::open("overlay")?;
@@ -87,7 +91,7 @@ fn modern(layers: &Layers, machine: &Machine) -> sys::Result<OwnedFd> {
         set("workdir", work)?;
         overlay.flag("volatile")?;
     }
-    for (key, value) in OPTIONS {
+    for (key, value) in options(machine) {
         overlay.string(key, value)?;
     }
     if machine.in_user_namespace {
@@ -100,17 +104,17 @@ fn modern(layers: &Layers, machine: &Machine) -> sys::Result<OwnedFd> {
 /// layers stay within the kernel's limit of one page.
 fn classic(layers: &Layers, machine: &Machine, place: &OwnedFd) -> sys::Result<()> {
     let names: Vec<String> = layers.lowers.iter().map(|lower| lower.as_raw_fd().to_string()).collect();
-    let mut options = format!("lowerdir={}", names.join(":"));
+    let mut text = format!("lowerdir={}", names.join(":"));
     if let Some((upper, work)) = &layers.changes {
-        options += &format!(",upperdir={},workdir={},volatile", upper.as_raw_fd(), work.as_raw_fd());
+        text += &format!(",upperdir={},workdir={},volatile", upper.as_raw_fd(), work.as_raw_fd());
     }
-    for (key, value) in OPTIONS {
-        options += &format!(",{key}={value}");
+    for (key, value) in options(machine) {
+        text += &format!(",{key}={value}");
     }
     if machine.in_user_namespace {
-        options += ",userxattr";
+        text += ",userxattr";
     }
     rustix::process::chdir(c"/proc/self/fd").call(|| "chdir(\"/proc/self/fd\")".to_owned())?;
-    mount::mount_at("overlay", place, MountFlags::empty(), &options)?;
+    mount::mount_at("overlay", place, MountFlags::empty(), &text)?;
     rustix::process::chdir(c"/").call(|| "chdir(\"/\")".to_owned())
 }
