@@ -1,5 +1,27 @@
 //! The real binary, end to end: containers, images, registries. One test binary, so that it is linked once.
 
+#[path = "e2e/apt.rs"]
+mod apt;
+#[path = "e2e/build.rs"]
+mod build;
+#[path = "e2e/cache.rs"]
+mod cache;
+#[path = "e2e/concurrency.rs"]
+mod concurrency;
+#[path = "e2e/failures.rs"]
+mod failures;
+#[path = "e2e/images.rs"]
+mod images;
+#[path = "e2e/kills.rs"]
+mod kills;
+#[path = "e2e/layers.rs"]
+mod layers;
+#[path = "e2e/outputs.rs"]
+mod outputs;
+#[path = "e2e/registry.rs"]
+mod registry;
+#[path = "e2e/sandbox.rs"]
+mod sandbox;
 #[path = "e2e/support.rs"]
 mod self_test;
 mod support;

@@ -18,6 +18,6 @@ pub use base::{Base, busybox_base, debian_base};
 pub use env::{Context, TestEnv};
 pub use layout::{Entry, Image, Layout};
 pub use leftovers::{assert_nothing_left_behind, leftovers};
-pub use peers::{can, require, require_root};
+pub use peers::{can, find, require, require_root};
 pub use registry::{Login, Registry};
 pub use run::{Outcome, Run, Running};

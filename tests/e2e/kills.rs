@@ -1,0 +1,94 @@
+//! Ctrl-C and kill -9 at any moment: nothing is left behind, nothing that was reported done is lost.
+
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+use crate::support::{Context, TestEnv};
+
+fn slow(env: &TestEnv) -> Context {
+    env.dockerfile("c", "FROM busybox\nRUN cat /proc/sys/kernel/random/uuid > /id\nRUN echo under way; sleep 300\n")
+}
+
+#[test]
+fn ctrl_c_ends_the_build_and_its_steps() {
+    let env = TestEnv::busybox();
+    let context = slow(&env);
+    let mut build = env.build(&context, &["-t", "it"]).timeout(30).spawn();
+    build.wait_for("under way");
+    build.signal_group(Signal::INT);
+    let out = build.finish();
+    assert_eq!(out.code, Some(130), "{}", out.text());
+    env.assert_clean();
+    env.rbuild(["images", "-a"]).ok().lacks("it ");
+}
+
+#[test]
+fn sigterm_ends_the_build_and_its_steps() {
+    let env = TestEnv::busybox();
+    let mut build = env.build(&slow(&env), &["-t", "it"]).timeout(30).spawn();
+    build.wait_for("under way");
+    build.signal(Signal::TERM);
+    assert_ne!(build.finish().code, Some(0));
+    env.assert_clean();
+}
+
+#[test]
+fn kill_9_leaves_nothing_and_loses_nothing() {
+    let env = TestEnv::busybox();
+    let context = slow(&env);
+    let mut build = env.build(&context, &["-t", "it"]).timeout(30).spawn();
+    build.wait_for("under way");
+    build.signal(Signal::KILL);
+    assert_eq!(build.finish().signal, Some(9));
+    // Without another start of rbuild: the launcher's end takes all with it.
+    env.assert_clean();
+    // What was done is known to the next build.
+    context.write("Dockerfile", "FROM busybox\nRUN cat /proc/sys/kernel/random/uuid > /id\nRUN echo quick\n");
+    let out = env.build(&context, &["-t", "it"]).ok();
+    assert_eq!(out.cached(), 1, "{}", out.stderr);
+}
+
+#[test]
+fn kill_9_at_any_moment_harms_no_later_build() {
+    let env = TestEnv::busybox();
+    let context = env.dockerfile(
+        "c",
+        "FROM busybox\nCOPY data /data\nRUN cp -r /data /copy\nRUN rm -r /data && echo x > /new\nCOPY data /again\nRUN ls /again | wc -l > /count\n",
+    );
+    for n in 0..200 {
+        context.write(&format!("data/{n}"), format!("{n}").repeat(100));
+    }
+    let mut ended = false;
+    for step in 0..24 {
+        // A change each time, so that there is always something to do.
+        context.write("data/0", format!("{step}"));
+        let build = env.build(&context, &["-t", "it"]).timeout(60).spawn();
+        std::thread::sleep(Duration::from_millis(step * 6));
+        // It may have ended by itself.
+        let _ = rustix::process::kill_process(
+            rustix::process::Pid::from_raw(i32::try_from(build.pid()).expect("a pid")).expect("not 0"),
+            Signal::KILL,
+        );
+        ended |= build.finish().code == Some(0);
+    }
+    let _ = ended;
+    env.assert_clean();
+    env.build(&context, &["-t", "it"]).ok();
+    let sh = "cat /count; ls /copy | wc -l; cat /again/0; cat /new; test ! -e /data && echo gone; for n in 1 7 199; do cat /copy/$n | head -c 3; done";
+    assert_eq!(env.run("it", &["sh", "-c", sh]).ok().stdout, "200\n200\n23x\ngone\n111777199");
+    // And the store agrees with itself: the image can be written out, digests and all.
+    let out = env.path("out.tar");
+    env.build(&context, &["-o", &format!("type=oci,dest={}", out.display())]).ok();
+    crate::support::Layout::from_archive(&out).image();
+}
+
+#[test]
+fn kill_9_of_a_run_leaves_nothing() {
+    let env = TestEnv::busybox();
+    let mut run = env.run("busybox", &["sh", "-c", "echo under way; sleep 300 & sleep 300"]).timeout(30).spawn();
+    run.wait_for("under way");
+    run.signal(Signal::KILL);
+    run.finish();
+    env.assert_clean();
+}

@@ -1,0 +1,186 @@
+//! Against Debian's docker-registry on loopback.
+
+use serde_json::json;
+
+use crate::support::{Context, Layout, Login, Registry, TestEnv, busybox_base, require};
+
+const NEEDED: &[&str] = &["docker-registry", "skopeo", "setpriv", "openssl", "htpasswd"];
+
+fn base(env: &TestEnv) -> Layout {
+    Layout::write(&env.path("base"), &[&busybox_base().tar], &json!({ "Cmd": ["sh"], "Env": ["FROM_BASE=1"] }))
+}
+
+fn upon(env: &TestEnv, registry: &Registry) -> Context {
+    env.dockerfile("c", &format!("FROM {}\nRUN echo $FROM_BASE > /made\n", registry.name("team/base:1")))
+}
+
+#[test]
+fn a_build_upon_a_pulled_base_is_pushed_without_the_bases_layers() {
+    if !require(NEEDED) {
+        return;
+    }
+    let env = TestEnv::new();
+    let registry = Registry::plain();
+    registry.put("team/base:1", &base(&env));
+    let name = registry.name("other/app:1");
+    // Plain HTTP on loopback needs no word of configuration.
+    env.build(&upon(&env, &registry), &["-t", &name]).ok();
+    assert_eq!(env.run(&name, &["cat", "/made"]).ok().line(), "1");
+
+    let before = registry.uploads();
+    env.rbuild(["push", &name]).ok();
+    let log = registry.requests();
+    let uploads = registry.uploads() - before;
+    let mounted = log.iter().filter(|r| r.contains("mount=") && r.ends_with(" 201")).count();
+    assert!(uploads - mounted <= 2, "own layer and config only: {log:#?}");
+    let image = registry.get("other/app:1", &env.path("got")).image();
+    assert_eq!(image.layers.len(), 2);
+    assert_eq!(image.find("made").map(|e| e.body.clone()), Some(b"1\n".to_vec()));
+
+    // Again: everything is there.
+    let before = registry.uploads();
+    env.rbuild(["push", &name]).ok();
+    assert_eq!(registry.uploads(), before);
+    // The base is not listed, unless asked for.
+    env.rbuild(["images"]).ok().lacks("team/base");
+    env.rbuild(["images", "-a"]).ok().contains("team/base");
+}
+
+#[test]
+fn push_as_part_of_the_build_and_pull_into_another_store() {
+    if !require(NEEDED) {
+        return;
+    }
+    let env = TestEnv::busybox();
+    let registry = Registry::plain();
+    let (name, second) = (registry.name("app:1"), registry.name("deep/er/app:2"));
+    env.build(&env.dockerfile("c", "FROM busybox\nRUN echo hi > /hi\n"), &["-t", &name, "-t", &second, "--push"]).ok();
+    let other = TestEnv::new();
+    other.rbuild(["pull", &name]).ok();
+    assert_eq!(other.run(&name, &["cat", "/hi"]).ok().line(), "hi");
+    other.rbuild(["images"]).ok().contains("app");
+    other.rbuild(["pull", &second]).ok();
+    other.rbuild(["pull", &registry.name("app:none")]).run().exits(4).contains("app:none");
+    // By digest: the bytes are the ones asked for.
+    let digest = registry
+        .skopeo("inspect")
+        .args(["--tls-verify=false", "--format", "{{.Digest}}"])
+        .arg(format!("docker://{name}"))
+        .ok();
+    let by_digest = format!("{}@{}", registry.name("app"), digest.line());
+    let third = TestEnv::new();
+    let context = third.dockerfile("c", &format!("FROM {by_digest}\nRUN cat /hi\n"));
+    third.build(&context, &["-t", "it"]).ok();
+}
+
+#[test]
+fn tls_and_basic_authentication() {
+    if !require(NEEDED) {
+        return;
+    }
+    let env = TestEnv::new();
+    let registry = Registry::tls(Login { user: "ann", password: "s3cret-canary" });
+    registry.put("team/base:1", &base(&env));
+    let context = upon(&env, &registry);
+    let name = registry.name("app:1");
+
+    // The authority is unknown.
+    env.build(&context, &["-t", &name]).timeout(60).run().exits(4).contains("certificate");
+    env.configure(&format!("[registry.\"{}\"]\nca = [\"{}\"]\n", registry.host(), registry.ca().display()));
+    // Nobody is logged in.
+    env.build(&context, &["-t", &name]).timeout(60).run().exits(4).contains("login");
+    env.rbuild(["login", "-u", "ann", "--password-stdin", &registry.host()])
+        .stdin("wrong")
+        .timeout(60)
+        .run()
+        .exits(4)
+        .lacks("wrong");
+    env.rbuild(["login", "-u", "ann", "--password-stdin", &registry.host()])
+        .stdin("s3cret-canary\n")
+        .ok()
+        .lacks("s3cret-canary");
+    env.build(&context, &["-t", &name, "--push"]).ok().lacks("s3cret-canary");
+    assert_eq!(registry.get("app:1", &env.path("got")).image().layers.len(), 2);
+
+    let other = TestEnv::new();
+    other.configure(&std::fs::read_to_string(env.path("rbuild.toml")).expect("ours"));
+    other.rbuild(["pull", &name]).timeout(60).run().exits(4);
+    let pull = |run: &TestEnv| run.rbuild(["pull", &name]).env("DOCKER_CONFIG", env.path("home/.docker")).run();
+    assert_eq!(pull(&other).code, Some(0));
+    env.rbuild(["logout", &registry.host()]).ok();
+    env.rbuild(["push", &name]).timeout(60).run().exits(4);
+    // Nothing of the password lies in the store.
+    let grep = env.program("grep").args(["-rlaF", "s3cret-canary"]).arg(env.store()).run();
+    assert_eq!(grep.stdout, "");
+}
+
+#[test]
+fn an_insecure_registry_is_named_in_the_config() {
+    if !require(NEEDED) {
+        return;
+    }
+    let env = TestEnv::new();
+    let registry = Registry::tls(Login { user: "u", password: "p" });
+    registry.put("team/base:1", &base(&env));
+    env.configure(&format!("[registry.\"{}\"]\ninsecure = true\n", registry.host()));
+    env.rbuild(["login", "-u", "u", "--password-stdin", &registry.host()]).stdin("p").ok();
+    env.build(&upon(&env, &registry), &["-t", "it"]).ok();
+}
+
+#[test]
+fn a_mirror_answers_for_the_registry_it_mirrors() {
+    if !require(NEEDED) {
+        return;
+    }
+    let env = TestEnv::new();
+    let registry = Registry::plain();
+    registry.put("library/thing:1", &base(&env));
+    env.configure(&format!("[registry.\"docker.io\"]\nmirrors = [\"{}\"]\n", registry.host()));
+    env.build(&env.dockerfile("c", "FROM thing:1\nRUN echo mirrored\n"), &["-t", "it"]).ok().contains("mirrored");
+    assert!(registry.requests().iter().any(|r| r.contains("/v2/library/thing/")), "{:#?}", registry.requests());
+}
+
+#[test]
+fn a_cached_build_asks_for_nothing_but_the_tag() {
+    if !require(NEEDED) {
+        return;
+    }
+    let env = TestEnv::new();
+    let registry = Registry::plain();
+    registry.put("team/base:1", &base(&env));
+    let context = upon(&env, &registry);
+    env.build(&context, &["-t", "it"]).ok();
+    let before = registry.requests().len();
+    env.build(&context, &["-t", "it"]).ok();
+    let more: Vec<_> = registry.requests().split_off(before);
+    assert!(more.iter().all(|r| !r.contains("/blobs/")), "{more:#?}");
+    // A moved tag is seen when asked for.
+    let moved = Layout::write(&env.path("moved"), &[&busybox_base().tar], &json!({ "Env": ["FROM_BASE=2"] }));
+    registry.put("team/base:1", &moved);
+    env.build(&context, &["-t", "it", "--pull"]).ok();
+    assert_eq!(env.run("it", &["cat", "/made"]).ok().line(), "2");
+}
+
+#[test]
+fn many_layers_come_down_together_and_are_right() {
+    if !require(NEEDED) {
+        return;
+    }
+    let env = TestEnv::busybox();
+    let registry = Registry::plain();
+    let mut text = String::from("FROM busybox\n");
+    for n in 0..12 {
+        // Each layer replaces, removes and relinks something of the one before.
+        text += &format!(
+            "RUN mkdir -p /d/{n} && echo {n} > /d/{n}/f && echo {n} > /d/last && ln -sfn {n} /d/link && rm -rf /d/$(({n} - 2)) && chmod 7{}5 /d && ln /d/last /d/{n}/hard\n",
+            n % 8
+        );
+    }
+    let name = registry.name("deep:1");
+    env.build(&env.dockerfile("c", &text), &["-t", &name, "--push"]).ok();
+    let list = "cd /d && find . | sort | xargs stat -c '%n %a %h %s'; cat last link/f */hard; readlink link";
+    let here = env.run(&name, &["sh", "-c", list]).ok().stdout;
+    let other = TestEnv::new();
+    other.rbuild(["pull", &name]).ok();
+    assert_eq!(other.run(&name, &["sh", "-c", list]).ok().stdout, here);
+}
