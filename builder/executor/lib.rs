@@ -33,8 +33,8 @@ pub mod stubs;
 mod user;
 
 pub use error::{Error, SystemError, UserError};
-pub use launcher::{Fallbacks, Launcher};
-pub use machine::OverlayCalls;
+pub use launcher::Launcher;
+pub use machine::{Fallbacks, OverlayCalls};
 pub use running::{ExitStatus, Running, Stdio, Terminal, Usage};
 pub use spec::{Mount, Network, Overlay, Process, Root, Source, WindowSize};
 pub use stubs::Stub;

@@ -21,18 +21,6 @@ pub enum OverlayCalls {
 }
 
 impl OverlayCalls {
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Descriptors => "overlay=descriptors",
-            Self::Strings => "overlay=strings",
-            Self::Classic => "overlay=classic",
-        }
-    }
-
-    pub(crate) fn from_name(name: &str) -> Option<Self> {
-        [Self::Descriptors, Self::Strings, Self::Classic].into_iter().find(|calls| calls.name() == name)
-    }
-
     /// Tries on a file system that is never made.
     fn probe() -> Self {
         let Ok(overlay) = FileSystem::open("overlay") else { return Self::Classic };
@@ -49,10 +37,50 @@ impl OverlayCalls {
     }
 }
 
+/// Old ways of doing things, taken even where the kernel has better ones. For tests of those ways.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Fallbacks {
+    /// How overlays are configured; none takes the best that works.
+    pub overlay: Option<OverlayCalls>,
+    /// Processes are made by clone, not clone3.
+    pub classic_clone: bool,
+    /// The launcher runs from a copy of the program in memory, not from a read-only view of it.
+    pub copied_program: bool,
+}
+
+impl Fallbacks {
+    /// As arguments for the launcher's program.
+    pub(crate) fn arguments(self) -> Vec<&'static str> {
+        let overlay = match self.overlay {
+            None => None,
+            Some(OverlayCalls::Descriptors) => Some("overlay=descriptors"),
+            Some(OverlayCalls::Strings) => Some("overlay=strings"),
+            Some(OverlayCalls::Classic) => Some("overlay=classic"),
+        };
+        overlay.into_iter().chain(self.classic_clone.then_some("clone=classic")).collect()
+    }
+
+    /// From the arguments of the launcher's program.
+    pub(crate) fn parse(arguments: impl Iterator<Item = String>) -> Self {
+        let mut fallbacks = Self::default();
+        for argument in arguments {
+            match argument.as_str() {
+                "overlay=descriptors" => fallbacks.overlay = Some(OverlayCalls::Descriptors),
+                "overlay=strings" => fallbacks.overlay = Some(OverlayCalls::Strings),
+                "overlay=classic" => fallbacks.overlay = Some(OverlayCalls::Classic),
+                "clone=classic" => fallbacks.classic_clone = true,
+                _ => {}
+            }
+        }
+        fallbacks
+    }
+}
+
 /// The facts that steps are made by.
 #[derive(Debug)]
 pub(crate) struct Machine {
     pub(crate) overlay: OverlayCalls,
+    pub(crate) classic_clone: bool,
     /// Whether our root is root in a user namespace only.
     pub(crate) in_user_namespace: bool,
     /// Whether supplementary groups cannot be set: in a user namespace of a single id.
@@ -62,9 +90,10 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    pub(crate) fn look(overlay: Option<OverlayCalls>) -> Self {
+    pub(crate) fn look(fallbacks: Fallbacks) -> Self {
         Self {
-            overlay: overlay.unwrap_or_else(OverlayCalls::probe),
+            overlay: fallbacks.overlay.unwrap_or_else(OverlayCalls::probe),
+            classic_clone: fallbacks.classic_clone,
             in_user_namespace: in_user_namespace(),
             groups_denied: std::fs::read("/proc/self/setgroups").is_ok_and(|text| text.starts_with(b"deny")),
             permitted: rustix::thread::capabilities(None)

@@ -71,23 +71,40 @@ pub fn clone(namespaces: Namespaces, cgroup: Option<BorrowedFd<'_>>) -> Result<C
     let pid = match returned {
         // Older kernels, and the seccomp filters of containers we may run in, answer like this. Joining the cgroup is the
         // child's task then, so a caller that asked for it has to be told.
-        Err(Errno::NOSYS) if cgroup.is_none() => {
-            let legacy = flags | libc::SIGCHLD as u64;
-            // SAFETY: as above. The legacy call has its arguments in the same order on x86_64, aarch64 and riscv64; the fourth
-            // is unused without CLONE_CHILD_SETTID and the like.
-            let returned = unsafe { libc::syscall(libc::SYS_clone, legacy, 0_usize, &raw mut pidfd, 0_usize, 0_usize) };
-            check(returned).call(|| format!("clone({legacy:#x}, NULL, &pidfd)"))?
-        }
+        Err(Errno::NOSYS) if cgroup.is_none() => return clone_classic(namespaces),
         other => other.call(|| {
             format!("clone3({{flags: {:#x}, exit_signal: SIGCHLD, cgroup: {}}})", arguments.flags, arguments.cgroup)
         })?,
     };
-    if pid == 0 {
-        return Ok(Cloned::Child);
+    // SAFETY: in the parent the kernel has just opened it for us.
+    Ok(unsafe { cloned(pid, pidfd) })
+}
+
+/// The same by the older call, which knows no cgroups. [`clone`] takes it by itself where it must.
+pub fn clone_classic(namespaces: Namespaces) -> Result<Cloned> {
+    if !is_single_threaded() {
+        return Err(Error::new("clone() in a process with several threads", Errno::BUSY));
     }
-    // SAFETY: the kernel has just opened it for us.
-    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-    Ok(Cloned::Parent { pid: pid as i32, pidfd })
+    let mut pidfd: RawFd = -1;
+    let flags = namespaces.bits() | libc::CLONE_PIDFD as u64 | libc::SIGCHLD as u64;
+    // SAFETY: as for clone3. The arguments stand in this order on x86_64, aarch64 and riscv64; the fourth is unused without
+    // CLONE_CHILD_SETTID and the like.
+    let returned = unsafe { libc::syscall(libc::SYS_clone, flags, 0_usize, &raw mut pidfd, 0_usize, 0_usize) };
+    let pid = check(returned).call(|| format!("clone({flags:#x}, NULL, &pidfd)"))?;
+    // SAFETY: in the parent the kernel has just opened it for us.
+    Ok(unsafe { cloned(pid, pidfd) })
+}
+
+/// What a clone returned.
+///
+/// # Safety
+/// Unless `pid` is 0, nobody else may own the descriptor.
+unsafe fn cloned(pid: libc::c_long, pidfd: RawFd) -> Cloned {
+    if pid == 0 {
+        return Cloned::Child;
+    }
+    // SAFETY: the caller's promise.
+    Cloned::Parent { pid: pid as i32, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } }
 }
 
 /// Ends the process at once: no destructors, no exit handlers.

@@ -47,6 +47,7 @@ pub(crate) struct Group {
     v2: Option<(PathBuf, File)>,
     v1: Vec<(v1::Kind, PathBuf)>,
     v2_is_whole: bool,
+    limited: bool,
     /// Attempts to remove it.
     attempts: u32,
 }
@@ -78,7 +79,7 @@ impl Cgroups {
     pub(crate) fn create(&mut self, limits: &Limits) -> Result<Group, Error> {
         self.count += 1;
         let name = format!("step-{}", self.count);
-        let mut group = Group::default();
+        let mut group = Group { limited: !limits.is_unlimited(), ..Group::default() };
         if let Some(home) = &self.v2 {
             let path = home.path.join(&name);
             group.v2_is_whole = home.top == Path::new("/sys/fs/cgroup");
@@ -169,10 +170,10 @@ impl Group {
         self.v2.as_ref().map(|(_, directory)| directory.as_fd())
     }
 
-    /// Called by the step's own process: joins the groups that it was not cloned into.
+    /// Called by the step's own process: joins the groups that it was not cloned into, if limits are set there.
     pub(crate) fn join(&self, cloned_into: bool) -> sys::Result<()> {
         let old = self.v1.iter().map(|(_, path)| path);
-        let new = self.v2.iter().map(|(path, _)| path).filter(|_| !cloned_into);
+        let new = self.v2.iter().map(|(path, _)| path).filter(|_| !cloned_into && self.limited);
         for path in old.chain(new) {
             write(&path.join("cgroup.procs"), "0")?;
         }

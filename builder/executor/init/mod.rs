@@ -29,7 +29,7 @@ use crate::launcher::wire::{self, MAX_MESSAGE, Report, Request};
 use crate::machine::Machine;
 use crate::seccomp::Filter;
 use crate::spec::{self, Process};
-use crate::user;
+use crate::user::{self, Identity};
 use place::Places;
 use scratch::Scratch;
 
@@ -128,7 +128,7 @@ fn become_step(setup: &Setup<'_>) -> Result<(), Error> {
     working_directory::enter(directory.as_fd(), &process.cwd)?;
 
     // 7. What the program starts with. From here on nothing is opened any more.
-    standard_descriptors(setup, terminal.as_ref())?;
+    standard_descriptors(setup, terminal.as_ref(), &identity)?;
     limit_resources(process)?;
     let program = exec::Program::new(process, &identity)?;
     let prepared = wire::encode(&Report::Prepared { stubs: places.into_stubs() })?;
@@ -162,7 +162,11 @@ fn leave_keyring() -> Result<(), Error> {
     }
 }
 
-fn standard_descriptors(setup: &Setup<'_>, terminal: Option<&terminal::Terminal>) -> Result<(), Error> {
+fn standard_descriptors(
+    setup: &Setup<'_>,
+    terminal: Option<&terminal::Terminal>,
+    identity: &Identity,
+) -> Result<(), Error> {
     let all = [Standard::Input, Standard::Output, Standard::Error];
     match terminal {
         Some(terminal) => {
@@ -176,9 +180,21 @@ fn standard_descriptors(setup: &Setup<'_>, terminal: Option<&terminal::Terminal>
         None => {
             for (io, standard) in setup.io.iter().zip(all) {
                 fd::set_standard(io.as_fd(), standard).doing("set up input and output")?;
+                give_pipe(io.as_fd(), identity);
             }
             Ok(())
         }
+    }
+}
+
+/// Makes the user the owner of a pipe, so that he can open it once more as /dev/stdout. Only of pipes: what else rbuild was given,
+/// such as its own terminal, is not ours to give away. Where it fails the pipe can be used all the same.
+fn give_pipe(fd: BorrowedFd<'_>, identity: &Identity) {
+    let is_pipe = rustix::fs::fstat(fd)
+        .is_ok_and(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::Fifo);
+    if is_pipe && identity.uid != 0 {
+        let (uid, gid) = (rustix::fs::Uid::from_raw(identity.uid), rustix::fs::Gid::from_raw(identity.gid));
+        rustix::fs::fchown(fd, Some(uid), Some(gid)).ok();
     }
 }
 

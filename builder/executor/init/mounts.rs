@@ -11,6 +11,7 @@ use sys::{Named, mount as calls};
 
 use super::place::{Missing, Places};
 use super::scratch::Scratch;
+use super::system::PROC_SUPER_MAGIC;
 use super::{is_directory, open_host, overlay};
 use crate::error::Error;
 use crate::machine::Machine;
@@ -70,6 +71,11 @@ pub(super) fn mount(
     attributes.set(Attributes::MOUNT_ATTR_RDONLY, mount.readonly);
     let missing = if is_directory(&tree)? { Missing::StubDirectory } else { Missing::StubFile };
     let place = places.open_or_make(&mount.destination, missing(Purpose::Mount))?;
+    // What is mounted in /proc could pass for the kernel's own word.
+    let kind = rustix::fs::fstatfs(&place).call(|| format!("fstatfs({:?})", mount.destination))?.f_type as u64;
+    if kind == PROC_SUPER_MAGIC {
+        return Err(sys::Error::new("mount inside /proc", Errno::PERM));
+    }
     attach(&tree, &place, attributes, recursive)
 }
 

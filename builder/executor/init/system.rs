@@ -100,9 +100,13 @@ pub(super) fn protect(places: &Places<'_>, process: &Process, scratch: &mut Scra
         let nothing = scratch.empty_directory().doing("make an empty directory")?;
         for path in &process.masked_paths {
             let Some(place) = existing(places, path)? else { continue };
-            let cover = if is_directory(&place).doing("mask a path")? { &nothing } else { &null };
+            // The null device has to stay a device, so that what is hidden reads as empty.
+            let (cover, attributes) = match is_directory(&place).doing("mask a path")? {
+                true => (&nothing, RESTRICTED_READONLY),
+                false => (&null, RESTRICTED_READONLY.difference(Attributes::MOUNT_ATTR_NODEV)),
+            };
             let tree = calls::copy_tree(cover, c"", false).doing("mask a path")?;
-            calls::set_attributes(&tree, RESTRICTED_READONLY, Attributes::empty(), false)
+            calls::set_attributes(&tree, attributes, Attributes::empty(), false)
                 .or_else(ignore_missing_call)
                 .doing("mask a path")?;
             calls::attach(&tree, &place).doing(&format!("mask {path}"))?;

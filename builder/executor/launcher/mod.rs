@@ -6,7 +6,7 @@ pub(crate) mod wire;
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -17,8 +17,8 @@ use sys::namespace::Namespaces;
 use sys::process::Cloned;
 use sys::{Named, fd, mount, process, socket};
 
-use crate::error::Error;
-use crate::machine::OverlayCalls;
+use crate::error::{Error, SystemError};
+use crate::machine::Fallbacks;
 use crate::running::{Running, Stdio};
 use crate::spec::Process;
 use wire::Request;
@@ -38,13 +38,8 @@ struct Shared {
     socket: Option<OwnedFd>,
     pid: i32,
     pidfd: OwnedFd,
-}
-
-/// Old ways of doing things, taken even where the kernel has better ones. For tests of those ways.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Fallbacks {
-    /// How overlays are configured; none takes the best that works.
-    pub overlay: Option<OverlayCalls>,
+    /// What the launcher said first, once somebody wanted to know.
+    greeting: OnceLock<Result<(), SystemError>>,
 }
 
 impl Launcher {
@@ -57,11 +52,9 @@ impl Launcher {
 
     /// The same with old ways forced.
     pub fn start_with(fallbacks: Fallbacks) -> Result<Self, Error> {
-        let mut arguments = std::env::args_os();
+        let mut arguments = std::env::args_os().map(|argument| argument.to_string_lossy().into_owned());
         if arguments.next().is_some_and(|name| name == NAME) {
-            let status =
-                serve::main(arguments.next().and_then(|name| OverlayCalls::from_name(&name.to_string_lossy())));
-            process::exit(status);
+            process::exit(serve::main(Fallbacks::parse(arguments)));
         }
         Self::spawn(fallbacks).map_err(|error| Error::Launcher(error.into()))
     }
@@ -72,8 +65,7 @@ impl Launcher {
         match process::clone(Namespaces::PID, None)? {
             Cloned::Parent { pid, pidfd } => {
                 drop(theirs);
-                let shared = Shared { socket: Some(ours), pid, pidfd };
-                shared.greet()?;
+                let shared = Shared { socket: Some(ours), pid, pidfd, greeting: OnceLock::new() };
                 Ok(Self { shared: Arc::new(shared) })
             }
             Cloned::Child => {
@@ -88,8 +80,19 @@ impl Launcher {
         }
     }
 
+    /// Waits until the launcher is ready for steps, or says why there is none.
+    ///
+    /// [`Launcher::start`] does not wait, because rbuild has other things to do meanwhile and may need no step at all; the first
+    /// step asks by itself.
+    pub fn check(&self) -> Result<(), Error> {
+        let greeting = self.shared.greeting.get_or_init(|| self.shared.greet().map_err(SystemError::from));
+        greeting.clone().map_err(Error::Launcher)
+    }
+
     /// Starts a step. Returns when its program is being executed, or with the reason why it is not.
     pub async fn run(&self, process: Process, io: Stdio) -> Result<Running, Error> {
+        // The answer has long arrived, or arrives within milliseconds.
+        self.check()?;
         let terminal = io.window_size();
         let request = wire::encode(&Request { process, terminal })?;
         let doing = |cause: sys::Error| Error::Sandbox { action: "ask for a step".to_owned(), cause: cause.into() };
@@ -177,7 +180,7 @@ fn try_become_launcher(socket: &OwnedFd, fallbacks: Fallbacks) -> sys::Result<st
     rustix::process::setsid().call(|| "setsid()".to_owned())?;
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
         .call(|| "prctl(PR_SET_PDEATHSIG, SIGKILL)".to_owned())?;
-    let program = unwritable_program()?;
+    let program = if fallbacks.copied_program { copied_program() } else { unwritable_program() }?;
     sys::namespace::unshare(Namespaces::MOUNT)?;
     mount::make_all_private()?;
     let null = rustix::fs::open(c"/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
@@ -186,10 +189,8 @@ fn try_become_launcher(socket: &OwnedFd, fallbacks: Fallbacks) -> sys::Result<st
     fd::set_standard(null.as_fd(), Standard::Output)?;
     fd::set_standard(null.as_fd(), Standard::Error)?;
     fd::close_on_exec_from(3)?;
-    let mut arguments = vec![CString::new(NAME).unwrap_or_default()];
-    if let Some(calls) = fallbacks.overlay {
-        arguments.push(CString::new(calls.name()).unwrap_or_default());
-    }
+    let arguments = std::iter::once(NAME).chain(fallbacks.arguments());
+    let arguments: Vec<CString> = arguments.filter_map(|argument| CString::new(argument).ok()).collect();
     process::execute_descriptor(&program, &arguments, &[])
 }
 
@@ -213,7 +214,12 @@ fn unwritable_program() -> sys::Result<OwnedFd> {
     {
         return Ok(tree);
     }
-    // Kernels before 5.12 cannot make the view read-only: a sealed copy costs some milliseconds.
-    let content = std::fs::read(own).call(|| "read(\"/proc/self/exe\")".to_owned())?;
+    // Kernels before 5.12 cannot make the view read-only.
+    copied_program()
+}
+
+/// A sealed copy of this program in memory, which costs some milliseconds.
+fn copied_program() -> sys::Result<OwnedFd> {
+    let content = std::fs::read("/proc/self/exe").call(|| "read(\"/proc/self/exe\")".to_owned())?;
     fd::sealed_memory_file(NAME, &content)
 }

@@ -16,15 +16,15 @@ use super::wire::{self, MAX_MESSAGE, Order, Outcome, Request};
 use crate::cgroup::{Cgroups, Group};
 use crate::error::{Doing, Error};
 use crate::init;
-use crate::machine::{Machine, OverlayCalls};
+use crate::machine::{Fallbacks, Machine};
 use crate::network::Pool;
 use crate::running::{ExitStatus, Usage};
 use crate::seccomp;
 use crate::spec::{self, Network};
 
 /// Does the launcher's work until rbuild lets go of its socket. The result is the process's exit code.
-pub(super) fn main(overlay: Option<OverlayCalls>) -> i32 {
-    match Server::open(overlay) {
+pub(super) fn main(fallbacks: Fallbacks) -> i32 {
+    match Server::open(fallbacks) {
         Ok(server) => server.serve(),
         Err(error) => {
             let text = format!("{}\0{}", error.errno().raw_os_error(), error.call());
@@ -54,7 +54,7 @@ struct Step {
 }
 
 impl Server {
-    fn open(overlay: Option<OverlayCalls>) -> sys::Result<Self> {
+    fn open(fallbacks: Fallbacks) -> sys::Result<Self> {
         // rbuild put its socket where a program's standard input is, because that place needs no agreement.
         let socket =
             rustix::io::fcntl_dupfd_cloexec(std::io::stdin(), 3).call(|| "fcntl(0, F_DUPFD_CLOEXEC, 3)".to_owned())?;
@@ -65,7 +65,7 @@ impl Server {
         for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT, libc::SIGPIPE] {
             process::ignore_signal(signal, true)?;
         }
-        let machine = Machine::look(overlay);
+        let machine = Machine::look(fallbacks);
         socket::send(&socket, b"ready", &[], true)?;
         Ok(Self {
             socket,
@@ -179,13 +179,19 @@ impl Server {
             },
         };
         let started = Instant::now();
-        // Where the kernel lacks clone3 the child joins the group by itself.
-        let into = group.descriptor();
-        let cloned = match process::clone(namespaces, into) {
-            Err(error) if into.is_some() && matches!(error.errno(), Errno::NOSYS | Errno::INVAL | Errno::BADF) => {
-                process::clone(namespaces, None).map(|cloned| (cloned, false))
+        // Where clone3 is not to be had, the child joins the group by itself.
+        let into = group.descriptor().filter(|_| !self.machine.classic_clone);
+        let cloned = match into {
+            Some(group) => process::clone(namespaces, Some(group)).map(|cloned| (cloned, true)),
+            None => Err(sys::Error::new("clone3()", Errno::NOSYS)),
+        };
+        let cloned = match cloned {
+            Err(error) if matches!(error.errno(), Errno::NOSYS | Errno::INVAL | Errno::BADF | Errno::OPNOTSUPP) => {
+                let clone =
+                    if self.machine.classic_clone { process::clone_classic } else { |set| process::clone(set, None) };
+                clone(namespaces).map(|cloned| (cloned, false))
             }
-            other => other.map(|cloned| (cloned, into.is_some())),
+            other => other,
         };
         match cloned.doing("start a step's process")? {
             (Cloned::Child, joined) => {

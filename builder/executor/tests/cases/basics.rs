@@ -189,3 +189,10 @@ pub(crate) fn use_is_measured(lab: &Lab) {
     assert!(status.usage.peak_memory > 100 << 10, "{status:?}");
     assert!(!status.oom_killed);
 }
+
+pub(crate) fn a_user_can_open_the_outputs_again(lab: &Lab) {
+    let mut process = lab.script("echo out >/dev/stdout; echo err >/dev/stderr");
+    process.user = "anna".to_owned();
+    let done = lab.run(process).expect("run");
+    assert_eq!((done.stdout.as_str(), done.stderr.as_str()), ("out\n", "err\n"));
+}

@@ -238,18 +238,36 @@ pub(crate) fn ownership_and_modes_survive(lab: &Lab) {
     assert_eq!(fs::metadata(done.upper.join("node")).expect("node").rdev(), 0x103);
 }
 
-/// Environment variable that makes this program use older calls for overlays.
-pub(crate) const OVERLAY: &str = "RBUILD_TEST_OVERLAY";
+/// CVE-2019-16884 and its kin.
+pub(crate) fn nothing_is_mounted_inside_proc(lab: &Lab) {
+    for destination in ["/proc", "/proc/self/attr", "/proc/sys"] {
+        let mut process = lab.script("true");
+        process.mounts = vec![bind(lab.base().to_owned(), destination, false)];
+        assert!(matches!(lab.run(process), Err(Error::Mount { .. })), "{destination}");
+    }
+}
 
-pub(crate) fn overlays_work_by_older_calls_too(_: &Lab) {
+/// Environment variable that makes this program use older calls.
+pub(crate) const FALLBACKS: &str = "RBUILD_TEST_FALLBACKS";
+
+pub(crate) fn older_ways_work_too(_: &Lab) {
     for calls in ["strings", "classic"] {
         let output = std::process::Command::new(std::env::current_exe().expect("own path"))
-            .env(OVERLAY, calls)
-            .args(["changes_go_to_the_upper", "many_layers", "views_of_layers", "files_of_etc", "readonly_root"])
+            .env(FALLBACKS, calls)
+            .args([
+                "changes_go_to_the_upper",
+                "many_layers",
+                "views_of_layers",
+                "files_of_etc",
+                "readonly_root",
+                "memory_is_limited",
+                "exit_codes",
+                "our_own",
+            ])
             .output()
             .expect("start");
         let text = String::from_utf8_lossy(&output.stdout);
         let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success() && text.contains("5 passed"), "{calls}: {text}{errors}");
+        assert!(output.status.success() && text.contains("8 passed"), "{calls}: {text}{errors}");
     }
 }
