@@ -31,6 +31,7 @@ pub(crate) enum FileKind {
     Blob = 1,
     Snapshot = 2,
     Index = 3,
+    Merged = 4,
 }
 
 // `files.seq` only grows, so that a sync can say which rows it covers: those up to the number it began with.

@@ -29,10 +29,11 @@ pub(crate) struct Layout {
     pub(crate) root: PathBuf,
 }
 
-const DIRECTORIES: [&str; 11] = [
+const DIRECTORIES: [&str; 12] = [
     "blobs/sha256",
     "snapshots",
     "indexes",
+    "merged",
     "active",
     "ingest",
     "locks",
@@ -123,6 +124,10 @@ impl Layout {
 
     pub(crate) fn index(&self, chain: &Digest) -> PathBuf {
         self.root.join("indexes").join(chain.hex())
+    }
+
+    pub(crate) fn merged(&self, chain: &Digest) -> PathBuf {
+        self.root.join("merged").join(chain.hex())
     }
 
     pub(crate) fn database(&self) -> PathBuf {

@@ -4,14 +4,19 @@
 //! ROOT/
 //!   version                     the format of this directory
 //!   db.sqlite                   records (SQLite, WAL): several processes share it
+//!   db.backup                   a copy of it, made after a sync; what a damaged one is restored from
+//!   gate                        flocked shared by who notes what it uses, exclusively by who collects
 //!   blobs/sha256/HEX            content-addressed, as in an OCI layout; immutable
 //!   snapshots/CHAIN/{fs/,index} one unpacked layer and its index; immutable, appears by rename
 //!   indexes/CHAIN               index of a layer that is there as a tar only
-//!   active/ID/{fs/,work/}       a step in progress
-//!   ingest/                     files that are being written
+//!   merged/CHAIN/fs/            a whole stack as one directory, for overlays of too many layers
+//!   active/LEASE.N/{fs/,work/}  a step in progress
+//!   ingest/LEASE.*              files that are being written; HEX.partial: downloads that can be gone on with
 //!   locks/                      one file per name; a lock is an flock on it
 //!   cache-mounts/HASH/          directories of RUN --mount=type=cache
-//!   leases/ID                   flocked by a living process, which protects what it uses
+//!   leases/LEASE                flocked by a living process; the digests that it relies on
+//!   stat/HASH                   digests of a context's files by their stat data
+//!   trash/                      what is being removed
 //! ```
 //!
 //! Invariants:
@@ -19,12 +24,15 @@
 //! - nothing in the store refers to the build context;
 //! - a layer is known by its **chain id**, because an unpacked directory depends on what lies below; its bytes by the **diff
 //!   id** (uncompressed) and by blob digests (compressed), which are different types of fact in different tables;
+//! - what a process has found in its open store stays there until it closes it, whatever others collect;
 //! - two kinds of crash: when a process dies, nothing is lost, since renames and SQLite's log are in the kernel's hands. When
-//!   the machine dies, what was not synced may be torn: records carry the boot id until [`Store::make_durable`], and those
-//!   of another boot are dropped at open, with their files.
+//!   the machine dies, what was not synced may be torn: files count as durable only from [`Store::make_durable`] on, and
+//!   the first to open the store in another boot drops the others, with all that rests on them;
+//! - locks are always taken in this order: locks by name, the gate, the database. Under the gate nobody waits for a name.
 
 mod blob;
 mod cache_mount;
+mod copy;
 mod db;
 mod durable;
 mod error;
@@ -44,6 +52,7 @@ mod store;
 
 pub use blob::BlobWriter;
 pub use cache_mount::{CacheMountDir, CacheMountSharing, NewDirectory};
+pub use copy::{Copied, CopyMode, OverlayUnusable, merge_directories};
 pub use error::StoreError;
 pub use gc::{CollectPolicy, Reclaimed};
 pub use image::{ImageKind, ImageRecord, ManifestRef};

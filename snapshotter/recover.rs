@@ -132,6 +132,7 @@ fn drop_rows_without_files(db: &Connection, layout: &Layout) -> rusqlite::Result
         let path = match kind {
             kind if kind == FileKind::Blob as i64 => layout.blob(&digest),
             kind if kind == FileKind::Snapshot as i64 => layout.snapshot(&digest).join("fs"),
+            kind if kind == FileKind::Merged as i64 => layout.merged(&digest).join("fs"),
             _ => layout.index(&digest),
         };
         if !path.exists() {
@@ -143,7 +144,12 @@ fn drop_rows_without_files(db: &Connection, layout: &Layout) -> rusqlite::Result
 
 /// Takes away all files that no row names, save what is held. Alone by the gate, so that none is about to be named.
 pub(crate) fn sweep(db: &Connection, layout: &Layout, reaper: &Reaper, held: &HashSet<[u8; 32]>) -> Result<(), Inside> {
-    let kinds = [(FileKind::Blob, "blobs/sha256"), (FileKind::Snapshot, "snapshots"), (FileKind::Index, "indexes")];
+    let kinds = [
+        (FileKind::Blob, "blobs/sha256"),
+        (FileKind::Snapshot, "snapshots"),
+        (FileKind::Index, "indexes"),
+        (FileKind::Merged, "merged"),
+    ];
     for (kind, directory) in kinds {
         let rows: Vec<[u8; 32]> = db
             .prepare("SELECT digest FROM files WHERE kind = ?1")?

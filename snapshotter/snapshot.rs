@@ -21,6 +21,10 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    pub(crate) fn at(fs: PathBuf) -> Self {
+        Self { fs }
+    }
+
     /// The directory that holds the layer's files.
     #[must_use]
     pub fn fs(&self) -> &Path {
@@ -38,6 +42,11 @@ pub struct Active {
 }
 
 impl Active {
+    /// What becomes the snapshot's directory.
+    pub(crate) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
     /// Where the layer's files go: an overlay's upper directory, or where a tar is unpacked.
     #[must_use]
     pub fn fs(&self) -> &Path {

@@ -41,6 +41,12 @@ impl StatKey {
         }
     }
 
+    /// A made-up state of a file.
+    #[cfg(test)]
+    pub(crate) fn of_numbers(inode: u64) -> Self {
+        Self { device: 1, inode, size: 5, mtime: 6, ctime: 7 }
+    }
+
     /// Whether a change after `read` (nanoseconds since 1970) could leave these times as they are. The kernel stamps files
     /// with the time of its last tick, some file systems with whole seconds.
     fn is_racy(&self, read: i64) -> bool {
@@ -168,7 +174,7 @@ mod tests {
     fn a_torn_file_is_as_good_as_none() {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::open(&directory.path().join("store")).unwrap();
-        let known = |number: u64| StatKey { device: 1, inode: number, size: 5, mtime: 6, ctime: 7 };
+        let known = StatKey::of_numbers;
         let cache = store.stat_cache(directory.path()).unwrap();
         for number in 0..100 {
             cache.put(&known(number), ContentDigest::of(&number.to_le_bytes()));

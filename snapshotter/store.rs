@@ -385,3 +385,6 @@ fn find_locations(db: &Connection, digest: &Digest) -> rusqlite::Result<Vec<Stri
     let mut statement = db.prepare_cached("SELECT repository FROM locations WHERE digest = ?1")?;
     statement.query_map([digest.as_bytes()], |row| row.get(0))?.collect()
 }
+
+#[cfg(test)]
+mod tests;
