@@ -86,9 +86,9 @@ pub(crate) fn users_and_groups_are_those_of_the_image(lab: &Lab) {
 
 pub(crate) fn the_working_directory_is_made_and_entered(lab: &Lab) {
     let mut process = lab.script("pwd; stat -c '%u:%g %a' . ..");
-    process.cwd = "/work/inner".to_owned();
+    process.cwd = "/srv/inner".to_owned();
     process.user = "anna".to_owned();
-    assert_eq!(lab.output(process), "/work/inner\n1000:1001 755\n1000:1001 755\n");
+    assert_eq!(lab.output(process), "/srv/inner\n1000:1001 755\n1000:1001 755\n");
 
     // A user who may not search the way there is put there all the same.
     let mut process = lab.script("pwd");
