@@ -63,14 +63,14 @@ pub enum ConfigError {
 }
 
 impl Config {
-    /// Reads `named`, or the default file if there is one.
+    /// Reads `named`, or the default file if there is one: the system's for root, the user's own for others.
     ///
     /// # Errors
     /// The file was named and is missing, or cannot be read or understood.
-    pub fn load(named: Option<&Path>) -> Result<Self, ConfigError> {
+    pub fn load(named: Option<&Path>, is_root: bool) -> Result<Self, ConfigError> {
         let path = match named {
             Some(path) => path.to_owned(),
-            None => match default_path() {
+            None => match default_path(is_root) {
                 Some(path) if path.exists() => path,
                 _ => return Ok(Self::default()),
             },
@@ -80,8 +80,8 @@ impl Config {
     }
 }
 
-fn default_path() -> Option<PathBuf> {
-    if rustix::process::geteuid().is_root() {
+fn default_path(is_root: bool) -> Option<PathBuf> {
+    if is_root {
         return Some("/etc/rbuild/config.toml".into());
     }
     let base = match std::env::var_os("XDG_CONFIG_HOME").filter(|dir| !dir.is_empty()) {

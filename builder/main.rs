@@ -3,28 +3,46 @@
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use executor::Launcher;
+use executor::rootless::{self, Tier};
 use rbuild::cli::{self, Cli};
 use rbuild::report::Report;
+use rbuild::session::Start;
 
 fn main() -> ExitCode {
-    // The launcher is this program under another name; there it never returns. Here it must come before any thread.
-    let launcher = match cli::starts_steps(std::env::args_os()) {
-        true => match executor::Launcher::start() {
-            Ok(launcher) => Some(launcher),
-            Err(error) => return ExitCode::from(Report::of(&error).emit()),
-        },
-        false => None,
+    let start = match start() {
+        Ok(start) => start,
+        Err(report) => return ExitCode::from(report.emit()),
     };
     let cli = Cli::parse_from(cli::with_default_command(std::env::args_os().collect()));
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return ExitCode::from(Report::of(&error).emit()),
     };
-    let result = runtime.block_on(cli::run(cli, launcher));
+    let result = runtime.block_on(cli::run(cli, start));
     // Threads that still block on something must not hold up the end.
     runtime.shutdown_background();
     match result {
         Ok(code) => code,
         Err(report) => ExitCode::from(report.emit()),
     }
+}
+
+/// What must happen while there is one thread: an ordinary user becomes root of a namespace, and the launcher of steps
+/// starts. The launcher is this program under another name; there this never returns.
+fn start() -> Result<Start, Report> {
+    if !Launcher::is_launcher() && !cli::starts_steps(std::env::args_os()) {
+        // Files of other ids can only be removed inside the namespace; everything else works without.
+        return Ok(Start { tier: rootless::enter().unwrap_or(outside()), launcher: None });
+    }
+    let tier = rootless::enter().map_err(|error| match error.hint() {
+        Some(hint) => Report::of(&error).with_hint(hint),
+        None => Report::of(&error),
+    })?;
+    let launcher = Launcher::start().map_err(|error| Report::of(&error))?;
+    Ok(Start { tier, launcher: Some(launcher) })
+}
+
+fn outside() -> Tier {
+    Tier::SingleId { reason: "there is no user namespace".into() }
 }

@@ -1,18 +1,26 @@
 //! What a command works with: the store, the configuration, registries, and the launcher of steps.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use executor::Launcher;
+use executor::rootless::Tier;
 use registry::{Client, Settings};
-use snapshotter::layer::ApplyOptions;
+use snapshotter::layer::{ApplyOptions, Ownership};
 use snapshotter::{Store, StoreError};
 
 use crate::cli::Global;
 use crate::config::{Config, ConfigError};
 use crate::images::Remote;
 use crate::worker::Layers;
+
+/// What was done before there was a thread.
+pub struct Start {
+    /// What ids there are.
+    pub tier: Tier,
+    /// For commands that start steps.
+    pub launcher: Option<Launcher>,
+}
 
 /// Everything that outlives one step of a command.
 pub struct Session {
@@ -50,13 +58,16 @@ pub enum SessionError {
 }
 
 impl Session {
-    /// Opens the store and reads the configuration. `launcher` is the one that was started before any thread was.
+    /// Opens the store and reads the configuration.
     ///
     /// # Errors
     /// What cannot be opened or read.
-    pub fn open(global: &Global, launcher: Option<Launcher>) -> Result<Self, SessionError> {
-        let config = Config::load(global.config.as_deref())?;
-        let root = root(global)?;
+    pub fn open(global: &Global, start: Start) -> Result<Self, SessionError> {
+        let Start { tier, launcher } = start;
+        let is_root = tier == Tier::Root;
+        let config = Config::load(global.config.as_deref(), is_root)?;
+        let root = global.root.clone().or_else(|| snapshotter::default_root(is_root, |name| std::env::var_os(name)));
+        let root = root.ok_or(SessionError::NoRoot)?;
         let store = Arc::new(Store::open(&root)?);
         // The provider can only be installed once; who comes second finds it done.
         let _ = rustls::crypto::ring::default_provider().install_default();
@@ -64,7 +75,7 @@ impl Session {
         let settings = Settings { registries, ..Settings::from_env() };
         let client = Client::new(settings, Arc::new(registry::DockerCredentials::from_env()));
         let remote = Remote::new(client, Arc::clone(&store));
-        let layers = Arc::new(Layers::new(Arc::clone(&store), remote.clone(), apply_options()));
+        let layers = Arc::new(Layers::new(Arc::clone(&store), remote.clone(), apply_options(&tier)));
         let http = reqwest::Client::builder().user_agent(concat!("rbuild/", env!("CARGO_PKG_VERSION"))).build();
         Ok(Self { config, store, remote, layers, http: http.map_err(SessionError::Http)?, launcher })
     }
@@ -78,17 +89,13 @@ impl Session {
     }
 }
 
-/// In a user namespace overlay keeps its notes in `user.` attributes.
-fn apply_options() -> ApplyOptions {
-    ApplyOptions { userxattr: in_user_namespace(), ..ApplyOptions::default() }
-}
-
-fn root(global: &Global) -> Result<PathBuf, SessionError> {
-    if let Some(root) = &global.root {
-        return Ok(root.clone());
-    }
-    let is_root = rustix::process::geteuid().is_root() && !in_user_namespace();
-    snapshotter::default_root(is_root, |name| std::env::var_os(name)).ok_or(SessionError::NoRoot)
+/// In a user namespace overlay keeps its notes in `user.` attributes; with one id all files are that id's.
+fn apply_options(tier: &Tier) -> ApplyOptions {
+    let ownership = match tier {
+        Tier::SingleId { .. } => Ownership::Skip,
+        Tier::Root | Tier::SubordinateIds { .. } => Ownership::Keep,
+    };
+    ApplyOptions { userxattr: in_user_namespace(), ownership }
 }
 
 /// Whether uids are mapped (user_namespaces(7)).

@@ -7,10 +7,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-use executor::Launcher;
 
 use crate::report::Report;
-use crate::session::Session;
+use crate::session::{Session, Start};
 
 /// Builds Dockerfiles into OCI images: one static binary, no daemon.
 ///
@@ -52,25 +51,19 @@ pub enum Command {
 ///
 /// # Errors
 /// What a person is to be told.
-pub async fn run(cli: Cli, launcher: Option<Launcher>) -> Result<ExitCode, Report> {
+pub async fn run(cli: Cli, start: Start) -> Result<ExitCode, Report> {
+    let session = Session::open(&cli.global, start).map_err(|error| Report::of(&error))?;
     match cli.command {
-        Command::Build(args) => build::run(&args, &open(&cli.global, launcher)?).await,
+        Command::Build(args) => build::run(&args, &session).await,
     }
 }
 
-fn open(global: &Global, launcher: Option<Launcher>) -> Result<Session, Report> {
-    Session::open(global, launcher).map_err(|error| Report::of(&error))
-}
-
-/// Whether the command starts steps, found out before anything is parsed: a launcher too many does no harm.
+/// Whether the command starts steps, which must be known before there is a thread and so before arguments are parsed.
 #[must_use]
 pub fn starts_steps(args: impl Iterator<Item = OsString>) -> bool {
-    const OTHERS: [&str; 14] = [
-        "images", "tag", "rmi", "inspect", "history", "import", "save", "load", "login", "logout", "push", "pull",
-        "--help", "--version",
-    ];
     let args = with_default_command(args.collect());
-    !args.iter().skip(1).any(|word| OTHERS.iter().any(|other| word == other)) || args.iter().any(|word| word == "build")
+    let (position, _) = first_word(&args);
+    args.get(position).is_some_and(|word| word == "build" || word == "run")
 }
 
 /// Global options that take a value, so that the word after them is not taken for a command.
@@ -79,26 +72,27 @@ const GLOBAL_WITH_VALUE: [&str; 2] = ["--root", "--config"];
 /// Inserts `build` where no subcommand was named: `rbuild -t app .` is `rbuild build -t app .`.
 #[must_use]
 pub fn with_default_command(args: Vec<OsString>) -> Vec<OsString> {
-    let known = known_words();
+    let (position, known) = first_word(&args);
+    let mut args = args;
+    if !known && position < args.len() {
+        args.insert(position, "build".into());
+    }
+    args
+}
+
+/// Position of the first word that is no global option, and whether it names a command or asks for help.
+fn first_word(args: &[OsString]) -> (usize, bool) {
     let mut position = 1;
-    while let Some(word) = args.get(position).map(|word| word.to_string_lossy().into_owned()) {
-        if GLOBAL_WITH_VALUE.contains(&word.as_str()) {
+    while let Some(word) = args.get(position).map(|word| word.to_string_lossy()) {
+        if GLOBAL_WITH_VALUE.iter().any(|flag| *flag == word) {
             position += 2;
-        } else if GLOBAL_WITH_VALUE.iter().any(|flag| word.starts_with(&format!("{flag}="))) {
+        } else if GLOBAL_WITH_VALUE.iter().any(|flag| word.strip_prefix(flag).is_some_and(|rest| rest.starts_with('='))) {
             position += 1;
         } else {
-            if known.contains(&word) {
-                return args;
-            }
-            break;
+            return (position, known_words().iter().any(|known| *known == word));
         }
     }
-    if position >= args.len() {
-        return args;
-    }
-    let mut args = args;
-    args.insert(position, "build".into());
-    args
+    (position, false)
 }
 
 fn known_words() -> Vec<String> {
@@ -130,6 +124,18 @@ mod tests {
         assert_eq!(rewritten("rbuild build ."), "rbuild build .");
         assert_eq!(rewritten("rbuild --help"), "rbuild --help");
         assert_eq!(rewritten("rbuild"), "rbuild");
+        assert_eq!(rewritten("rbuild --rootless"), "rbuild build --rootless");
+    }
+
+    #[test]
+    fn only_builds_and_runs_need_a_launcher() {
+        let starts = |line: &str| starts_steps(line.split(' ').map(OsString::from));
+        for line in ["rbuild .", "rbuild -t images .", "rbuild --root x build .", "rbuild run images"] {
+            assert!(starts(line), "{line}");
+        }
+        for line in ["rbuild --help", "rbuild --version"] {
+            assert!(!starts(line), "{line}");
+        }
     }
 
     #[test]

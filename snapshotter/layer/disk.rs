@@ -202,10 +202,14 @@ impl Disk {
             (EntryKind::Symlink { target }, _) => {
                 file::symlink(target, &*dir, &node.name).map_err(|e| LayerError::io("symlink", &state.path(id))(e))?;
             }
-            (_, Some(device)) => {
-                file::mknod(&*dir, &node.name, device, 0o600)
-                    .map_err(|e| LayerError::held("mknod", &state.path(id))(e))?;
-            }
+            (_, Some(device)) => match file::mknod(&*dir, &node.name, device, 0o600) {
+                // In a user namespace nobody can make devices: the index alone has them, and exports take them from there.
+                Err(error) if error.raw_os_error() == Some(rustix::io::Errno::PERM.raw_os_error()) => {
+                    self.not_held.push(state.path(id));
+                    return Ok(());
+                }
+                made => made.map_err(|e| LayerError::held("mknod", &state.path(id))(e))?,
+            },
             _ => {}
         }
         self.describe_at(&dir, &node.name, &node.meta, device.is_some(), || state.path(id))

@@ -43,6 +43,12 @@ struct Shared {
 }
 
 impl Launcher {
+    /// Whether this process is to become the launcher: [`Launcher::start`] must then be called, and will not return.
+    #[must_use]
+    pub fn is_launcher() -> bool {
+        std::env::args_os().next().is_some_and(|name| name == NAME)
+    }
+
     /// Starts the launcher, and in the launcher itself, does its work and never returns.
     ///
     /// To be called first thing in `main`: the process must still have one thread and hold nothing a step may not have.
