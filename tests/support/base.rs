@@ -49,7 +49,11 @@ pub fn debian_base() -> Base {
 
 /// Beside the target directory's other things, as the scripts have it.
 fn bases() -> PathBuf {
-    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("tmp lies in the target directory");
+    let mut target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("tmp lies in the target directory");
+    // With `build.target` set, cargo puts the triple in between.
+    if target.file_name().is_some_and(|name| name.to_string_lossy().contains("-linux-")) {
+        target = target.parent().expect("so does the triple's directory");
+    }
     let dir = target.join("bases");
     fs::create_dir_all(&dir).expect("the target directory is writable");
     dir
