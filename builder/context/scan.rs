@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::fs::{File, Metadata};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -35,7 +36,7 @@ impl Scan {
     /// # Errors
     /// A directory or file that cannot be read.
     pub fn new(root: &Path, wanted: &Wanted, ignore: &Ignore, cache: &StatCache) -> Result<Self, ContextError> {
-        let mut walk = Walk::new(root, wanted.clone(), ignore);
+        let mut walk = Walk::new(root, wanted.clone(), ignore)?;
         // A wanted path may lead through a link: what it points to is wanted as well.
         loop {
             walk.run()?;
@@ -71,6 +72,7 @@ fn open_beneath(root: &Path, path: &[u8]) -> io::Result<File> {
 
 struct Walk<'a> {
     root: &'a Path,
+    directory: OwnedFd,
     wanted: Wanted,
     ignore: &'a Ignore,
     entries: Vec<Entry>,
@@ -83,9 +85,11 @@ struct Walk<'a> {
 }
 
 impl<'a> Walk<'a> {
-    fn new(root: &'a Path, wanted: Wanted, ignore: &'a Ignore) -> Self {
+    fn new(root: &'a Path, wanted: Wanted, ignore: &'a Ignore) -> Result<Self, ContextError> {
         let (entries, files) = (Vec::new(), Vec::new());
-        Self { root, wanted, ignore, entries, files, links: HashMap::new(), passed: HashMap::new() }
+        let opened = sys::file::open_root(root);
+        let directory = opened.map_err(|source| ContextError::Read { path: root.to_owned(), source })?;
+        Ok(Self { root, directory, wanted, ignore, entries, files, links: HashMap::new(), passed: HashMap::new() })
     }
 
     fn run(&mut self) -> Result<(), ContextError> {
@@ -140,7 +144,7 @@ impl<'a> Walk<'a> {
         let Some(kind) = self.kind(&path, &full, &metadata)? else { return Ok(None) };
         let entry = Entry {
             mtime: (metadata.mtime(), metadata.mtime_nsec() as u32),
-            xattrs: xattrs(&full, &metadata)?,
+            xattrs: self.xattrs(&path, &full, &metadata)?,
             ..Entry::new(path.clone(), kind, metadata.mode() & 0o7777)
         };
         if ignored {
@@ -192,6 +196,23 @@ impl<'a> Walk<'a> {
         }))
     }
 
+    fn xattrs(&self, path: &[u8], full: &Path, metadata: &Metadata) -> Result<Vec<(Vec<u8>, Vec<u8>)>, ContextError> {
+        if metadata.file_type().is_symlink() {
+            return Ok(Vec::new());
+        }
+        let read = || -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
+            let mut kept = Vec::new();
+            for key in sys::xattr::list_at(&self.directory, path)?.into_iter().filter(|key| keeps_xattr(key)) {
+                if let Some(value) = sys::xattr::get_at(&self.directory, path, &key)? {
+                    kept.push((key, value));
+                }
+            }
+            kept.sort();
+            Ok(kept)
+        };
+        read().map_err(|source| ContextError::Read { path: full.to_owned(), source })
+    }
+
     fn full(&self, path: &[u8]) -> PathBuf {
         self.root.join(std::ffi::OsStr::from_bytes(path))
     }
@@ -223,24 +244,6 @@ fn lexical(directory: &[u8], target: &[u8]) -> Vec<u8> {
         }
     }
     parts.join(&b'/')
-}
-
-fn xattrs(path: &Path, metadata: &Metadata) -> Result<Vec<(Vec<u8>, Vec<u8>)>, ContextError> {
-    if metadata.file_type().is_symlink() {
-        return Ok(Vec::new());
-    }
-    let read = || -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
-        let name = path.as_os_str().as_bytes();
-        let mut kept = Vec::new();
-        for key in sys::xattr::list_at(rustix::fs::CWD, name)?.into_iter().filter(|key| keeps_xattr(key)) {
-            if let Some(value) = sys::xattr::get_at(rustix::fs::CWD, name, &key)? {
-                kept.push((key, value));
-            }
-        }
-        kept.sort();
-        Ok(kept)
-    };
-    read().map_err(|source| ContextError::Read { path: path.to_owned(), source })
 }
 
 /// The digests of all files, in order: known ones from the cache, the others read on all cores.
