@@ -335,7 +335,7 @@ impl Layers {
         Ok(LayerBlob { diff_id, descriptor: Descriptor::new(media_type, digest, size), path })
     }
 
-    async fn fetch_blob(&self, context: &RunContext, blob: &Descriptor, number: usize) -> Result<(), WorkError> {
+    pub(crate) async fn fetch_blob(&self, context: &RunContext, blob: &Descriptor, number: usize) -> Result<(), WorkError> {
         let (mut reader, writer) = pipe();
         let progress = context.progress.clone();
         let id = format!("layer {} {}", number + 1, blob_name(&blob.digest));

@@ -1,5 +1,6 @@
 //! Carries out the operations of a graph: the one place where solver, store, sandbox and registries meet.
 
+mod decompress;
 mod diff;
 mod exec;
 mod file;
@@ -23,6 +24,7 @@ use solver::{CacheKeys, RunContext, Worker};
 use crate::context::{ContextError, LocalContext, Wanted};
 use crate::images::ImageError;
 
+pub(crate) use decompress::decompressed;
 pub use exec::{Ending, StepFailure, StepPolicy};
 pub use file::FileError;
 pub(crate) use file::{ReadableTree, wildcard};
