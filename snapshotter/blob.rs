@@ -7,7 +7,7 @@ use graph::{Digest, KeyHasher};
 use sha2::Digest as _;
 use tempfile::NamedTempFile;
 
-use crate::db::{FileKind, add_file, forget_file};
+use crate::db::{FileKind, add_file, forget_file, has_file};
 use crate::{Store, StoreError};
 
 /// A blob that is being written. Dropped without [`BlobWriter::commit`], it is gone.
@@ -104,8 +104,8 @@ impl Store {
         if self.lease.holds(digest) {
             return path.exists().then_some(path);
         }
-        let look = |_: &rusqlite::Connection| {
-            let is_there = path.exists();
+        let look = |db: &rusqlite::Connection| {
+            let is_there = has_file(db, FileKind::Blob, digest, &path)?;
             if is_there {
                 self.lease.hold(digest);
             }

@@ -16,7 +16,7 @@ use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, XattrFlags, ioctl_ficlone, 
 use rustix::io::Errno;
 use sys::mount::{Attributes, FileSystem};
 
-use crate::db::{FileKind, add_file, forget_file};
+use crate::db::{FileKind, add_file, forget_file, has_file};
 use crate::reaper::remove_tree;
 use crate::{Active, Snapshot, Store, StoreError};
 
@@ -60,7 +60,9 @@ impl Store {
         let target = self.layout.merged(chain);
         let lowers = self.unpacked(chain)?;
         let _making = self.lock(&format!("flattened {chain}"), cancelled)?;
-        if !target.exists() {
+        let is_there = self.db.read(|db| has_file(db, FileKind::Merged, chain, &target))?;
+        if !is_there {
+            self.reaper.discard(&target).map_err(StoreError::io("remove", &target))?;
             let active = self.prepare()?;
             merge_directories(&lowers, active.fs(), CopyMode::ReadOnly)?;
             remove_tree(active.work()).map_err(StoreError::io("remove", active.work()))?;

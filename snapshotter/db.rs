@@ -150,15 +150,15 @@ impl Db {
         &self,
         change: impl FnOnce(&Connection) -> Result<T, Inside>,
     ) -> Result<T, StoreError> {
-        self.transaction(Gate::shared, change, |_| {})
+        self.transaction(Gate::shared, change, |_, _| {})
     }
 
     /// One transaction while no other process relies on anything that its lease does not name. `then` runs after the
-    /// commit, still alone.
+    /// commit, still alone. Neither may ask through `self`: a thread that waits for the gate has the reader.
     pub(crate) fn write_alone<T>(
         &self,
         change: impl FnOnce(&Connection) -> Result<T, Inside>,
-        then: impl FnOnce(&T),
+        then: impl FnOnce(&Connection, &T),
     ) -> Result<T, StoreError> {
         self.transaction(Gate::exclusive, change, then)
     }
@@ -167,7 +167,7 @@ impl Db {
         &self,
         enter: impl FnOnce(&Gate) -> Result<GateGuard<'_>, StoreError>,
         change: impl FnOnce(&Connection) -> Result<T, Inside>,
-        then: impl FnOnce(&T),
+        then: impl FnOnce(&Connection, &T),
     ) -> Result<T, StoreError> {
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let side = match &mut *writer {
@@ -193,11 +193,11 @@ impl Db {
             Inside::Sql(source) => self.failed(source),
             Inside::Store(error) => error,
         })?;
-        then(&value);
+        then(connection, &value);
         Ok(value)
     }
 
-    /// Brings the log into the database file if it is long, and what was committed to the disk in any case.
+    /// As [`Db::sync_log`], and brings the log into the database file if it is long.
     pub(crate) fn sync(&self) -> Result<(), StoreError> {
         const LONG: u64 = 512 << 10;
         let log = lock::with_suffix(&self.path, "-wal");
@@ -206,8 +206,14 @@ impl Db {
             // A reader elsewhere may hinder it; then the log stays and is synced as it is.
             let _ = self.read(|db| db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0)));
         }
+        self.sync_log()
+    }
+
+    /// Brings what was committed to the disk.
+    pub(crate) fn sync_log(&self) -> Result<(), StoreError> {
+        let log = lock::with_suffix(&self.path, "-wal");
         match File::open(&log) {
-            Ok(log_file) => log_file.sync_data().map_err(StoreError::io("sync", &log)),
+            Ok(file) => file.sync_data().map_err(StoreError::io("sync", &log)),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
             Err(error) => Err(StoreError::io("open", log)(error)),
         }
@@ -313,6 +319,12 @@ pub(crate) fn add_file(db: &Connection, kind: FileKind, digest: &Digest, size: u
     db.prepare_cached("INSERT OR IGNORE INTO files (kind, digest, size) VALUES (?1, ?2, ?3)")?
         .execute(rusqlite::params![kind as i64, digest.as_bytes(), size as i64])?;
     Ok(())
+}
+
+/// Whether a file is there and has its row. One without a row is what a killed process left, and may go at any time.
+pub(crate) fn has_file(db: &Connection, kind: FileKind, digest: &Digest, path: &Path) -> rusqlite::Result<bool> {
+    let mut row = db.prepare_cached("SELECT 1 FROM files WHERE kind = ?1 AND digest = ?2")?;
+    Ok(row.exists(rusqlite::params![kind as i64, digest.as_bytes()])? && path.exists())
 }
 
 /// Forgets a file, so that its successor counts as new.

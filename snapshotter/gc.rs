@@ -48,20 +48,15 @@ impl Store {
             let reclaimed = self.forget(db, policy, &held)?;
             Ok((reclaimed, held))
         };
-        let mut failed = None;
-        let (reclaimed, _) = self.db.write_alone(mark_and_forget, |(_, held)| {
-            let swept = self.db.sync().and_then(|()| {
-                self.db.read(|db| Ok(sweep(db, &self.layout, &self.reaper, held))).and_then(|swept| match swept {
-                    Ok(()) => Ok(()),
-                    Err(Inside::Store(error)) => Err(error),
-                    Err(Inside::Sql(source)) => Err(StoreError::Database { path: self.layout.database(), source }),
-                })
-            });
-            failed = swept.err();
+        let mut swept = Ok(());
+        let (reclaimed, _) = self.db.write_alone(mark_and_forget, |db, (_, held)| {
+            swept =
+                self.db.sync_log().map_err(Inside::Store).and_then(|()| sweep(db, &self.layout, &self.reaper, held));
         })?;
-        if let Some(error) = failed {
-            return Err(error);
-        }
+        swept.map_err(|error| match error {
+            Inside::Store(error) => error,
+            Inside::Sql(source) => StoreError::Database { path: self.layout.database(), source },
+        })?;
         self.doubt();
         self.remove_stale_partials();
         self.reaper.resume();

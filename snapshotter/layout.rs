@@ -29,6 +29,8 @@ pub(crate) struct Layout {
     pub(crate) root: PathBuf,
 }
 
+const VERSION_BEING_WRITTEN: &str = ".version-";
+
 const DIRECTORIES: [&str; 12] = [
     "blobs/sha256",
     "snapshots",
@@ -78,9 +80,12 @@ impl Layout {
             let name = entry.file_name();
             // A process that died while it made the store may have left some of ours.
             let is_ours = name.to_str().is_some_and(|name| {
-                name == "gate" || DIRECTORIES.iter().any(|ours| ours.split('/').next() == Some(name))
+                name == "gate"
+                    || name.starts_with(VERSION_BEING_WRITTEN)
+                    || DIRECTORIES.iter().any(|ours| ours.split('/').next() == Some(name))
             });
-            if !is_ours {
+            // What a faster process puts there comes after the version.
+            if !is_ours && !self.has_version()? {
                 return Err(StoreError::NotAStore {
                     path: self.root.clone(),
                     found: name.to_string_lossy().into_owned(),
@@ -105,7 +110,8 @@ impl Layout {
     fn write_version(&self) -> Result<(), StoreError> {
         let path = self.root.join("version");
         let write = || -> std::io::Result<()> {
-            let mut file = tempfile::NamedTempFile::new_in(self.root.join("ingest"))?;
+            // Not in ingest/, where others take what no lease owns for left over.
+            let mut file = tempfile::Builder::new().prefix(VERSION_BEING_WRITTEN).tempfile_in(&self.root)?;
             writeln!(file, "{VERSION}")?;
             file.as_file().sync_all()?;
             file.persist(&path).map_err(|error| error.error)?;

@@ -57,7 +57,7 @@ fn set_aside(layout: &Layout) -> Result<(), StoreError> {
 }
 
 fn restore(layout: &Layout) -> Result<(), StoreError> {
-    let (database, fresh) = (layout.database(), layout.join("ingest/db.sqlite"));
+    let (database, fresh) = (layout.database(), layout.join("db.fresh"));
     for suffix in ["", "-wal", "-shm"] {
         remove(&lock::with_suffix(&fresh, suffix))?;
     }
@@ -115,7 +115,7 @@ pub(crate) fn after_crash(layout: &Layout, db: &Db, reaper: &Reaper) -> Result<(
         db.execute("INSERT OR REPLACE INTO meta VALUES ('boot', ?1)", [&boot])?;
         Ok(())
     };
-    db.write_alone(repair, |()| {})
+    db.write_alone(repair, |_, ()| {})
 }
 
 fn noted_boot(db: &Connection) -> rusqlite::Result<Option<String>> {

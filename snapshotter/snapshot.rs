@@ -9,7 +9,7 @@ use std::sync::Arc;
 use graph::Digest;
 
 use crate::blob::write_file;
-use crate::db::{FileKind, add_file, forget_file};
+use crate::db::{FileKind, add_file, forget_file, has_file};
 use crate::reaper::{Reaper, remove_tree};
 use crate::store::insert_layer;
 use crate::{LayerRecord, Store, StoreError};
@@ -122,8 +122,8 @@ impl Store {
         let is_there = if self.lease.holds(chain) {
             fs.exists()
         } else {
-            self.db.read_guarded(|_| {
-                let is_there = fs.exists();
+            self.db.read_guarded(|db| {
+                let is_there = has_file(db, FileKind::Snapshot, chain, &fs)?;
                 if is_there {
                     self.lease.hold(chain);
                 }

@@ -10,7 +10,7 @@ use graph::{ContentDigest, Digest};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use crate::StoreError;
-use crate::db::{Db, column_content, column_digest, column_optional_digest};
+use crate::db::{Db, FileKind, column_content, column_digest, column_optional_digest, has_file};
 use crate::layout::Layout;
 use crate::lease::{self, Lease};
 use crate::reaper::Reaper;
@@ -238,16 +238,24 @@ impl Store {
     }
 
     fn has_bytes(&self, db: &Connection, layer: &LayerRecord) -> rusqlite::Result<bool> {
-        let is_unpacked = |chain: &Digest| self.layout.snapshot(chain).exists();
-        if is_unpacked(&layer.chain) || self.layout.blob(&layer.diff_id).exists() {
+        let is_unpacked =
+            |chain: &Digest| has_file(db, FileKind::Snapshot, chain, &self.layout.snapshot(chain).join("fs"));
+        let is_blob = |digest: &Digest| has_file(db, FileKind::Blob, digest, &self.layout.blob(digest));
+        if is_unpacked(&layer.chain)? || is_blob(&layer.diff_id)? {
             return Ok(true);
         }
         for blob in find_layer_blobs(db, &layer.diff_id)? {
-            if self.layout.blob(&blob.digest).exists() || !find_locations(db, &blob.digest)?.is_empty() {
+            if is_blob(&blob.digest)? || !find_locations(db, &blob.digest)?.is_empty() {
                 return Ok(true);
             }
         }
-        Ok(find_chains(db, &layer.diff_id)?.iter().any(is_unpacked))
+        // A directory upon another parent holds the bytes too.
+        for chain in find_chains(db, &layer.diff_id)? {
+            if is_unpacked(&chain)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Something turned out to be missing or damaged: look again.

@@ -247,6 +247,31 @@ fn a_collection_keeps_what_is_named_recorded_or_in_use() {
 }
 
 #[test]
+fn threads_of_one_process_may_look_and_collect_at_once() {
+    let lab = Lab::new();
+    let store = lab.open();
+    let keys: Vec<_> = (0..20).map(|number| record(&store, add(&store, None, &number.to_string()))).collect();
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    for key in &keys {
+                        assert!(store.lookup(key).unwrap().is_some());
+                    }
+                    store.put_blob(b"blob").unwrap();
+                }
+            });
+        }
+        for _ in 0..10 {
+            store.collect(&CollectPolicy::default()).unwrap();
+            store.make_durable().unwrap();
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+}
+
+#[test]
 fn a_collection_keeps_the_only_bytes_of_a_layer_that_stands_on_another_stack() {
     let lab = Lab::new();
     let (original, restacked);
