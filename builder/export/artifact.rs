@@ -27,7 +27,7 @@ pub const DOCKER: MediaTypes = MediaTypes {
 };
 
 /// The media type of an index.
-pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
+pub(super) const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 
 /// What a manifest says of a blob.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
