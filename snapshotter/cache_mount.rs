@@ -109,3 +109,65 @@ impl Store {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    const NEW: NewDirectory = NewDirectory { mode: 0o1750, owner: (0, 0) };
+
+    fn get(store: &Store, id: &str, sharing: CacheMountSharing) -> CacheMountDir {
+        store.cache_mount(id, sharing, NEW, &|| false, |_| Ok::<_, StoreError>(())).unwrap()
+    }
+
+    #[test]
+    fn sharing() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(&directory.path().join("store")).unwrap();
+        let first = get(&store, "id", CacheMountSharing::Shared);
+        assert_eq!(get(&store, "id", CacheMountSharing::Shared).path(), first.path());
+        assert_ne!(get(&store, "other", CacheMountSharing::Shared).path(), first.path());
+
+        let own = get(&store, "id", CacheMountSharing::Private);
+        let second = get(&store, "id", CacheMountSharing::Private);
+        assert_ne!(own.path(), second.path());
+        let path = own.path().to_owned();
+        drop(own);
+        assert_eq!(get(&store, "id", CacheMountSharing::Private).path(), path);
+
+        let _held = get(&store, "locked", CacheMountSharing::Locked);
+        let gives_up =
+            store.cache_mount("locked", CacheMountSharing::Locked, NEW, &|| true, |_| Ok::<_, StoreError>(()));
+        assert!(matches!(gives_up, Err(StoreError::Cancelled)));
+    }
+
+    #[test]
+    fn a_directory_is_made_and_filled_once_and_has_its_mode() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(&directory.path().join("store")).unwrap();
+        let fill = |path: &Path| fs::write(path.join("file"), "x").map_err(StoreError::io("fill", path));
+        let made = store.cache_mount("id", CacheMountSharing::Shared, NEW, &|| false, fill).unwrap();
+        assert_eq!(fs::metadata(made.path()).unwrap().mode() & 0o7777, 0o1750);
+        assert!(made.path().join("file").exists());
+        fs::remove_file(made.path().join("file")).unwrap();
+        let again = store.cache_mount("id", CacheMountSharing::Shared, NEW, &|| false, fill).unwrap();
+        assert!(!again.path().join("file").exists());
+
+        let fails = |path: &Path| Err(StoreError::io("fill", path)(std::io::ErrorKind::StorageFull.into()));
+        assert!(store.cache_mount("broken", CacheMountSharing::Shared, NEW, &|| false, fails).is_err());
+        let whole = store.cache_mount("broken", CacheMountSharing::Shared, NEW, &|| false, fill).unwrap();
+        assert!(whole.path().join("file").exists());
+    }
+
+    #[test]
+    fn an_id_is_no_path() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(&directory.path().join("store")).unwrap();
+        for id in ["../../../etc", "/etc", "", ".", "a/b", "\0", &"x".repeat(10_000)] {
+            let made = get(&store, id, CacheMountSharing::Shared);
+            assert_eq!(made.path().parent().unwrap(), store.root().join("cache-mounts"), "{id:?}");
+        }
+    }
+}

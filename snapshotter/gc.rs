@@ -6,9 +6,11 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 
 use graph::Digest;
 use rusqlite::{Connection, params};
+use rustix::fs::{FlockOperation, flock};
 
 use crate::db::{FileKind, Inside};
 use crate::lease;
@@ -59,6 +61,7 @@ impl Store {
         })?;
         self.doubt();
         self.remove_stale_partials();
+        self.remove_free_locks();
         self.reaper.resume();
         self.settle();
         Ok(reclaimed)
@@ -131,6 +134,19 @@ impl Store {
             }
         }
         Ok(())
+    }
+
+    /// Lock files that a killed process left. Removed while held, as whoever lets go of a lock does.
+    fn remove_free_locks(&self) {
+        for entry in fs::read_dir(self.layout.join("locks")).into_iter().flatten().flatten() {
+            let path = entry.path();
+            let Ok(file) = fs::File::open(&path) else { continue };
+            if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok()
+                && file.metadata().is_ok_and(|metadata| metadata.nlink() > 0)
+            {
+                let _ = fs::remove_file(&path);
+            }
+        }
     }
 
     /// Partial downloads that nobody has gone on with for a week.
