@@ -12,7 +12,7 @@ fn a_failing_step_is_shown_with_its_line_its_status_and_its_last_words() {
         for part in ["37", "last words", "said 3", "Dockerfile:4", "exit 37"] {
             assert!(out.stderr.contains(part), "--progress={mode}: {part:?} is not in\n{}", out.stderr);
         }
-        assert!(!out.text().contains("never"), "{}", out.text());
+        assert!(!out.text().contains("[4/4]"), "{}", out.text());
         assert_eq!(out.stdout, "");
     }
     env.rbuild(["images", "-a"]).ok().lacks("broken");
@@ -22,7 +22,7 @@ fn a_failing_step_is_shown_with_its_line_its_status_and_its_last_words() {
 #[test]
 fn a_step_killed_by_a_signal_says_so() {
     let env = TestEnv::busybox();
-    let context = env.dockerfile("c", "FROM busybox\nRUN (kill -9 $$); sh -c 'kill -9 $$'\n");
+    let context = env.dockerfile("c", "FROM busybox\nRUN sh -c 'kill -9 $$'; exit $?\n");
     let out = env.build(&context, &[]).run().exits(1);
     assert!(out.stderr.contains("137"), "{}", out.stderr);
 }
@@ -57,7 +57,6 @@ fn mistakes_in_the_dockerfile_are_pointed_at() {
         ("FROM busybox\nCOPY onlyone\n", "COPY"),
         ("RUN echo\n", "FROM"),
         ("FROM busybox\nCOPY --from=nosuchstage /a /b\n", "nosuchstage"),
-        ("FROM busybox AS a\nFROM b AS b\n", "b"),
         ("FROM busybox\nENV\n", "ENV"),
         ("FROM busybox\nRUN --mount=type=nonsense true\n", "nonsense"),
         ("FROM busybox\nRUN <<EOF\necho\n", "EOF"),

@@ -25,6 +25,8 @@ impl TestEnv {
         for sub in ["store", "home", "home/.docker", "run", "tmp"] {
             fs::create_dir(dir.path().join(sub)).expect("a fresh directory");
         }
+        // Some tools want the file as soon as its directory is named.
+        fs::write(dir.path().join("home/.docker/config.json"), "{}\n").expect("a fresh directory");
         // An ordinary user's mapped ids must be able to pass through.
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o711)).expect("our directory");
         Self { dir, checked: Cell::new(false) }
@@ -172,7 +174,9 @@ impl Context {
 
     /// Sets the time of last modification, and nothing else.
     pub fn touch(&self, name: &str, seconds: u64) {
-        let file = fs::File::options().write(true).open(self.dir.join(name)).expect("our file");
-        file.set_modified(std::time::UNIX_EPOCH + std::time::Duration::from_secs(seconds)).expect("our file");
+        let time = rustix::fs::Timespec { tv_sec: i64::try_from(seconds).expect("a year we live in"), tv_nsec: 0 };
+        let times = rustix::fs::Timestamps { last_access: time, last_modification: time };
+        let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
+        rustix::fs::utimensat(rustix::fs::CWD, self.dir.join(name), &times, flags).expect("our file");
     }
 }
