@@ -208,8 +208,10 @@ impl BuildWorker {
     ) -> Result<Rootfs, WorkError> {
         let (store, op, parent, base_tree, now) =
             (Arc::clone(&self.store), op.clone(), base.chain, base_tree.clone(), self.now);
+        let scratch = self.scratch.clone();
         let record = blocking(move || {
-            let work = file::Work { op: &op, base: &base_tree, inputs: &trees, now: (now.as_second(), 0) };
+            let now_seconds = (now.as_second(), 0);
+            let work = file::Work { op: &op, base: &base_tree, inputs: &trees, now: now_seconds, scratch: &scratch };
             let plan = work.plan()?;
             let (written, blob) = plan.write(&work, store.blob_writer()?)?;
             blob.commit(Some(&written.diff_id))?;

@@ -105,7 +105,7 @@ struct Applier<'a> {
 impl Applier<'_> {
     fn run(mut self, tar: impl Read) -> Result<Applied, LayerError> {
         let mut reader = TarReader::new(tar);
-        while let Some(member) = reader.next()? {
+        while let Some(member) = reader.next_member()? {
             self.member(&mut reader, member)?;
         }
         let (diff_id, size) = reader.finish()?;

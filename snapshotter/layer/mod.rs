@@ -8,6 +8,7 @@
 //! - [`apply`] unpacks a tar into a directory of its own, whatever is below; [`mend`] makes it fit once that is known.
 //! - [`commit_upper`] hashes the tar that an overlay's upper directory stands for; [`write_upper`] makes its bytes again.
 //! - [`LayerWriter`] is the one place where tar bytes are made: the same entries give the same bytes.
+//! - [`TarReader`] reads any archive, member by member.
 //! - [`write_tree`] and [`extract_tree`] flatten a stack for `type=tar` and `type=local`.
 
 mod apply;
@@ -33,6 +34,7 @@ pub use error::LayerError;
 pub use export::{Extracted, extract_tree, open_in, write_tree};
 pub use index::{LayerIndex, hash_entry};
 pub use mend::{Mended, mend};
+pub use read::{Member, MemberKind, Piece, TarReader};
 pub use tree::{Found, Resolved, Tree};
 pub use write::{Expect, LayerWriter, WRITER_VERSION, Written};
 

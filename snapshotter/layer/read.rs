@@ -25,44 +25,59 @@ pub(crate) type Records = BTreeMap<Vec<u8>, Vec<u8>>;
 
 /// One member of an archive, as its headers describe it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Member {
+pub struct Member {
     /// Where its first header block is.
-    pub(crate) at: u64,
-    pub(crate) name: Vec<u8>,
-    pub(crate) kind: MemberKind,
-    pub(crate) mode: u32,
-    pub(crate) uid: u32,
-    pub(crate) gid: u32,
-    pub(crate) mtime: (i64, u32),
+    pub at: u64,
+    /// As written; not cleaned.
+    pub name: Vec<u8>,
+    /// What it is.
+    pub kind: MemberKind,
+    /// Permission bits with setuid, setgid and sticky.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Seconds and nanoseconds since 1970.
+    pub mtime: (i64, u32),
     /// All of them, by name.
-    pub(crate) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+    pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
+/// The kinds of members.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum MemberKind {
+pub enum MemberKind {
+    /// A regular file; its data come with [`TarReader::piece`].
     File {
         /// Length, holes included.
         size: u64,
         /// Where the data begin, if they are in one piece.
         offset: Option<u64>,
     },
+    /// A directory.
     Dir,
+    /// A symbolic link and its target.
     Symlink(Vec<u8>),
+    /// Another name of the member so called.
     Hardlink(Vec<u8>),
+    /// A character device: major and minor number.
     Char(u32, u32),
+    /// A block device: major and minor number.
     Block(u32, u32),
+    /// A named pipe.
     Fifo,
 }
 
 /// What comes next of a file.
-pub(crate) enum Piece<'a> {
+pub enum Piece<'a> {
+    /// Stored bytes.
     Data(&'a [u8]),
     /// So many zero bytes that are not stored.
     Hole(u64),
 }
 
 /// An archive being read.
-pub(crate) struct TarReader<R> {
+pub struct TarReader<R> {
     input: R,
     sha: sha2::Sha256,
     buffer: Vec<u8>,
@@ -78,7 +93,8 @@ pub(crate) struct TarReader<R> {
 }
 
 impl<R: Read> TarReader<R> {
-    pub(crate) fn new(input: R) -> Self {
+    /// Reads `input`, which is not compressed.
+    pub fn new(input: R) -> Self {
         Self {
             input,
             sha: sha2::Sha256::new(),
@@ -93,7 +109,7 @@ impl<R: Read> TarReader<R> {
     }
 
     /// The next member, once the data of the last one are consumed or skipped.
-    pub(crate) fn next(&mut self) -> Result<Option<Member>, LayerError> {
+    pub fn next_member(&mut self) -> Result<Option<Member>, LayerError> {
         self.skip_data()?;
         let at = self.position;
         let mut records = Records::new();
@@ -121,7 +137,7 @@ impl<R: Read> TarReader<R> {
     }
 
     /// The next piece of the current member's data, `None` at its end.
-    pub(crate) fn piece(&mut self) -> Result<Option<Piece<'_>>, LayerError> {
+    pub fn piece(&mut self) -> Result<Option<Piece<'_>>, LayerError> {
         match self.holes.next() {
             Hole::Zeros(length) => Ok(Some(Piece::Hole(length))),
             Hole::Data(most) => {

@@ -3,21 +3,26 @@
 mod chmod;
 mod copy;
 mod owner;
+mod select;
 mod staging;
+#[cfg(test)]
+mod tests;
 mod unpack;
 pub(crate) mod wildcard;
+mod write;
 
 use std::fs::File;
-use std::io::{self, Read, Write};
-use std::os::unix::fs::FileExt;
+use std::io::{self, Read};
+use std::path::Path;
 use std::sync::Arc;
 
 use graph::{CopyAction, FileAction, FileOp};
-use snapshotter::layer::{Entry, EntryKind, Expect, LayerError, LayerWriter, Tree, Written};
+use snapshotter::layer::{Entry, LayerError, Tree, split};
 
-pub(crate) use copy::copied_digest;
 use copy::{Copy, Source};
-use staging::{Content, Planned, Staging};
+pub(crate) use select::copied_digest;
+use staging::{Content, Planned, Staging, lossy};
+pub(crate) use unpack::{archive_tree, is_archive};
 
 /// A tree that can be read: what is in it, and its bytes.
 #[derive(Clone)]
@@ -47,13 +52,13 @@ pub enum FileError {
         path: String,
     },
     /// A parent of the destination, or the destination of a directory, is something else.
-    #[error("cannot copy a directory to {path}: what is there is no directory")]
+    #[error("cannot copy to non-directory: {path}")]
     NotADirectory {
         /// In the image.
         path: String,
     },
     /// The destination of a file is a directory.
-    #[error("cannot replace the directory {path} with a file")]
+    #[error("cannot replace directory {path} with file")]
     IsADirectory {
         /// In the image.
         path: String,
@@ -63,14 +68,6 @@ pub enum FileError {
     TooManyLinks {
         /// In the image.
         path: String,
-    },
-    /// A source path that leads nowhere.
-    #[error("cannot follow {path}: {why}")]
-    Source {
-        /// In the source.
-        path: String,
-        /// The reason.
-        why: String,
     },
     /// A malformed pattern.
     #[error("invalid pattern: {why}")]
@@ -124,6 +121,8 @@ pub(crate) struct Work<'a> {
     pub(crate) inputs: &'a [ReadableTree],
     /// For what has no time of its own.
     pub(crate) now: (i64, u32),
+    /// For temporary files.
+    pub(crate) scratch: &'a Path,
 }
 
 /// The layer, decided but not written.
@@ -136,26 +135,26 @@ impl Work<'_> {
     /// Decides what the layer will hold.
     pub(crate) fn plan(&self) -> Result<Plan, FileError> {
         let mut staging = Staging::new(&self.base.tree, self.now);
-        let mut spool = unpack::Spool::default();
+        let mut spool = unpack::Spool::new(self.scratch);
         for action in &self.op.actions {
             match action {
                 FileAction::Copy(action) => self.copy(&mut staging, &mut spool, action)?,
                 FileAction::Mkdir(action) => {
                     let owner = owner::resolve(self.base, action.chown.as_ref())?;
                     let path = staging.resolve(action.path.as_bytes())?;
-                    let missing_parent = !action.make_parents && !staging.is_dir(staging::parent(&path));
-                    if missing_parent {
-                        return Err(FileError::NotFound { path: staging::lossy(staging::parent(&path)) });
+                    let above = split(&path).0;
+                    if !action.make_parents && !staging.is_dir(above) {
+                        return Err(FileError::NotFound { path: lossy(above) });
                     }
-                    staging.make_dirs(&path, action.mode, owner)?;
+                    staging.make_dirs(&path, action.mode & 0o777, owner)?;
                 }
                 FileAction::Mkfile(action) => {
                     let owner = owner::resolve(self.base, action.chown.as_ref())?;
                     let path = staging.resolve(action.path.as_bytes())?;
                     if staging.is_dir(&path) {
-                        return Err(FileError::IsADirectory { path: staging::lossy(&path) });
+                        return Err(FileError::IsADirectory { path: lossy(&path) });
                     }
-                    staging.make_dirs(staging::parent(&path), 0o755, owner)?;
+                    staging.make_dirs(split(&path).0, 0o755, owner)?;
                     let mode = copy::changed_mode(action.chmod.as_ref(), action.mode, false)?;
                     let (uid, gid) = owner.unwrap_or((0, 0));
                     let size = action.data.len() as u64;
@@ -167,18 +166,22 @@ impl Work<'_> {
         Ok(Plan { planned: staging.finish(), spool: spool.into_file() })
     }
 
-    fn copy(&self, staging: &mut Staging<'_>, spool: &mut unpack::Spool, action: &CopyAction) -> Result<(), FileError> {
+    fn copy(
+        &self,
+        staging: &mut Staging<'_>,
+        spool: &mut unpack::Spool<'_>,
+        action: &CopyAction,
+    ) -> Result<(), FileError> {
         let number = action.from as usize;
         let input = self.inputs.get(number).ok_or_else(|| FileError::NotFound { path: action.src.clone() })?;
         let owner = owner::resolve(self.base, action.chown.as_ref())?;
-        let source = Source { tree: &input.tree, number };
-        let mut copy = Copy::new(source, action, owner)?;
+        let copy = Copy::new(Source { tree: &input.tree, number }, action, owner)?;
         if !action.attempt_unpack {
             return copy.run(staging);
         }
-        for path in copy.matches()? {
-            if !unpack::unpack(input, &path, staging, spool, self.base, action, owner)? {
-                copy.copy_match(staging, &path)?;
+        for root in copy.selection.roots() {
+            if !unpack::unpack(input, root, staging, spool, self.base, &action.dest, owner)? {
+                copy.copy(staging, root)?;
             }
         }
         Ok(())
@@ -186,47 +189,4 @@ impl Work<'_> {
 }
 
 /// Number of the base among the sources.
-pub(crate) const BASE: usize = usize::MAX;
-
-impl Plan {
-    /// Writes the layer to `out`, reading every source once. A file that is no longer what it was when the step was keyed
-    /// is an error.
-    pub(crate) fn write<W: Write>(self, work: &Work<'_>, out: W) -> Result<(Written, W), FileError> {
-        let mut writer = LayerWriter::new(out);
-        for planned in self.planned {
-            let Planned { entry, content, .. } = planned;
-            match content {
-                Content::None => writer.append(entry)?,
-                Content::Bytes(bytes) => {
-                    writer.append_file(entry, &*bytes, Expect::Nothing)?;
-                }
-                Content::Source { source, layer, path } => {
-                    let tree = if source == BASE { Some(work.base) } else { work.inputs.get(source) };
-                    let open = tree.map_or_else(|| Err(io::ErrorKind::NotFound.into()), |tree| (tree.open)(layer, &path));
-                    let data = open.map_err(|source| FileError::Read { path: staging::lossy(&path), source })?;
-                    writer.append_file(entry, data, Expect::Digest)?;
-                }
-                Content::Spooled { offset } => {
-                    let EntryKind::File { size, .. } = entry.kind else { continue };
-                    let Some(file) = &self.spool else { continue };
-                    writer.append_file(entry, (At { file, offset }).take(size), Expect::Nothing)?;
-                }
-            }
-        }
-        Ok(writer.finish()?)
-    }
-}
-
-/// Reads a file from an offset.
-struct At<'a> {
-    file: &'a File,
-    offset: u64,
-}
-
-impl Read for At<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.file.read_at(buffer, self.offset)?;
-        self.offset += read as u64;
-        Ok(read)
-    }
-}
+const BASE: usize = usize::MAX;

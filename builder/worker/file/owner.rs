@@ -4,7 +4,7 @@ use std::io::Read;
 
 use graph::{ChownSpec, UserSpec};
 
-use super::{FileError, ReadableTree, copy};
+use super::{FileError, ReadableTree, select};
 
 /// Most that is read of `/etc/passwd` or `/etc/group` (GHSA-72x6-4j93-7w86).
 const MAX_SIZE: u64 = 10 << 20;
@@ -42,7 +42,7 @@ fn number(fields: &[String], position: usize) -> u32 {
 /// The fields of the line that begins with `name`.
 fn find(base: &ReadableTree, file: &'static str, name: &str) -> Result<Option<Vec<String>>, FileError> {
     let error = |why: String| FileError::Owner { name: name.to_owned(), file, why };
-    let path = copy::source_path(&base.tree, file.as_bytes(), true)?;
+    let path = select::resolve(&base.tree, file.as_bytes(), true)?;
     let Some(found) = base.tree.lookup(&path) else { return Ok(None) };
     let found = base.tree.file_of(found).ok_or_else(|| error("it is no regular file".into()))?;
     let reader = (base.open)(found.layer, &found.entry.path).map_err(|why| error(why.to_string()))?;

@@ -2,10 +2,11 @@
 //!
 //! All look-ups go through the index of the base and the changes so far; neither a mount nor an unpacked base is needed.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, hash_map};
 use std::sync::Arc;
 
-use snapshotter::layer::{Entry, EntryKind, Tree, cmp_paths};
+use snapshotter::layer::{Entry, EntryKind, Tree, ancestors, cmp_paths, is_within, join, split};
 
 use super::FileError;
 
@@ -44,43 +45,68 @@ pub(crate) struct Staging<'a> {
     /// Given to what has no time of its own.
     now: (i64, u32),
     inodes: u64,
+    /// The directory asked about last, and whether what the base has in it shows: most questions are about siblings.
+    shown: RefCell<Option<(Vec<u8>, bool)>>,
 }
 
-/// As many links as the kernel follows.
+/// As many links as BuildKit follows.
 const MAX_LINKS: usize = 255;
 
 impl<'a> Staging<'a> {
     pub(crate) fn new(base: &'a Tree, now: (i64, u32)) -> Self {
-        Self { base, changes: BTreeMap::new(), now, inodes: 0 }
+        Self { base, changes: BTreeMap::new(), now, inodes: 0, shown: RefCell::default() }
     }
 
     /// What is at this very path, links not followed. The root is always a directory.
     pub(crate) fn get(&self, path: &[u8]) -> Option<&Entry> {
-        if let Some(planned) = self.changes.get(path) {
-            return (!matches!(planned.entry.kind, EntryKind::Whiteout)).then_some(&planned.entry);
+        match self.changes.get(path) {
+            Some(planned) => (!matches!(planned.entry.kind, EntryKind::Whiteout)).then_some(&planned.entry),
+            None => self.below_changes(path),
         }
-        for (position, _) in path.iter().enumerate().filter(|(_, byte)| **byte == b'/') {
-            if let Some(planned) = self.changes.get(&path[..position])
-                && hides_below(&planned.entry.kind)
-            {
-                return None;
-            }
+    }
+
+    /// What the base shows at this very path, as far as changes above it let it.
+    fn below_changes(&self, path: &[u8]) -> Option<&'a Entry> {
+        if !self.shows(split(path).0) {
+            return None;
         }
         self.base.lookup(path).map(|found| found.entry)
     }
 
+    /// Whether what the base has in a directory can be seen.
+    fn shows(&self, directory: &[u8]) -> bool {
+        if directory.is_empty() {
+            return true;
+        }
+        if let Some((known, shows)) = &*self.shown.borrow()
+            && known == directory
+        {
+            return *shows;
+        }
+        let hides = |path: &[u8]| self.changes.get(path).is_some_and(|planned| hides_below(&planned.entry.kind));
+        let hidden = ancestors(directory).chain([directory]).any(hides);
+        let shows = !hidden && self.base.lookup(directory).is_some_and(|found| found.entry.is_dir());
+        self.shown.replace(Some((directory.to_vec(), shows)));
+        shows
+    }
+
     pub(crate) fn is_dir(&self, path: &[u8]) -> bool {
-        path.is_empty() || self.get(path).is_some_and(|entry| matches!(entry.kind, EntryKind::Dir { .. }))
+        path.is_empty() || self.get(path).is_some_and(Entry::is_dir)
     }
 
     /// Follows all links in `path`, inside the root. What does not exist is taken as it is written.
     pub(crate) fn resolve(&self, path: &[u8]) -> Result<Vec<u8>, FileError> {
+        self.resolve_below(b"", path)
+    }
+
+    /// As [`Self::resolve`], with the directory `root` as root.
+    pub(crate) fn resolve_below(&self, root: &[u8], path: &[u8]) -> Result<Vec<u8>, FileError> {
         let mut rest: Vec<Vec<u8>> = components(path).rev().collect();
-        let mut done: Vec<u8> = Vec::new();
+        let mut done: Vec<u8> = root.to_vec();
         let mut links = 0;
         while let Some(name) = rest.pop() {
             if name == b".." {
-                done.truncate(parent(&done).len());
+                done.truncate(split(&done).0.len().max(root.len()));
                 continue;
             }
             let next = join(&done, &name);
@@ -90,7 +116,7 @@ impl<'a> Staging<'a> {
                     return Err(FileError::TooManyLinks { path: lossy(path) });
                 }
                 if target.first() == Some(&b'/') {
-                    done.clear();
+                    done.truncate(root.len());
                 }
                 rest.extend(components(target).rev());
             } else {
@@ -102,20 +128,27 @@ impl<'a> Staging<'a> {
 
     /// Takes away what is at `path` and below.
     pub(crate) fn remove(&mut self, path: &[u8]) {
-        let in_base = self.base.lookup(path).is_some();
-        let below: Vec<Vec<u8>> = self.below(path);
-        for key in below {
+        for key in self.below(path) {
             self.changes.remove(&key);
         }
         self.changes.remove(path);
-        if in_base {
-            let entry = Entry { path: path.to_vec(), kind: EntryKind::Whiteout, ..self.directory(path, 0) };
+        if self.below_changes(path).is_some() {
+            let entry = Entry::new(path, EntryKind::Whiteout, 0);
             self.changes.insert(path.to_vec(), Planned::new(entry, Content::None));
+        }
+        self.forget(path);
+    }
+
+    /// Something changed at `path`.
+    fn forget(&self, path: &[u8]) {
+        let mut shown = self.shown.borrow_mut();
+        if shown.as_ref().is_some_and(|(known, _)| is_within(known, path)) {
+            *shown = None;
         }
     }
 
     fn below(&self, path: &[u8]) -> Vec<Vec<u8>> {
-        let prefix = join(path, b"");
+        let prefix = [path, b"/"].concat();
         let range = self.changes.range(prefix.clone()..);
         range.map(|(key, _)| key.clone()).take_while(|key| key.starts_with(&prefix)).collect()
     }
@@ -124,25 +157,24 @@ impl<'a> Staging<'a> {
     /// it.
     pub(crate) fn put(&mut self, mut planned: Planned) {
         let path = planned.entry.path.clone();
-        let removed = self.changes.get(&path).is_some_and(|before| matches!(before.entry.kind, EntryKind::Whiteout));
         if let EntryKind::Dir { opaque, .. } = &mut planned.entry.kind {
-            let base_dir = || {
-                self.base.lookup(&path).is_some_and(|found| matches!(found.entry.kind, EntryKind::Dir { .. }))
+            *opaque |= match self.changes.get(&path).map(|before| &before.entry.kind) {
+                Some(EntryKind::Dir { opaque, .. }) => *opaque,
+                Some(_) => self.below_changes(&path).is_some_and(Entry::is_dir),
+                None => false,
             };
-            let was_opaque =
-                matches!(self.changes.get(&path).map(|before| &before.entry.kind), Some(EntryKind::Dir { opaque: true, .. }));
-            *opaque |= was_opaque || (removed && base_dir());
         }
+        self.forget(&path);
         self.changes.insert(path, planned);
     }
 
     /// Makes `path`, whose links are already followed, a directory, and all its parents.
     pub(crate) fn make_dirs(&mut self, path: &[u8], mode: u32, owner: Option<(u32, u32)>) -> Result<(), FileError> {
-        let ends = path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(position, _)| position);
-        let ends: Vec<usize> = ends.chain([path.len()]).collect();
-        for end in ends {
-            let part = &path[..end];
-            if part.is_empty() || self.is_dir(part) {
+        if self.is_dir(path) {
+            return Ok(());
+        }
+        for part in ancestors(path).chain([path]) {
+            if self.is_dir(part) {
                 continue;
             }
             if self.get(part).is_some() {
@@ -155,24 +187,9 @@ impl<'a> Staging<'a> {
         Ok(())
     }
 
-    /// The existing directory at `path` comes into the layer with this modification time.
-    pub(crate) fn touch_dir(&mut self, path: &[u8], mtime: (i64, u32)) {
-        if let Some(entry) = self.get(path).cloned() {
-            self.put(Planned::new(Entry { mtime, path: path.to_vec(), ..carried(entry) }, Content::None));
-        }
-    }
-
     /// A root-owned directory made now.
     pub(crate) fn directory(&self, path: &[u8], mode: u32) -> Entry {
-        Entry {
-            path: path.to_vec(),
-            kind: EntryKind::Dir { opaque: false, implicit: false },
-            mode,
-            uid: 0,
-            gid: 0,
-            mtime: self.now,
-            xattrs: Vec::new(),
-        }
+        Entry { mtime: self.now, ..Entry::dir(path, mode) }
     }
 
     pub(crate) fn now(&self) -> (i64, u32) {
@@ -203,13 +220,13 @@ impl<'a> Staging<'a> {
         let mut parents: Vec<Vec<u8>> = Vec::new();
         let mut last: &[u8] = b"";
         for path in self.changes.keys() {
-            let directory = parent(path);
+            let directory = split(path).0;
             if directory != last {
                 last = directory;
                 let mut ancestor = directory;
                 while !ancestor.is_empty() && !self.changes.contains_key(ancestor) {
                     parents.push(ancestor.to_vec());
-                    ancestor = parent(ancestor);
+                    ancestor = split(ancestor).0;
                 }
             }
         }
@@ -260,18 +277,6 @@ fn hides_below(kind: &EntryKind) -> bool {
 /// The names of a path; empty ones and `.` are dropped.
 pub(crate) fn components(path: &[u8]) -> impl DoubleEndedIterator<Item = Vec<u8>> + '_ {
     path.split(|byte| *byte == b'/').filter(|name| !name.is_empty() && *name != b".").map(<[u8]>::to_vec)
-}
-
-pub(crate) fn join(directory: &[u8], name: &[u8]) -> Vec<u8> {
-    if directory.is_empty() { name.to_vec() } else { [directory, name].join(&b'/') }
-}
-
-pub(crate) fn parent(path: &[u8]) -> &[u8] {
-    path.iter().rposition(|byte| *byte == b'/').map_or(b"", |position| &path[..position])
-}
-
-pub(crate) fn base_name(path: &[u8]) -> &[u8] {
-    path.iter().rposition(|byte| *byte == b'/').map_or(path, |position| &path[position + 1..])
 }
 
 /// For messages.

@@ -18,11 +18,38 @@ pub(crate) fn is_pattern(path: &str) -> bool {
 
 /// Whether `name` matches `pattern`; `None`: the pattern is malformed.
 pub(crate) fn matches(pattern: &str, name: &[u8]) -> Option<bool> {
-    let tokens = parse(pattern)?;
+    Pattern::parse(pattern).map(|pattern| pattern.matches(name))
+}
+
+/// A pattern that is used often.
+#[derive(Debug, Clone)]
+pub(crate) struct Pattern(Vec<Token>);
+
+impl Pattern {
+    /// `None`: it is malformed.
+    pub(crate) fn parse(pattern: &str) -> Option<Self> {
+        parse(pattern).map(Self)
+    }
+
+    /// Whether all of `name` matches.
+    pub(crate) fn matches(&self, name: &[u8]) -> bool {
+        let plain = |token: &Token| match token {
+            Token::One(Class::Literal(c)) if c.is_ascii() => Some(*c as u8),
+            _ => None,
+        };
+        // Most parts of most paths are plain names.
+        if self.0.len() == name.len() && self.0.iter().zip(name).all(|(token, byte)| plain(token) == Some(*byte)) {
+            return true;
+        }
+        reach(&self.0, name)
+    }
+}
+
+fn reach(tokens: &[Token], name: &[u8]) -> bool {
     // One pattern element after the other, over the set of reachable positions: no backtracking.
     let mut reached = vec![false; name.len() + 1];
     reached[0] = true;
-    for token in &tokens {
+    for token in tokens {
         let mut next = vec![false; name.len() + 1];
         match token {
             Token::Star => {
@@ -45,16 +72,21 @@ pub(crate) fn matches(pattern: &str, name: &[u8]) -> Option<bool> {
                 }
             }
         }
+        if next.iter().all(|on| !on) {
+            return false;
+        }
         reached = next;
     }
-    Some(reached[name.len()])
+    reached[name.len()]
 }
 
+#[derive(Debug, Clone)]
 enum Token {
     Star,
     One(Class),
 }
 
+#[derive(Debug, Clone)]
 enum Class {
     Literal(char),
     /// Anything but `/`.

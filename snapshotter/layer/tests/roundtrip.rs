@@ -167,7 +167,7 @@ fn sizes_beyond_the_octal_field() {
     let mut entry = Entry::file("huge", 9 << 30, 0o644);
     (entry.uid, entry.mtime) = (4_000_000_000, (-1, 0));
     push_header(&mut bytes, &entry).expect("header");
-    let member = TarReader::new(&*bytes).next().expect("read").expect("a member");
+    let member = TarReader::new(&*bytes).next_member().expect("read").expect("a member");
     assert_eq!(member.kind, MemberKind::File { size: 9 << 30, offset: Some(bytes.len() as u64) });
     assert_eq!((member.uid, member.mtime), (4_000_000_000, (-1, 0)));
 }
