@@ -445,7 +445,8 @@ fn build_args(given: &[String]) -> BTreeMap<String, String> {
     args
 }
 
-fn add_host(text: &str) -> Result<(String, String), String> {
+/// `HOST:IP` or `HOST=IP` of `--add-host`.
+pub(crate) fn add_host(text: &str) -> Result<(String, String), String> {
     let split = text.split_once('=').or_else(|| text.split_once(':'));
     let (name, address) = split.ok_or_else(|| format!("--add-host {text:?} is not HOST:IP"))?;
     let plain = address.trim_start_matches('[').trim_end_matches(']');

@@ -2,8 +2,11 @@
 
 use crate::build::BuildError;
 use crate::context::ContextError;
+use crate::images::ImageError;
+use crate::import::ImportError;
 use crate::outputs::OutputError;
 use crate::report::{Excerpt, Report};
+use crate::stored::StoredError;
 use crate::worker::WorkError;
 
 impl From<BuildError> for Report {
@@ -74,6 +77,33 @@ impl From<OutputError> for Report {
         match error {
             OutputError::Work(error) => Self::from(error),
             other => Self::of(&other),
+        }
+    }
+}
+
+impl From<ImageError> for Report {
+    fn from(error: ImageError) -> Self {
+        Self::of(&error)
+    }
+}
+
+impl From<StoredError> for Report {
+    fn from(error: StoredError) -> Self {
+        let report = Self::of(&error);
+        match &error {
+            StoredError::Missing(_) => report.with_hint("rbuild images lists what there is; rbuild pull fetches more"),
+            StoredError::Ambiguous(_) => report.with_hint("give more of its digits"),
+            StoredError::Image(_) | StoredError::Store(_) => report,
+        }
+    }
+}
+
+impl From<ImportError> for Report {
+    fn from(error: ImportError) -> Self {
+        let report = Self::of(&error);
+        match &error {
+            ImportError::NoImage => report.with_hint("a tar of a root file system becomes an image with: rbuild import FILE NAME"),
+            _ => report,
         }
     }
 }

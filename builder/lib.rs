@@ -17,4 +17,5 @@ pub mod progress;
 pub mod report;
 pub mod session;
 pub mod stored;
+pub mod terminal;
 pub mod worker;

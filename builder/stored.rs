@@ -116,6 +116,21 @@ impl Stored {
         chain_of(&self.config.rootfs.diff_ids)
     }
 
+    /// Whether all its layers are on this machine, in whatever form.
+    #[must_use]
+    pub fn is_here(&self, session: &Session) -> bool {
+        let Some(chain) = self.chain() else { return true };
+        let store = &session.store;
+        let is_here = |layer: &snapshotter::LayerRecord| -> Result<bool, StoreError> {
+            let blobs = store.layer_blobs(&layer.diff_id)?;
+            Ok(store.snapshot(&layer.chain)?.is_some()
+                || store.blob_path(&layer.diff_id).is_some()
+                || blobs.iter().any(|blob| store.blob_path(&blob.digest).is_some()))
+        };
+        let layers = store.chain_layers(&chain);
+        layers.is_ok_and(|layers| layers.iter().all(|layer| is_here(layer).unwrap_or(false)))
+    }
+
     /// The image as it leaves: with its own manifest where its blobs can be had, otherwise with one made as `output` says.
     /// With `bytes` all layers are brought here.
     ///

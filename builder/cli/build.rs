@@ -148,7 +148,7 @@ fn default_outputs(outputs: Vec<OutputSpec>, load: Option<Engine>) -> Vec<Output
 }
 
 /// The first signal cancels, a second one ends the process: the launcher then kills whatever runs.
-async fn cancel_on_signal(cancelled: CancellationToken) {
+pub(super) async fn cancel_on_signal(cancelled: CancellationToken) {
     use tokio::signal::unix::{SignalKind, signal};
     let (Ok(mut interrupt), Ok(mut terminate), Ok(mut hangup)) =
         (signal(SignalKind::interrupt()), signal(SignalKind::terminate()), signal(SignalKind::hangup()))

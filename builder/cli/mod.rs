@@ -1,6 +1,14 @@
 //! The command line: one file per subcommand, each an `Args` (whose doc comments are the help text) and one function.
 
 pub mod build;
+pub mod import;
+pub mod load;
+pub mod pull;
+pub mod push;
+pub mod run;
+pub mod save;
+mod transfer;
+mod volumes;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -45,6 +53,18 @@ pub struct Global {
 pub enum Command {
     /// Build an image from a Dockerfile
     Build(Box<build::Args>),
+    /// Make an image of a root file system
+    Import(import::Args),
+    /// Load images from an archive
+    Load(load::Args),
+    /// Pull an image from a registry
+    Pull(pull::Args),
+    /// Push an image to the registry that its name names
+    Push(push::Args),
+    /// Run a program in an image
+    Run(Box<run::Args>),
+    /// Save images as one tar
+    Save(save::Args),
 }
 
 /// Carries the command out.
@@ -55,6 +75,12 @@ pub async fn run(cli: Cli, start: Start) -> Result<ExitCode, Report> {
     let session = Session::open(&cli.global, start).map_err(|error| Report::of(&error))?;
     match cli.command {
         Command::Build(args) => build::run(&args, &session).await,
+        Command::Import(args) => import::run(&args, &session).await,
+        Command::Load(args) => load::run(&args, &session).await,
+        Command::Pull(args) => pull::run(&args, &session).await,
+        Command::Push(args) => push::run(&args, &session).await,
+        Command::Run(args) => run::run(&args, &session).await,
+        Command::Save(args) => save::run(&args, &session).await,
     }
 }
 

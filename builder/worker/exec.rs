@@ -77,7 +77,7 @@ impl BuildWorker {
         process.user.clone_from(&op.user);
         process.hostname = op.hostname.clone().unwrap_or_else(|| "buildkitsandbox".into());
         process.network = self.network(context, op.network);
-        process.files = etc_files(op, &process.hostname);
+        process.files = etc_files(&op.extra_hosts, &process.hostname);
         for mount in &op.mounts {
             self.mount(context, mount, inputs, &mut process, &mut held).await?;
         }
@@ -328,11 +328,12 @@ fn proxies(proxy: &ProxyEnv) -> impl Iterator<Item = String> {
         .into_iter()
 }
 
-fn etc_files(op: &ExecOp, hostname: &str) -> EtcFiles {
+/// What a process is told about names: the machine's resolvers, itself, and what `--add-host` says.
+pub(crate) fn etc_files(extra_hosts: &[(String, String)], hostname: &str) -> EtcFiles {
     // Where the machine has none, so has the step.
     let resolv_conf = std::fs::read("/etc/resolv.conf").ok();
     let mut hosts = format!("127.0.0.1\tlocalhost {hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\n");
-    for (name, address) in &op.extra_hosts {
+    for (name, address) in extra_hosts {
         hosts.push_str(&format!("{address}\t{name}\n"));
     }
     EtcFiles { resolv_conf, hosts: Some(hosts.into_bytes()), hostname: None }

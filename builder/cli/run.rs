@@ -1,0 +1,425 @@
+//! `rbuild run`
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::process::ExitCode;
+
+use executor::{ExitStatus, Network, Process, Root, Running, Stdio, spec::Changes};
+use graph::Platform;
+use rustix::termios::{Winsize, tcsetwinsize};
+use solver::RunContext;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+use super::transfer::{mode, platform, shown};
+use super::volumes::{self, Volumes};
+use crate::build::add_host;
+use crate::images::parse_name;
+use crate::report::Report;
+use crate::session::Session;
+use crate::stored::{self, Stored, StoredError};
+use crate::terminal::{self, Raw};
+use crate::worker::{WorkError, etc_files};
+
+/// rbuild itself failed, and the program was not started.
+const EXIT_OWN: u8 = 125;
+/// How long a terminal may still print after the program has ended.
+const LAST_WORDS: std::time::Duration = std::time::Duration::from_secs(2);
+
+/// Run a program in an image
+///
+/// In the foreground, in the sandbox of RUN steps; what it writes outside of volumes is gone when it ends, and so is the
+/// container. An image that is not in the store is pulled. The exit status is that of the program; 125 if rbuild failed, 126
+/// if the program cannot be executed, 127 if there is none, 128 and the number of the signal that ended it.
+#[derive(clap::Args, Debug, Clone)]
+#[command(override_usage = "rbuild run [OPTIONS] IMAGE [CMD]...")]
+pub struct Args {
+    /// Name or id of an image; then what replaces its CMD
+    #[arg(value_name = "IMAGE [CMD]", required = true, num_args = 1.., trailing_var_arg = true)]
+    pub image_and_command: Vec<String>,
+    /// Pass standard input on
+    #[arg(short, long)]
+    pub interactive: bool,
+    /// Give the program a terminal
+    #[arg(short, long)]
+    pub tty: bool,
+    /// Mount a directory or file of this machine: `/HOST:/CONTAINER`, with `:ro` if it may not be written
+    #[arg(short, long = "volume", value_name = "HOST:CONTAINER[:ro]")]
+    pub volumes: Vec<String>,
+    /// Set a variable (`NAME=value`, or `NAME` to pass on the caller's)
+    #[arg(short, long = "env", value_name = "NAME[=VALUE]")]
+    pub env: Vec<String>,
+    /// Working directory [default: the image's]
+    #[arg(short, long, value_name = "DIR")]
+    pub workdir: Option<String>,
+    /// User, as USER of a Dockerfile has it [default: the image's]
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    pub user: Option<String>,
+    /// Replace the image's ENTRYPOINT, and drop its CMD; an empty one removes it
+    #[arg(long, value_name = "PROGRAM")]
+    pub entrypoint: Option<String>,
+    /// Remove the container when it has ended; this is always so
+    #[arg(long)]
+    pub rm: bool,
+    /// Network: default and host are the machine's, none has only loopback
+    #[arg(long, value_name = "MODE", default_value = "default")]
+    pub network: RunNetwork,
+    /// Host name inside [default: a random one, with the machine's network the machine's]
+    #[arg(long, value_name = "NAME")]
+    pub hostname: Option<String>,
+    /// Make the root file system read-only; volumes of the image can be written
+    #[arg(long)]
+    pub read_only: bool,
+    /// Add a line to /etc/hosts: `host:ip`
+    #[arg(long = "add-host", value_name = "HOST:IP")]
+    pub add_hosts: Vec<String>,
+    /// When to pull the image
+    #[arg(long, value_name = "WHEN", default_value = "missing")]
+    pub pull: PullWhen,
+    /// Platform of the image, where there are several [default: this machine's]
+    #[arg(long, value_name = "PLATFORM", env = "DOCKER_DEFAULT_PLATFORM")]
+    pub platform: Option<Platform>,
+}
+
+/// `--network`
+#[derive(clap::ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RunNetwork {
+    /// That of RUN steps.
+    Default,
+    /// Loopback only.
+    None,
+    /// The machine's.
+    Host,
+}
+
+/// `--pull`
+#[derive(clap::ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PullWhen {
+    /// Ask the registry each time.
+    Always,
+    /// When the store does not have it.
+    Missing,
+    /// Not at all.
+    Never,
+}
+
+/// Runs the program to its end.
+///
+/// # Errors
+/// It could not be started.
+pub async fn run(args: &Args, session: &Session) -> Result<ExitCode, Report> {
+    match contained(args, session).await {
+        Ok(status) => Ok(ExitCode::from(u8::try_from(status.shell_code()).unwrap_or(EXIT_OWN))),
+        Err(Failed::Program(report)) => Err(report),
+        Err(Failed::Own(report)) => Err(report.with_exit_code(EXIT_OWN)),
+    }
+}
+
+enum Failed {
+    /// With the exit code that a shell would give.
+    Program(Report),
+    /// With whatever exit code.
+    Own(Report),
+}
+
+impl<E: Into<Report>> From<E> for Failed {
+    fn from(error: E) -> Self {
+        Self::Own(error.into())
+    }
+}
+
+async fn contained(args: &Args, session: &Session) -> Result<ExitStatus, Failed> {
+    if args.tty && args.interactive && !terminal::on_stdin() {
+        let report = Report::new("the input device is not a terminal");
+        return Err(report.with_hint("leave out -t to pass on what is piped in").into());
+    }
+    let image = find(args, session).await?;
+    let quiet = quiet();
+    let prepare = async |context: &RunContext| -> Result<_, WorkError> {
+        session.layers.directories(context, image.chain().as_ref()).await
+    };
+    let lowers = match image.is_here(session) {
+        true => prepare(&quiet).await.map_err(Report::from)?,
+        false => shown(mode(false)?, &format!("fetching layers of {}", image.label()), prepare).await?,
+    };
+    let changes = session.store.prepare()?;
+    let overlay = executor::Overlay {
+        lowers,
+        changes: Some(Changes { upper: changes.fs().to_owned(), work: changes.work().to_owned() }),
+    };
+    let mut process = process(args, &image, Root::Overlay(overlay.clone()))?;
+    let volumes = Volumes::of_image(session, &image, &overlay, args.read_only).await?;
+    process.mounts = volumes::in_order(volumes.mounts.clone(), &args.volumes)?;
+    let status = start(args, session, process).await;
+    // They were there for the program only.
+    drop((changes, volumes));
+    status
+}
+
+/// The image, pulled if need be.
+async fn find(args: &Args, session: &Session) -> Result<Stored, Report> {
+    let text = args.image_and_command.first().map_or("", String::as_str);
+    let wanted = platform(args.platform.as_ref());
+    if args.pull != PullWhen::Always {
+        match Stored::find(&session.store, text) {
+            // Only who asks for a platform minds another one.
+            Ok(image) if args.platform.is_none() || image.config.platform() == wanted => {
+                let has = image.config.platform();
+                if !has.architecture.is_empty() && has.architecture != Platform::host().architecture {
+                    eprintln!("WARNING: {} is for {has}, this machine is {}", image.label(), Platform::host());
+                }
+                return Ok(image);
+            }
+            Ok(_) if args.pull == PullWhen::Never => {
+                return Err(Report::new(format!("{text} is not in the store for {wanted}")));
+            }
+            Ok(_) => {}
+            Err(StoredError::Missing(_)) if args.pull == PullWhen::Missing && !text.starts_with("sha256:") => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let name = parse_name(text)?;
+    let pull = async |context: &RunContext| stored::pull(session, &name, &wanted, context).await;
+    let pulled = shown(mode(false)?, &format!("pulling {}", name.familiar()), pull).await?;
+    Ok(pulled.image)
+}
+
+/// The image's settings, and what the command line says instead.
+fn process(args: &Args, image: &Stored, root: Root) -> Result<Process, Report> {
+    let config = &image.config.config;
+    let mut process = Process::new(root, command(args, image)?);
+    process.hostname = match &args.hostname {
+        Some(name) => name.clone(),
+        None if args.network == RunNetwork::None => random_name()?,
+        None => rustix::system::uname().nodename().to_string_lossy().into_owned(),
+    };
+    process.env.push(format!("HOSTNAME={}", process.hostname));
+    if args.tty {
+        process.env.push("TERM=xterm".to_owned());
+    }
+    process.env.extend(config.env.iter().cloned());
+    for variable in &args.env {
+        match variable.split_once('=') {
+            Some(("", _)) => return Err(Report::new(format!("-e {variable:?}: a variable needs a name"))),
+            Some(_) => process.env.push(variable.clone()),
+            None => match std::env::var(variable) {
+                Ok(value) => process.env.push(format!("{variable}={value}")),
+                // As docker does: what the caller does not have is not set.
+                Err(std::env::VarError::NotPresent) => {}
+                Err(error) => return Err(Report::new(format!("-e {variable}: {error}"))),
+            },
+        }
+    }
+    let directory = args.workdir.as_deref().unwrap_or(&config.working_dir);
+    if !directory.is_empty() {
+        if !directory.starts_with('/') {
+            return Err(Report::new(format!("the working directory {directory:?} is not an absolute path")));
+        }
+        process.cwd = directory.to_owned();
+    }
+    process.user = args.user.clone().unwrap_or_else(|| config.user.clone());
+    process.readonly_root = args.read_only;
+    process.network = match args.network {
+        RunNetwork::None => Network::None,
+        RunNetwork::Default | RunNetwork::Host => Network::Host,
+    };
+    let hosts = args.add_hosts.iter().map(|host| add_host(host)).collect::<Result<Vec<_>, _>>();
+    process.files = etc_files(&hosts.map_err(Report::new)?, &process.hostname);
+    process.files.hostname = Some(format!("{}\n", process.hostname).into_bytes());
+    Ok(process)
+}
+
+fn command(args: &Args, image: &Stored) -> Result<Vec<String>, Report> {
+    let config = &image.config.config;
+    let own = args.image_and_command.get(1..).unwrap_or_default();
+    let (entrypoint, cmd) = match &args.entrypoint {
+        Some(program) if program.is_empty() => (Vec::new(), None),
+        Some(program) => (vec![program.clone()], None),
+        None => (config.entrypoint.clone().unwrap_or_default(), config.cmd.clone()),
+    };
+    let arguments = if own.is_empty() { cmd.unwrap_or_default() } else { own.to_vec() };
+    let command: Vec<String> = entrypoint.into_iter().chain(arguments).collect();
+    if command.is_empty() {
+        let report = Report::new(format!("{} has neither ENTRYPOINT nor CMD", image.label()));
+        return Err(report.with_hint("say what to run after its name"));
+    }
+    Ok(command)
+}
+
+fn random_name() -> Result<String, Report> {
+    let mut bytes = [0; 6];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).map_err(io::Error::from)?;
+    Ok(hex::encode(bytes))
+}
+
+/// Progress that nobody sees.
+pub(super) fn quiet() -> RunContext {
+    let (progress, _) = solver::channel();
+    RunContext { progress: progress.vertex("run"), cancelled: Default::default() }
+}
+
+async fn start(args: &Args, session: &Session, process: Process) -> Result<ExitStatus, Failed> {
+    let launcher = session.launcher().map_err(|error| Report::of(&error))?;
+    let stdio = match args.tty {
+        true => Stdio::Terminal(terminal::window_size()),
+        false => descriptors(args.interactive)?,
+    };
+    // From here on signals are the program's.
+    let mut signals = signals()?;
+    let started = |error: executor::Error| {
+        let report = Report::of(&error);
+        let report = match error.hint() {
+            Some(hint) => report.with_hint(hint),
+            None => report,
+        };
+        match error.exit_code().and_then(|code| u8::try_from(code).ok()) {
+            Some(code) => Failed::Program(report.with_exit_code(code)),
+            None => Failed::Own(report),
+        }
+    };
+    let mut running = launcher.run(process, stdio).await.map_err(started)?;
+    let typing = match args.tty {
+        true => Some(Typing::begin(args.interactive, &running)?),
+        false => None,
+    };
+    let status = follow(&mut running, &mut signals).await.map_err(|error| Report::of(&error))?;
+    if let Some(typing) = typing {
+        typing.end().await;
+    }
+    if status.oom_killed && !status.success() {
+        eprintln!("the program was killed: out of memory");
+    }
+    Ok(status)
+}
+
+/// The program gets our own, so that no byte goes through us.
+fn descriptors(interactive: bool) -> io::Result<Stdio> {
+    let stdin: OwnedFd = match interactive {
+        true => io::stdin().as_fd().try_clone_to_owned()?,
+        false => File::open("/dev/null")?.into(),
+    };
+    let (stdout, stderr) = (io::stdout().as_fd().try_clone_to_owned()?, io::stderr().as_fd().try_clone_to_owned()?);
+    Ok(Stdio::Descriptors { stdin, stdout, stderr })
+}
+
+/// Our terminal stands in for the program's while this lives.
+struct Typing {
+    raw: Option<Raw>,
+    printed: tokio::sync::oneshot::Receiver<()>,
+    resizing: tokio::task::JoinHandle<()>,
+}
+
+impl Typing {
+    fn begin(interactive: bool, running: &Running) -> io::Result<Self> {
+        let terminal = running.terminal().ok_or_else(|| io::Error::other("the program was given no terminal"))?;
+        let resizing = tokio::spawn(resize(terminal.try_clone()?));
+        let printed = terminal::pass_output(terminal.try_clone()?)?;
+        let raw = match interactive {
+            true => {
+                let raw = Raw::enter()?;
+                terminal::pass_input(terminal.try_clone()?)?;
+                Some(raw)
+            }
+            false => None,
+        };
+        Ok(Self { raw, printed, resizing })
+    }
+
+    /// Waits for the last that was printed, and gives our terminal back.
+    async fn end(self) {
+        self.resizing.abort();
+        let _ = tokio::time::timeout(LAST_WORDS, self.printed).await;
+        drop(self.raw);
+    }
+}
+
+async fn resize(terminal: OwnedFd) {
+    let Ok(mut changed) = signal(SignalKind::window_change()) else { return };
+    while changed.recv().await.is_some() {
+        let size = terminal::window_size();
+        let size = Winsize { ws_row: size.rows, ws_col: size.columns, ws_xpixel: 0, ws_ypixel: 0 };
+        // A program that ended has no use for it.
+        let _ = tcsetwinsize(&terminal, size);
+    }
+}
+
+/// The signals that are the program's.
+fn signals() -> io::Result<mpsc::Receiver<SignalKind>> {
+    let kinds = [
+        SignalKind::interrupt(),
+        SignalKind::terminate(),
+        SignalKind::hangup(),
+        SignalKind::quit(),
+        SignalKind::user_defined1(),
+        SignalKind::user_defined2(),
+    ];
+    let (sender, receiver) = mpsc::channel(16);
+    for kind in kinds {
+        let mut arrived = signal(kind)?;
+        let sender = sender.clone();
+        tokio::spawn(async move {
+            while arrived.recv().await.is_some() && sender.send(kind).await.is_ok() {}
+        });
+    }
+    Ok(receiver)
+}
+
+/// Waits for the end and passes signals on. As process 1 the program sees only those that it handles; the second Ctrl-C
+/// therefore kills it.
+async fn follow(
+    running: &mut Running,
+    signals: &mut mpsc::Receiver<SignalKind>,
+) -> Result<ExitStatus, executor::Error> {
+    let mut interrupted = false;
+    loop {
+        let signal = tokio::select! {
+            status = running.wait() => return status,
+            Some(signal) = signals.recv() => signal,
+        };
+        if signal == SignalKind::interrupt() && std::mem::replace(&mut interrupted, true) {
+            running.kill()?;
+        } else {
+            running.signal(signal.as_raw_value())?;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+    use graph::ImageConfig;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn image(entrypoint: &[&str], cmd: &[&str]) -> Stored {
+        let list = |words: &[&str]| Some(words.iter().map(|&word| word.to_owned()).collect());
+        let mut config = ImageConfig::scratch(&Platform::host());
+        (config.config.entrypoint, config.config.cmd) = (list(entrypoint), list(cmd));
+        Stored { id: graph::Digest::of(b"x"), bytes: Vec::new(), config, name: None, manifest: None }
+    }
+
+    #[test]
+    fn the_command_is_put_together_as_docker_does() {
+        let image = image(&["/entry", "-a"], &["default"]);
+        for (line, want) in [
+            ("i", "/entry -a default"),
+            ("i x y", "/entry -a x y"),
+            ("-it i -e -it --rm x", "/entry -a -e -it --rm x"),
+            ("--entrypoint sh i", "sh"),
+            ("--entrypoint sh i -c true", "sh -c true"),
+            ("--entrypoint= i ls", "ls"),
+        ] {
+            let args = Line::parse_from(["run"].into_iter().chain(line.split(' '))).args;
+            assert_eq!(command(&args, &image).unwrap().join(" "), want, "{line}");
+        }
+        let args = Line::parse_from(["run", "--entrypoint=", "i"]).args;
+        assert!(command(&args, &image).is_err());
+        assert!(Line::try_parse_from(["run", "--nonsense", "i"]).is_err());
+    }
+}

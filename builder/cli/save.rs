@@ -1,0 +1,74 @@
+//! `rbuild save`
+
+use std::io::{self, IsTerminal as _};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use registry::Reference;
+use snapshotter::layer::compress::Compression;
+use solver::RunContext;
+
+use super::transfer::{mode, on_thread, shown};
+use crate::export::{Archive, Artifact, Destination, LayerCompression, OutputKind, OutputSpec};
+use crate::outputs::{self, OutputError};
+use crate::progress::Mode;
+use crate::report::Report;
+use crate::session::Session;
+use crate::stored::Stored;
+
+/// Save images as one tar
+///
+/// The tar is a docker archive and an OCI layout at once: `rbuild load`, `docker load`, `podman load` and
+/// `skopeo copy oci-archive:` take it.
+#[derive(clap::Args, Debug, Clone)]
+pub struct Args {
+    /// Names or ids of images
+    #[arg(value_name = "IMAGE", required = true)]
+    pub images: Vec<String>,
+    /// Write to this file instead of standard output
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+}
+
+/// Writes the archive.
+///
+/// # Errors
+/// An image or layer is missing, or the file cannot be written.
+pub async fn run(args: &Args, session: &Session) -> Result<ExitCode, Report> {
+    let destination = match &args.output {
+        Some(path) if path.as_os_str() != "-" => Destination::File(path.clone()),
+        _ if io::stdout().is_terminal() => {
+            return Err(Report::new("an archive is not for a terminal").with_hint("name a file with -o, or redirect"));
+        }
+        _ => Destination::Stdout,
+    };
+    let mut images: Vec<(Stored, Vec<Reference>)> = Vec::new();
+    for text in &args.images {
+        let image = Stored::find(&session.store, text)?;
+        let name = image.name.clone().filter(|name| name.tag().is_some());
+        match images.iter_mut().find(|(known, _)| known.id == image.id) {
+            Some((_, names)) => names.extend(name),
+            None => images.push((image, name.into_iter().collect())),
+        }
+    }
+    // Layers of our own go as they are: whoever takes the archive unpacks it at once.
+    let plain = LayerCompression { algorithm: Compression::None, force: false };
+    let output = OutputSpec { compression: plain, ..OutputSpec::of(OutputKind::Docker(None)) };
+    let collect = async |context: &RunContext| -> Result<_, OutputError> {
+        let mut artifacts: Vec<(Artifact, Vec<Reference>)> = Vec::with_capacity(images.len());
+        for (image, names) in &images {
+            artifacts.push((image.artifact(session, &output, context, true).await?, names.clone()));
+        }
+        Ok(artifacts)
+    };
+    // Usually there is nothing to wait for, and nothing to show.
+    let all_here = images.iter().all(|(image, _)| image.is_here(session));
+    let mode = if all_here { Mode::Quiet } else { mode(false)? };
+    let artifacts = shown(mode, "collecting layers", collect).await?;
+    on_thread(move || {
+        let images = artifacts.iter().map(|(artifact, names)| (artifact, names.clone())).collect();
+        outputs::write_archive(&Archive { images, docker: true }, &destination)
+    })
+    .await?;
+    Ok(ExitCode::SUCCESS)
+}

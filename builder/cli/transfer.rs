@@ -1,0 +1,71 @@
+//! What commands that move images share: progress on stderr, and Ctrl-C that gives up.
+
+use std::fmt::Display;
+use std::fs::File;
+use std::path::Path;
+
+use graph::Platform;
+use solver::RunContext;
+use tokio_util::sync::CancellationToken;
+
+use super::build::cancel_on_signal;
+use crate::progress::{self, Mode};
+use crate::report::Report;
+
+/// Does `work` as one vertex of a progress display.
+pub(super) async fn shown<T, E>(
+    mode: Mode,
+    name: &str,
+    work: impl AsyncFnOnce(&RunContext) -> Result<T, E>,
+) -> Result<T, Report>
+where
+    E: Display,
+    Report: From<E>,
+{
+    let (progress, events) = solver::channel();
+    let display = progress::start(mode, events, &progress::Options::from_env());
+    let cancelled = CancellationToken::new();
+    let signals = tokio::spawn(cancel_on_signal(cancelled.clone()));
+    let vertex = progress.vertex(name);
+    let context = RunContext { progress: vertex.clone(), cancelled: cancelled.clone() };
+    let result = vertex.during(work(&context)).await;
+    signals.abort();
+    drop(display.finish());
+    result.map_err(|error| match cancelled.is_cancelled() {
+        true => Report::new("cancelled").with_exit_code(130),
+        false => Report::from(error),
+    })
+}
+
+/// How a command that may be told to be quiet shows its progress.
+pub(super) fn mode(quiet: bool) -> Result<Mode, Report> {
+    let asked = if quiet { Some(Mode::Quiet) } else { None };
+    Mode::choose(asked).map_err(|error| Report::of(&error).with_exit_code(2))
+}
+
+/// The platform that was asked for, else this machine's.
+pub(super) fn platform(asked: Option<&Platform>) -> Platform {
+    asked.cloned().unwrap_or_else(Platform::host)
+}
+
+/// Does what blocks on a thread for it.
+pub(super) async fn on_thread<T, E>(work: impl FnOnce() -> Result<T, E> + Send + 'static) -> Result<T, Report>
+where
+    T: Send + 'static,
+    E: Send + 'static,
+    Report: From<E>,
+{
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => Ok(result?),
+        Err(_) => Err(Report::new("internal error: a thread panicked")),
+    }
+}
+
+/// A file that the person named.
+pub(super) fn open_file(path: &Path) -> Result<File, Report> {
+    File::open(path).map_err(|error| {
+        let mut report = Report::new(format!("cannot read {}", path.display()));
+        report.caused_by(error.to_string());
+        report
+    })
+}
