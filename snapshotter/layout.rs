@@ -49,8 +49,9 @@ const DIRECTORIES: [&str; 12] = [
 impl Layout {
     /// Makes the directories, and refuses a root that is not ours alone.
     pub(crate) fn open(root: &Path) -> Result<Self, StoreError> {
-        // Searchable by others: a step in a user namespace reaches its layers through it.
-        let made = DirBuilder::new().recursive(true).mode(0o711).create(root);
+        // Not searchable by others: setuid programs lie in layers (CVE-2021-41091). Who builds owns the root, also as root of a
+        // user namespace, and steps get their layers as mounts.
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(root);
         made.map_err(StoreError::io("create the store", root))?;
         let root = root.canonicalize().map_err(StoreError::io("open the store", root))?;
         check(&root)?;

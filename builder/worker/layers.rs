@@ -26,6 +26,9 @@ use crate::images::{ImageError, Remote};
 /// Layers that are fetched or unpacked at the same time.
 const PARALLEL: usize = 4;
 
+/// An overlay takes 500 lower directories; above this a stack is merged into one.
+const MOST_LOWERS: usize = 450;
+
 /// The layers of the store, and those that registries still have.
 pub struct Layers {
     store: Arc<Store>,
@@ -47,6 +50,11 @@ impl Layers {
         let Some(chain) = chain else { return Ok(vec![self.store.empty_directory()?]) };
         let layers = self.store.chain_layers(chain)?;
         self.unpack(context, &layers).await?;
+        if layers.len() > MOST_LOWERS {
+            let (store, chain, cancelled) = (Arc::clone(&self.store), *chain, context.cancelled.clone());
+            let flat = blocking(move || Ok(store.flattened(&chain, &|| cancelled.is_cancelled())?)).await?;
+            return Ok(vec![flat.fs().to_owned()]);
+        }
         let directory = |layer: &LayerRecord| self.snapshot(&layer.chain);
         layers.iter().rev().map(directory).collect()
     }
