@@ -31,7 +31,7 @@ impl Volumes {
             return Ok(volumes);
         }
         let tree = session.layers.readable(&super::run::quiet(), image.chain().as_ref()).await?.tree;
-        for path in image.config.config.volumes.keys().filter(|path| path.trim_matches('/') != "") {
+        for path in image.config.config.volumes.keys().filter(|path| !path.trim_matches('/').is_empty()) {
             let there = tree.resolve(path.as_bytes(), true).map_err(WorkError::from)?;
             let is_directory = there.found.is_some_and(|found| found.entry.is_dir());
             if is_directory && !read_only {

@@ -23,11 +23,11 @@ use super::{ContextError, Ignore};
 
 /// A scanned directory.
 #[derive(Clone)]
-pub struct Scan {
+pub(super) struct Scan {
     /// What was found.
-    pub tree: Arc<Tree>,
+    pub(super) tree: Arc<Tree>,
     /// Where it lies.
-    pub root: Arc<PathBuf>,
+    pub(super) root: Arc<PathBuf>,
 }
 
 impl Scan {
@@ -35,7 +35,7 @@ impl Scan {
     ///
     /// # Errors
     /// A directory or file that cannot be read.
-    pub fn new(root: &Path, wanted: &Wanted, ignore: &Ignore, cache: &StatCache) -> Result<Self, ContextError> {
+    pub(super) fn new(root: &Path, wanted: &Wanted, ignore: &Ignore, cache: &StatCache) -> Result<Self, ContextError> {
         let mut walk = Walk::new(root, wanted.clone(), ignore)?;
         // A wanted path may lead through a link: what it points to is wanted as well.
         loop {
@@ -58,7 +58,7 @@ impl Scan {
     ///
     /// # Errors
     /// Those of open(2); a link put in its place meanwhile is refused.
-    pub fn open(&self, path: &[u8]) -> io::Result<File> {
+    pub(super) fn open(&self, path: &[u8]) -> io::Result<File> {
         open_beneath(&self.root, path)
     }
 }

@@ -9,7 +9,7 @@ mod load;
 mod members;
 
 use std::io::{self, Read, Write as _};
-use std::path::PathBuf;
+use std::path::Path;
 
 use graph::image::History;
 use graph::{Digest, ImageConfig, Platform};
@@ -140,6 +140,6 @@ fn copy(mut from: impl Read, to: &mut impl io::Write) -> io::Result<u64> {
 }
 
 /// A path for people.
-fn shown(path: &PathBuf) -> String {
+fn shown(path: &Path) -> String {
     path.display().to_string()
 }

@@ -108,7 +108,7 @@ impl BuildWorker {
         let (store, parent) = (Arc::clone(&self.store), base.chain);
         let record = blocking(move || {
             executor::stubs::remove(active.fs(), &stubs).map_err(WorkError::Stubs)?;
-            let options = CommitOptions { below: Some(&below.tree), ..CommitOptions::default() };
+            let options = CommitOptions { below: Some(&below.tree) };
             let committed = commit_upper(active.fs(), &options)?;
             let now = jiff::Timestamp::now();
             let record = LayerRecord::own(parent, committed.diff_id, committed.content, committed.size, now);
