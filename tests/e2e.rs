@@ -20,6 +20,8 @@ mod layers;
 mod outputs;
 #[path = "e2e/registry.rs"]
 mod registry;
+#[path = "e2e/rootless.rs"]
+mod rootless;
 #[path = "e2e/sandbox.rs"]
 mod sandbox;
 #[path = "e2e/support.rs"]

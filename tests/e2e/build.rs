@@ -17,7 +17,7 @@ fn from_scratch_with_one_static_program() {
     let context = env
         .dockerfile(
             "c",
-            "FROM scratch\nCOPY busybox /bin/hello\nENTRYPOINT [\"/bin/hello\", \"echo\"]\nCMD [\"world\"]\n",
+            "FROM scratch\nCOPY busybox /bin/busybox\nENTRYPOINT [\"/bin/busybox\", \"echo\"]\nCMD [\"world\"]\n",
         )
         .mode("busybox", 0o755, busybox);
     env.build(&context, &["-t", "hello:1"]).ok();

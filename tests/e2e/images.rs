@@ -93,7 +93,7 @@ fn run_honours_the_config_of_the_image() {
 fn run_passes_the_exit_status_on() {
     let env = TestEnv::busybox();
     env.run("busybox", &["sh", "-c", "exit 42"]).run().exits(42);
-    env.run("busybox", &["sh", "-c", "kill -9 $$; kill -15 1; sh -c 'kill -9 $$'"]).run().exits(137);
+    env.run("busybox", &["sh", "-c", "kill -9 $$; kill -15 1; sh -c 'kill -9 $$'; exit $?"]).run().exits(137);
     env.run("busybox", &["nosuchcommand"]).run().exits(127);
     env.run("busybox", &["/etc/passwd"]).run().exits(126);
     env.run("nosuchimage:1", &["true"]).timeout(60).run().exits(125);

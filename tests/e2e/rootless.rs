@@ -1,0 +1,92 @@
+//! An ordinary user's builds. Who starts these tests is root, and becomes that user, with and without subordinate ids, in a mount
+//! namespace where the machine's own tables are covered.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, chown};
+
+use crate::support::{Layout, Run, TestEnv, busybox_base, require, require_root};
+
+const UID: u32 = 4242;
+
+/// An environment that belongs to the user, with a copy of the binary that the user can reach.
+fn env_of_user() -> TestEnv {
+    let env = TestEnv::new();
+    fs::copy(env!("CARGO_BIN_EXE_rbuild"), env.path("rbuild")).expect("ours");
+    fs::copy(busybox_base().tar, env.path("busybox.tar")).expect("ours");
+    fs::write(env.path("passwd"), format!("root:x:0:0::/root:/bin/sh\nann:x:{UID}:{UID}::/nonexistent:/bin/sh\n"))
+        .expect("ours");
+    fs::write(env.path("subid"), "ann:500000:65536\n").expect("ours");
+    fs::write(env.path("nobody"), "").expect("ours");
+    for dir in ["store", "home", "home/.docker", "run", "tmp"] {
+        chown(env.path(dir), Some(UID), Some(UID)).expect("root may");
+    }
+    fs::set_permissions(env.path("busybox.tar"), fs::Permissions::from_mode(0o644)).expect("ours");
+    env
+}
+
+fn as_user(env: &TestEnv, subordinate_ids: bool, args: &[&str]) -> Run {
+    let table = if subordinate_ids { "subid" } else { "nobody" };
+    let d = env.dir().display();
+    let script = format!(
+        "mount --bind {d}/passwd /etc/passwd && mount --bind {d}/{table} /etc/subuid && mount --bind {d}/{table} /etc/subgid && \
+         exec setpriv --reuid={UID} --regid={UID} --clear-groups {d}/rbuild \"$@\""
+    );
+    env.program("unshare").args(["-m", "sh", "-c", &script, "sh"]).args(args)
+}
+
+fn builds(subordinate_ids: bool) -> Option<(TestEnv, String)> {
+    if !require(&["unshare", "setpriv", "newuidmap"]) || !require_root() {
+        return None;
+    }
+    let env = env_of_user();
+    let rbuild = |args: &[&str]| as_user(&env, subordinate_ids, args);
+    let tar = env.path("busybox.tar").display().to_string();
+    rbuild(&["import", &tar, "busybox"]).ok();
+    let text = "FROM busybox\nRUN id -u > /who && touch /made && cat /proc/self/uid_map > /map\nCOPY f /f\nRUN cat /f && rm /etc/group && mkdir -m 700 /private\n";
+    let context = env.dockerfile("c", text).file("f", "content\n");
+    let path = context.dir().display().to_string();
+    let first = rbuild(&["build", "--progress", "plain", "-t", "app", &path]).ok();
+    rbuild(&["build", "--progress", "plain", "-t", "app", &path]).ok().contains("CACHED");
+    assert_eq!(rbuild(&["run", "app", "cat", "/who", "/f"]).ok().stdout, "0\ncontent\n");
+    rbuild(&["run", "app", "test", "!", "-e", "/etc/group"]).ok();
+    let out = env.path("home/app.tar").display().to_string();
+    rbuild(&["build", "-o", &format!("type=oci,dest={out}"), &path]).ok();
+    let image = Layout::from_archive(&env.path("home/app.tar")).image();
+    assert!(image.find("made").is_some_and(|e| (e.uid, e.gid) == (0, 0)), "files belong to root in the image");
+    // The store belongs to the user, and what lies in it can be removed by rbuild for the user.
+    rbuild(&["rmi", "app"]).ok();
+    env.assert_clean();
+    Some((env, first.stderr))
+}
+
+#[test]
+fn a_user_with_subordinate_ids_builds_and_runs() {
+    let Some((env, _)) = builds(true) else { return };
+    let text = "FROM busybox\nRUN chown 33:44 /bin && adduser -D -H bob 2>/dev/null; touch /owned && chown 1000:1001 /owned\nUSER web\nRUN id -u > /tmp/id\n";
+    let path = env.dockerfile("d", text).dir().display().to_string();
+    as_user(&env, true, &["-t", "owners", &path]).ok();
+    let out = as_user(&env, true, &["run", "-u", "0", "owners", "sh", "-c", "stat -c %u:%g /owned; cat /tmp/id"]).ok();
+    assert_eq!(out.stdout, "1000:1001\n1000\n");
+}
+
+#[test]
+fn a_user_with_one_id_builds_and_runs_and_is_told_what_is_missing() {
+    let Some((_, stderr)) = builds(false) else { return };
+    assert!(
+        stderr.contains("subuid") || stderr.contains("subordinate"),
+        "one line says what this tier lacks:\n{stderr}"
+    );
+}
+
+#[test]
+fn a_store_of_somebody_else_is_refused() {
+    if !require(&["unshare", "setpriv"]) || !require_root() {
+        return;
+    }
+    let env = env_of_user();
+    chown(env.store(), Some(0), Some(0)).expect("root may");
+    fs::set_permissions(env.store(), fs::Permissions::from_mode(0o755)).expect("root may");
+    let out = as_user(&env, true, &["images"]).run();
+    assert_ne!(out.code, Some(0), "{}", out.text());
+    assert!(out.stderr.contains("store"), "{}", out.stderr);
+}
