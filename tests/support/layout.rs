@@ -126,7 +126,11 @@ impl Layout {
         assert_eq!(diff_ids.len(), descriptors.len(), "as many diff ids as layers");
         let layers = descriptors.iter().zip(&diff_ids).map(|(descriptor, diff_id)| {
             let tar = unpacked(&self.described(descriptor));
-            assert_eq!(diff_id.as_str(), Some(&*format!("sha256:{}", hex::encode(Sha256::digest(&tar)))), "diff id of a layer");
+            assert_eq!(
+                diff_id.as_str(),
+                Some(&*format!("sha256:{}", hex::encode(Sha256::digest(&tar)))),
+                "diff id of a layer"
+            );
             entries(&tar)
         });
         let layers = layers.collect();

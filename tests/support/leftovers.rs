@@ -14,7 +14,12 @@ pub fn assert_nothing_left_behind(dir: &Path) {
         if left.is_empty() {
             return;
         }
-        assert!(started.elapsed() < Duration::from_secs(5), "left behind by the test in {}:\n{}", dir.display(), left.join("\n"));
+        assert!(
+            started.elapsed() < Duration::from_secs(5),
+            "left behind by the test in {}:\n{}",
+            dir.display(),
+            left.join("\n")
+        );
         std::thread::sleep(Duration::from_millis(20));
     }
 }
@@ -30,7 +35,9 @@ pub fn leftovers(dir: &Path) -> Vec<String> {
             continue;
         }
         let proc = entry.path();
-        let read = |name: &str| fs::read(proc.join(name)).map(|b| String::from_utf8_lossy(&b).into_owned()).unwrap_or_default();
+        let read = |name: &str| {
+            fs::read(proc.join(name)).map(|b| String::from_utf8_lossy(&b).into_owned()).unwrap_or_default()
+        };
         let command = read("cmdline").replace('\0', " ");
         // A zombie is a process that somebody else has yet to collect.
         if read("stat").rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with(['Z', 'X'])) {

@@ -21,7 +21,8 @@ pub fn find(program: &str) -> Option<PathBuf> {
 
 /// `if !require(&["skopeo"]) { return; }`: false only where the person allowed tests to be left out.
 pub fn require(programs: &[&str]) -> bool {
-    let missing: Vec<_> = programs.iter().filter(|p| !can(p)).map(|p| format!("{p} (package {})", package(p))).collect();
+    let missing: Vec<_> =
+        programs.iter().filter(|p| !can(p)).map(|p| format!("{p} (package {})", package(p))).collect();
     missing.is_empty() || leave_out(&format!("missing {}", missing.join(", ")))
 }
 

@@ -84,7 +84,11 @@ impl Registry {
 
     /// skopeo against this registry, with its certificate and its login.
     pub fn skopeo(&self, command: &str) -> Run {
-        Run::new("skopeo").arg("--insecure-policy").arg(command).env("HOME", self.dir.path()).env("TMPDIR", self.dir.path())
+        Run::new("skopeo")
+            .arg("--insecure-policy")
+            .arg(command)
+            .env("HOME", self.dir.path())
+            .env("TMPDIR", self.dir.path())
     }
 
     /// Puts an image there, as another tool would.
@@ -115,7 +119,10 @@ impl Registry {
 
     /// Blobs that somebody uploaded: finished uploads, not mounts.
     pub fn uploads(&self) -> usize {
-        self.requests().iter().filter(|r| r.starts_with("PUT ") && r.contains("/blobs/uploads/") && r.ends_with(" 201")).count()
+        self.requests()
+            .iter()
+            .filter(|r| r.starts_with("PUT ") && r.contains("/blobs/uploads/") && r.ends_with(" 201"))
+            .count()
     }
 }
 
@@ -135,15 +142,30 @@ fn certificates(dir: &Path) {
         assert!(output.status.success(), "openssl {args:?}: {}", String::from_utf8_lossy(&output.stderr));
     };
     let ec = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"];
-    let mut ca = vec!["req", "-x509", "-days", "2", "-subj", "/CN=rbuild test authority", "-keyout", "ca.key", "-out", "ca.crt"];
+    let mut ca =
+        vec!["req", "-x509", "-days", "2", "-subj", "/CN=rbuild test authority", "-keyout", "ca.key", "-out", "ca.crt"];
     ca.extend(ec);
     openssl(&ca);
     let mut request = vec!["req", "-subj", "/CN=localhost", "-keyout", "server.key", "-out", "server.csr"];
     request.extend(ec);
     openssl(&request);
-    fs::write(dir.join("san"), "subjectAltName=DNS:localhost,IP:127.0.0.1\nbasicConstraints=CA:FALSE\n").expect("our directory");
+    fs::write(dir.join("san"), "subjectAltName=DNS:localhost,IP:127.0.0.1\nbasicConstraints=CA:FALSE\n")
+        .expect("our directory");
     openssl(&[
-        "x509", "-req", "-days", "2", "-in", "server.csr", "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", "san",
-        "-out", "server.crt",
+        "x509",
+        "-req",
+        "-days",
+        "2",
+        "-in",
+        "server.csr",
+        "-CA",
+        "ca.crt",
+        "-CAkey",
+        "ca.key",
+        "-CAcreateserial",
+        "-extfile",
+        "san",
+        "-out",
+        "server.crt",
     ]);
 }

@@ -24,7 +24,10 @@ impl Run {
     pub fn new(program: impl AsRef<OsStr>) -> Self {
         let mut command = Command::new(&program);
         let path = std::env::var("PATH").unwrap_or_default();
-        command.env_clear().env("PATH", format!("{path}:/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin")).env("LC_ALL", "C.UTF-8");
+        command
+            .env_clear()
+            .env("PATH", format!("{path}:/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin"))
+            .env("LC_ALL", "C.UTF-8");
         // Measured coverage is written where the person who measures says.
         if let Some(file) = std::env::var_os("LLVM_PROFILE_FILE") {
             command.env("LLVM_PROFILE_FILE", file);
