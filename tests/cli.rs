@@ -21,7 +21,9 @@ fn steady_line(line: &str) -> String {
 fn steady_word(word: &str) -> String {
     let bare = word.trim_matches(|c: char| "();:,".contains(c));
     let seconds = bare.strip_suffix('s').unwrap_or(bare);
-    let is_time = seconds.contains('.') && seconds.bytes().all(|b| b.is_ascii_digit() || b == b'.');
+    let is_time = seconds.starts_with(|c: char| c.is_ascii_digit())
+        && seconds.contains('.')
+        && seconds.bytes().all(|b| b.is_ascii_digit() || b == b'.');
     let hex = bare.strip_prefix("sha256:").unwrap_or(bare);
     let is_id = [12, 64].contains(&hex.len()) && hex.bytes().all(|b| b.is_ascii_hexdigit());
     match (is_time, is_id) {
@@ -143,8 +145,8 @@ fn wrong_usage() {
     ");
     assert_snapshot!(steady(&env, &env.rbuild(["build", "."]).cwd(env.context("empty").dir()).run().exits(1)), @r"
     #1 [internal] load build definition
-    #1 ERROR: there is no Dockerfile in the build context
-    ERROR: there is no Dockerfile in the build context
+    #1 ERROR: there is no Dockerfile in .
+    ERROR: there is no Dockerfile in .
     hint: name the Dockerfile with -f
     ");
 }
