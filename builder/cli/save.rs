@@ -5,13 +5,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use registry::Reference;
-use snapshotter::layer::compress::Compression;
 use solver::RunContext;
 
 use super::transfer::{mode, on_thread, shown};
-use crate::export::{Archive, Artifact, Destination, LayerCompression, OutputKind, OutputSpec};
+use crate::export::{Archive, Artifact, Destination, OutputKind, OutputSpec};
 use crate::outputs::{self, OutputError};
-use crate::progress::Mode;
 use crate::report::Report;
 use crate::session::Session;
 use crate::stored::Stored;
@@ -51,9 +49,8 @@ pub async fn run(args: &Args, session: &Session) -> Result<ExitCode, Report> {
             None => images.push((image, name.into_iter().collect())),
         }
     }
-    // Layers of our own go as they are: whoever takes the archive unpacks it at once.
-    let plain = LayerCompression { algorithm: Compression::None, force: false };
-    let output = OutputSpec { compression: plain, ..OutputSpec::of(OutputKind::Docker(None)) };
+    // As a push would pack them, so that an image has one digest wherever it goes.
+    let output = OutputSpec::of(OutputKind::Docker(None));
     let collect = async |context: &RunContext| -> Result<_, OutputError> {
         let mut artifacts: Vec<(Artifact, Vec<Reference>)> = Vec::with_capacity(images.len());
         for (image, names) in &images {
@@ -61,10 +58,9 @@ pub async fn run(args: &Args, session: &Session) -> Result<ExitCode, Report> {
         }
         Ok(artifacts)
     };
-    // Usually there is nothing to wait for, and nothing to show.
+    // Only downloads are worth a display.
     let all_here = images.iter().all(|(image, _)| image.is_here(session));
-    let mode = if all_here { Mode::Quiet } else { mode(false)? };
-    let artifacts = shown(mode, "collecting layers", collect).await?;
+    let artifacts = shown(mode(all_here)?, "collecting layers", collect).await?;
     on_thread(move || {
         let images = artifacts.iter().map(|(artifact, names)| (artifact, names.clone())).collect();
         outputs::write_archive(&Archive { images, docker: true }, &destination)

@@ -21,6 +21,7 @@ pub enum ChangeError {
         /// As given.
         text: String,
         /// What is wrong with it.
+        #[source]
         problems: Diagnostics,
     },
 }

@@ -32,7 +32,8 @@ pub struct Loaded {
     pub id: Digest,
     /// Its names.
     pub names: Vec<Reference>,
-    manifest: Option<ManifestRef>,
+    /// The manifest it came with.
+    pub manifest: Option<ManifestRef>,
 }
 
 /// Takes all images in; of one for several platforms, that for `platform`.

@@ -55,7 +55,7 @@ impl Members {
             let mut entry = entry.map_err(read)?;
             let name = clean("", &String::from_utf8_lossy(&entry.path_bytes()));
             match entry.header().entry_type() {
-                EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
+                EntryType::Regular | EntryType::Continuous => {
                     if is_document(&name) {
                         documents.insert(name.clone(), document(&name, &mut entry)?);
                     } else if !is_idle(&name) {
@@ -69,6 +69,10 @@ impl Members {
                     let directory = if entry.header().entry_type() == EntryType::Symlink { parent(&name) } else { "" };
                     let target = clean(directory, &target);
                     links.insert(name, target);
+                }
+                // A few bytes that stand for as many as one likes.
+                EntryType::GNUSparse => {
+                    return Err(ImportError::Malformed { what: name, why: "a sparse file".into() });
                 }
                 _ => {}
             }

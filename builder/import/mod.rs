@@ -7,6 +7,8 @@ mod changes;
 mod layer;
 mod load;
 mod members;
+#[cfg(test)]
+mod tests;
 
 use std::io::{self, Read, Write as _};
 use std::path::Path;
