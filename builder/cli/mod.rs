@@ -1,12 +1,19 @@
 //! The command line: one file per subcommand, each an `Args` (whose doc comments are the help text) and one function.
 
 pub mod build;
+pub mod history;
+pub mod images;
 pub mod import;
+pub mod inspect;
 pub mod load;
+pub mod login;
 pub mod pull;
 pub mod push;
+pub mod rmi;
 pub mod run;
 pub mod save;
+mod table;
+pub mod tag;
 mod transfer;
 mod volumes;
 
@@ -53,18 +60,32 @@ pub struct Global {
 pub enum Command {
     /// Build an image from a Dockerfile
     Build(Box<build::Args>),
+    /// Show the steps an image was made by
+    History(history::Args),
+    /// List images
+    Images(images::Args),
     /// Make an image of a root file system
     Import(import::Args),
+    /// Show what images are, as JSON
+    Inspect(inspect::Args),
     /// Load images from an archive
     Load(load::Args),
+    /// Log in to a registry
+    Login(login::LoginArgs),
+    /// Log out of a registry
+    Logout(login::LogoutArgs),
     /// Pull an image from a registry
     Pull(pull::Args),
     /// Push an image to the registry that its name names
     Push(push::Args),
+    /// Remove images
+    Rmi(rmi::Args),
     /// Run a program in an image
     Run(Box<run::Args>),
     /// Save images as one tar
     Save(save::Args),
+    /// Give an image another name
+    Tag(tag::Args),
 }
 
 /// Carries the command out.
@@ -75,12 +96,19 @@ pub async fn run(cli: Cli, start: Start) -> Result<ExitCode, Report> {
     let session = Session::open(&cli.global, start).map_err(|error| Report::of(&error))?;
     match cli.command {
         Command::Build(args) => build::run(&args, &session).await,
+        Command::History(args) => history::run(&args, &session).await,
+        Command::Images(args) => images::run(&args, &session).await,
         Command::Import(args) => import::run(&args, &session).await,
+        Command::Inspect(args) => inspect::run(&args, &session).await,
         Command::Load(args) => load::run(&args, &session).await,
+        Command::Login(args) => login::login(&args, &session).await,
+        Command::Logout(args) => login::logout(&args).await,
         Command::Pull(args) => pull::run(&args, &session).await,
         Command::Push(args) => push::run(&args, &session).await,
+        Command::Rmi(args) => rmi::run(&args, &session).await,
         Command::Run(args) => run::run(&args, &session).await,
         Command::Save(args) => save::run(&args, &session).await,
+        Command::Tag(args) => tag::run(&args, &session).await,
     }
 }
 
