@@ -1,14 +1,15 @@
 //! From the command line's PATH and `-f` to a context and a Dockerfile.
 
-use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read, Seek, Write};
+use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use frontend::SourceFile;
-use snapshotter::layer::{EntryKind, LayerIndex, compress, index_tar};
+use snapshotter::layer::EntryKind;
+use snapshotter::layer::compress::{self, Detected};
 
 use super::{ContextError, Ignore, LocalContext, Place};
+use crate::worker::archive_tree;
 
 /// What PATH names.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,7 +68,11 @@ pub struct Loaded {
 ///
 /// # Errors
 /// What is missing or cannot be read.
-pub fn load(place: Place, file: Option<&str>, stdin: impl FnOnce() -> io::Result<Vec<u8>>) -> Result<Loaded, ContextError> {
+pub fn load(
+    place: Place,
+    file: Option<&str>,
+    stdin: impl FnOnce() -> io::Result<Vec<u8>>,
+) -> Result<Loaded, ContextError> {
     let name = file.unwrap_or("Dockerfile");
     let (display, text) = if name == "-" {
         let text = stdin().map_err(|source| ContextError::Source { what: "standard input".into(), source })?;
@@ -126,13 +131,16 @@ fn read_from(place: &Place, name: &str) -> Result<Option<Vec<u8>>, ContextError>
             let path = root.join(name);
             match std::fs::read(&path) {
                 Ok(text) => Ok(Some(text)),
-                Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
+                Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                    Ok(None)
+                }
                 Err(source) => Err(ContextError::Read { path, source }),
             }
         }
         Place::Archive(file, index) => {
             let path = snapshotter::layer::clean(name.as_bytes());
-            let Some(EntryKind::File { size, offset: Some(offset), .. }) = index.get(&path).map(|entry| entry.kind.clone())
+            let Some(EntryKind::File { size, offset: Some(offset), .. }) =
+                index.get(&path).map(|entry| entry.kind.clone())
             else {
                 return Ok(None);
             };
@@ -179,26 +187,19 @@ pub(crate) enum Stream {
 /// Most of a Dockerfile that is read.
 const MAX_DOCKERFILE: u64 = 64 << 20;
 
-pub(crate) fn stream(what: &str, input: impl Read + Send) -> Result<Stream, ContextError> {
+pub(crate) fn stream(what: &str, input: impl Read + Send + 'static) -> Result<Stream, ContextError> {
     let failed = |source: io::Error| ContextError::Source { what: what.to_owned(), source };
     let mut input = BufReader::with_capacity(1 << 16, input);
     let start = input.fill_buf().map_err(failed)?;
-    let compressed = matches!(start, [0x1f, 0x8b, ..] | [0x28, 0xb5, 0x2f, 0xfd, ..] | [b'B', b'Z', b'h', ..] | [0xfd, b'7', b'z', ..]);
     let is_tar = start.len() >= 262 && &start[257..262] == b"ustar";
-    if !compressed && !is_tar {
+    if compress::detect(start) == Detected::None && !is_tar {
         let mut text = Vec::new();
         input.take(MAX_DOCKERFILE).read_to_end(&mut text).map_err(failed)?;
         return Ok(Stream::Dockerfile(text));
     }
-    let mut plain = io::BufWriter::new(tempfile::tempfile().map_err(failed)?);
-    let mut decoder = compress::decoder(input).map_err(failed)?;
-    io::copy(&mut decoder, &mut plain).map_err(failed)?;
-    plain.flush().map_err(failed)?;
-    let mut file: File = plain.into_inner().map_err(|error| failed(error.into_error()))?;
-    file.rewind().map_err(failed)?;
-    let applied = index_tar(BufReader::with_capacity(1 << 16, &file)).map_err(|error| failed(io::Error::other(error)))?;
-    let index: LayerIndex = applied.index;
-    Ok(Stream::Context(Place::Archive(Arc::new(file), Arc::new(index))))
+    let (index, data) = archive_tree(input).map_err(|error| failed(io::Error::other(error)))?;
+    let data = data.map_or_else(tempfile::tempfile, Ok).map_err(failed)?;
+    Ok(Stream::Context(Place::Archive(Arc::new(data), Arc::new(index))))
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ mod load;
 mod scan;
 mod wanted;
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
@@ -15,7 +16,7 @@ pub use ignore::Ignore;
 pub use load::{ContextArg, Dockerfile, Loaded, load};
 pub(crate) use load::{Stream, ignore_of, stream};
 use snapshotter::StatCache;
-use snapshotter::layer::{EntryKind, LayerIndex, Tree};
+use snapshotter::layer::{Entry, EntryKind, LayerIndex, Tree, is_within};
 pub use wanted::Wanted;
 
 use crate::worker::ReadableTree;
@@ -100,16 +101,7 @@ impl LocalContext {
                 Ok(ReadableTree { tree, open: Arc::new(open) })
             }
             Place::Archive(file, index) => {
-                let mut kept = Vec::new();
-                for entry in index.entries() {
-                    let ignored = self.ignore.patterns().test(&String::from_utf8_lossy(&entry.path)).ignored;
-                    if entry.path.is_empty() || !ignored {
-                        let mut entry = entry.clone();
-                        (entry.uid, entry.gid) = (0, 0);
-                        kept.push(entry);
-                    }
-                }
-                let tree = Arc::new(Tree::new(vec![Arc::new(LayerIndex::new(kept))]));
+                let tree = Arc::new(Tree::new(vec![Arc::new(LayerIndex::new(self.kept(index)))]));
                 let (file, of) = (Arc::clone(file), Arc::clone(&tree));
                 let open = move |_: usize, path: &[u8]| match of.lookup(path).map(|found| &found.entry.kind) {
                     Some(&EntryKind::File { size, offset: Some(offset), .. }) => {
@@ -120,6 +112,31 @@ impl LocalContext {
                 Ok(ReadableTree { tree, open: Arc::new(open) })
             }
         }
+    }
+
+    /// What the rules leave of an archive. Ignored directories stay if something in them does.
+    fn kept(&self, index: &LayerIndex) -> Vec<Entry> {
+        let mut kept: Vec<Entry> = Vec::new();
+        let mut passed: Vec<&Entry> = Vec::new();
+        // Data of files whose own name is ignored go to the next name.
+        let mut names: HashMap<&[u8], Vec<u8>> = HashMap::new();
+        for entry in index.entries() {
+            passed.retain(|directory| is_within(&entry.path, &directory.path));
+            let path = String::from_utf8_lossy(&entry.path);
+            if !entry.path.is_empty() && self.ignore.patterns().test(&path).ignored {
+                passed.extend(entry.is_dir().then_some(entry));
+                continue;
+            }
+            let mut new = entry.clone();
+            if let Some(file) = index.file_of(entry) {
+                let name = names.entry(&file.path).or_insert_with(|| entry.path.clone());
+                new.kind = if *name == entry.path { file.kind.clone() } else { EntryKind::Hardlink { target: name.clone() } };
+            }
+            for entry in passed.drain(..).cloned().chain([new]) {
+                kept.push(Entry { uid: 0, gid: 0, ..entry });
+            }
+        }
+        kept
     }
 
     /// Why a path that a COPY names is not part of the context, if that can be known.

@@ -4,18 +4,18 @@
 //! them. Nothing is copied.
 
 use std::collections::HashMap;
-use std::fs::{File, Metadata};
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use frontend::dockerignore::DirState;
 use graph::ContentDigest;
 use rayon::prelude::*;
-use frontend::dockerignore::DirState;
-use snapshotter::layer::{Entry, EntryKind, LayerIndex, Tree, ancestors, keeps_xattr};
+use snapshotter::layer::{Entry, EntryKind, LayerIndex, Tree, ancestors, join, keeps_xattr, split};
 use snapshotter::{StatCache, StatKey};
 
 use super::wanted::{Reach, Wanted};
@@ -27,7 +27,7 @@ pub(super) struct Scan {
     /// What was found.
     pub(super) tree: Arc<Tree>,
     /// Where it lies.
-    pub(super) root: Arc<PathBuf>,
+    directory: Arc<OwnedFd>,
 }
 
 impl Scan {
@@ -44,14 +44,15 @@ impl Scan {
                 break;
             }
         }
-        let Walk { mut entries, files, .. } = walk;
-        for ((index, _), digest) in files.iter().zip(digests(root, &entries, &files, cache)?) {
+        let Walk { mut entries, files, directory, .. } = walk;
+        let digests = digests(&directory, root, &entries, &files, cache)?;
+        for ((index, _), digest) in files.iter().zip(digests) {
             if let EntryKind::File { digest: slot, .. } = &mut entries[*index].kind {
                 *slot = digest;
             }
         }
         let tree = Tree::new(vec![Arc::new(LayerIndex::new(entries))]);
-        Ok(Self { tree: Arc::new(tree), root: Arc::new(root.to_owned()) })
+        Ok(Self { tree: Arc::new(tree), directory: Arc::new(directory) })
     }
 
     /// Opens a file that the scan found.
@@ -59,16 +60,40 @@ impl Scan {
     /// # Errors
     /// Those of open(2); a link put in its place meanwhile is refused.
     pub(super) fn open(&self, path: &[u8]) -> io::Result<File> {
-        open_beneath(&self.root, path)
+        open_beneath(&self.directory, path)
     }
 }
 
-/// Opens `root/path` without following a link in the last place.
-fn open_beneath(root: &Path, path: &[u8]) -> io::Result<File> {
-    let path = root.join(std::ffi::OsStr::from_bytes(path));
-    let flags = (rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK).bits();
-    File::options().read(true).custom_flags(flags as i32).open(path)
+/// Opens a file below the root without following a link in the last place.
+fn open_beneath(root: &OwnedFd, path: &[u8]) -> io::Result<File> {
+    use rustix::fs::{Mode, OFlags};
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    Ok(File::from(rustix::fs::openat(root, path, flags, Mode::empty())?))
 }
+
+/// A directory still to be read.
+struct Pending {
+    path: Vec<u8>,
+    /// What the rules know of it.
+    state: DirState,
+    /// All that is in it is wanted.
+    all: bool,
+}
+
+/// Something that a directory has and the context may have.
+struct Seen {
+    path: Vec<u8>,
+    metadata: std::fs::Metadata,
+    /// Of a symbolic link.
+    target: Vec<u8>,
+    xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    ignored: bool,
+    /// Of a directory that is to be read.
+    below: Option<Pending>,
+}
+
+/// So many names of a directory are worth another thread.
+const CHUNK: usize = 64;
 
 struct Walk<'a> {
     root: &'a Path,
@@ -100,88 +125,129 @@ impl<'a> Walk<'a> {
         if self.wanted.is_empty() {
             return Ok(());
         }
-        let mut pending = vec![(Vec::new(), self.ignore.root())];
-        while let Some((directory, state)) = pending.pop() {
-            let mut names = self.names(&directory)?;
+        let all = self.wanted.reach(b"") == Reach::All;
+        let mut pending = vec![Pending { path: Vec::new(), state: self.ignore.root(), all }];
+        while let Some(directory) = pending.pop() {
+            let mut names = self.names(&directory.path)?;
             names.sort_unstable();
-            for name in names {
-                let path = if directory.is_empty() { name } else { [directory.as_slice(), &name].join(&b'/') };
-                pending.extend(self.visit(path, &state)?);
+            let look = |name: Vec<u8>| self.look(&directory, &name);
+            let seen: Vec<_> = if names.len() < 2 * CHUNK {
+                names.into_iter().map(look).collect::<Result<_, _>>()?
+            } else {
+                names.into_par_iter().with_min_len(CHUNK).map(look).collect::<Result<_, _>>()?
+            };
+            for seen in seen.into_iter().flatten() {
+                pending.extend(self.keep(seen));
             }
         }
         Ok(())
     }
 
     fn names(&self, directory: &[u8]) -> Result<Vec<Vec<u8>>, ContextError> {
-        let path = self.full(directory);
-        let read = || std::fs::read_dir(&path)?.map(|entry| Ok(entry?.file_name().into_vec())).collect::<io::Result<_>>();
-        read().map_err(|source| ContextError::Read { path: path.clone(), source })
+        let read = || -> io::Result<Vec<Vec<u8>>> {
+            let name = if directory.is_empty() { b"." } else { directory };
+            let mut names = Vec::new();
+            for entry in rustix::fs::Dir::new(sys::file::open_dir(&self.directory, name)?)? {
+                let entry = entry?;
+                let name = entry.file_name().to_bytes();
+                if !matches!(name, b"." | b"..") {
+                    names.push(name.to_vec());
+                }
+            }
+            Ok(names)
+        };
+        read().map_err(|source| ContextError::Read { path: self.full(directory), source })
     }
 
-    /// Records what is at `path`; gives it back, with what the rules know of it, if its content is to be walked.
-    fn visit(&mut self, path: Vec<u8>, parent: &DirState) -> Result<Option<(Vec<u8>, DirState)>, ContextError> {
-        if self.wanted.reach(&path) == Reach::None {
+    /// Looks at what is there, unless nobody wants it.
+    fn look(&self, directory: &Pending, name: &[u8]) -> Result<Option<Seen>, ContextError> {
+        let path = join(&directory.path, name);
+        let reach = if directory.all { Reach::All } else { self.wanted.reach(&path) };
+        if reach == Reach::None {
             return Ok(None);
         }
         let full = self.full(&path);
+        let read = |source| ContextError::Read { path: full.clone(), source };
         let metadata = match std::fs::symlink_metadata(&full) {
             Ok(metadata) => metadata,
             // Gone since the directory was read.
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(ContextError::Read { path: full, source }),
+            Err(source) => return Err(read(source)),
         };
         let patterns = self.ignore.patterns();
         let text = String::from_utf8_lossy(&path);
-        let (ignored, below) = if metadata.is_dir() {
-            let verdict = patterns.directory(parent, &text);
-            (verdict.verdict.ignored, verdict.descend.then_some(verdict.state))
-        } else {
-            (patterns.file(parent, &text).ignored, None)
-        };
-        if ignored && below.is_none() {
+        let (mut ignored, mut below) = (false, None);
+        if metadata.is_dir() {
+            let decided = patterns.directory(&directory.state, &text);
+            ignored = decided.verdict.ignored;
+            let state = decided.state;
+            below = decided.descend.then(|| Pending { path: path.clone(), state, all: reach == Reach::All });
+        } else if !patterns.is_empty() {
+            ignored = patterns.file(&directory.state, &text).ignored;
+        }
+        // Sockets mean nothing to anybody else.
+        if (ignored && below.is_none()) || metadata.file_type().is_socket() {
             return Ok(None);
         }
-        let Some(kind) = self.kind(&path, &full, &metadata)? else { return Ok(None) };
-        let entry = Entry {
-            mtime: (metadata.mtime(), metadata.mtime_nsec() as u32),
-            xattrs: self.xattrs(&path, &full, &metadata)?,
-            ..Entry::new(path.clone(), kind, metadata.mode() & 0o7777)
-        };
-        if ignored {
-            self.passed.insert(path.clone(), entry);
+        let (mut target, mut xattrs) = (Vec::new(), Vec::new());
+        if metadata.is_symlink() {
+            target = std::fs::read_link(&full).map_err(read)?.as_os_str().as_bytes().to_vec();
         } else {
-            self.keep(entry, &metadata);
+            xattrs = self.xattrs(&path, &full).map_err(read)?;
         }
-        Ok(below.map(|state| (path, state)))
+        Ok(Some(Seen { path, metadata, target, xattrs, ignored, below }))
     }
 
-    fn keep(&mut self, entry: Entry, metadata: &Metadata) {
+    fn xattrs(&self, path: &[u8], full: &Path) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
+        // Most files have none that matters: one call, nothing allocated.
+        let mut buffer = [0; 512];
+        let none = match rustix::fs::llistxattr(full, &mut buffer[..]) {
+            Ok(length) => !buffer[..length].split(|byte| *byte == 0).any(keeps_xattr),
+            Err(error) => error == rustix::io::Errno::OPNOTSUPP,
+        };
+        if none {
+            return Ok(Vec::new());
+        }
+        let mut kept = Vec::new();
+        for key in sys::xattr::list_at(&self.directory, path)?.into_iter().filter(|key| keeps_xattr(key)) {
+            if let Some(value) = sys::xattr::get_at(&self.directory, path, &key)? {
+                kept.push((key, value));
+            }
+        }
+        kept.sort();
+        Ok(kept)
+    }
+
+    /// Makes it part of the context; gives back the directory that is to be read.
+    fn keep(&mut self, seen: Seen) -> Option<Pending> {
+        let Seen { path, metadata, target, xattrs, ignored, below } = seen;
+        let entry = Entry {
+            mtime: (metadata.mtime(), u32::try_from(metadata.mtime_nsec()).unwrap_or(0)),
+            xattrs,
+            ..Entry::new(path.clone(), self.kind(&path, &metadata, target), metadata.mode() & 0o7777)
+        };
+        if ignored {
+            self.passed.insert(path, entry);
+            return below;
+        }
         if !self.passed.is_empty() {
-            for ancestor in ancestors(&entry.path) {
+            for ancestor in ancestors(&path) {
                 self.entries.extend(self.passed.remove(ancestor));
             }
         }
         if let EntryKind::File { .. } = entry.kind {
-            self.files.push((self.entries.len(), StatKey::of(metadata)));
+            self.files.push((self.entries.len(), StatKey::of(&metadata)));
         }
         self.entries.push(entry);
+        below
     }
 
-    fn kind(&mut self, path: &[u8], full: &Path, metadata: &Metadata) -> Result<Option<EntryKind>, ContextError> {
-        let read = |source| ContextError::Read { path: full.to_owned(), source };
+    fn kind(&mut self, path: &[u8], metadata: &std::fs::Metadata, target: Vec<u8>) -> EntryKind {
         let kind = metadata.file_type();
-        Ok(Some(if kind.is_file() {
-            if metadata.nlink() > 1 {
-                let first = self.links.entry((metadata.dev(), metadata.ino())).or_insert_with(|| path.to_vec());
-                if first != path {
-                    return Ok(Some(EntryKind::Hardlink { target: first.clone() }));
-                }
-            }
-            EntryKind::File { size: metadata.len(), digest: ContentDigest::from_bytes([0; 32]), offset: None }
-        } else if kind.is_dir() {
+        if kind.is_dir() {
             EntryKind::Dir { opaque: false, implicit: false }
         } else if kind.is_symlink() {
-            EntryKind::Symlink { target: std::fs::read_link(full).map_err(read)?.into_os_string().into_vec() }
+            EntryKind::Symlink { target }
         } else if kind.is_fifo() {
             EntryKind::Fifo
         } else if kind.is_char_device() || kind.is_block_device() {
@@ -191,26 +257,14 @@ impl<'a> Walk<'a> {
                 false => EntryKind::BlockDev { major, minor },
             }
         } else {
-            // Sockets mean nothing to anybody else.
-            return Ok(None);
-        }))
-    }
-
-    fn xattrs(&self, path: &[u8], full: &Path, metadata: &Metadata) -> Result<Vec<(Vec<u8>, Vec<u8>)>, ContextError> {
-        if metadata.file_type().is_symlink() {
-            return Ok(Vec::new());
-        }
-        let read = || -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
-            let mut kept = Vec::new();
-            for key in sys::xattr::list_at(&self.directory, path)?.into_iter().filter(|key| keeps_xattr(key)) {
-                if let Some(value) = sys::xattr::get_at(&self.directory, path, &key)? {
-                    kept.push((key, value));
+            if metadata.nlink() > 1 {
+                let first = self.links.entry((metadata.dev(), metadata.ino())).or_insert_with(|| path.to_vec());
+                if first != path {
+                    return EntryKind::Hardlink { target: first.clone() };
                 }
             }
-            kept.sort();
-            Ok(kept)
-        };
-        read().map_err(|source| ContextError::Read { path: full.to_owned(), source })
+            EntryKind::File { size: metadata.len(), digest: ContentDigest::from_bytes([0; 32]), offset: None }
+        }
     }
 
     fn full(&self, path: &[u8]) -> PathBuf {
@@ -222,8 +276,7 @@ impl<'a> Walk<'a> {
         let mut new = false;
         for entry in &self.entries {
             if let EntryKind::Symlink { target } = &entry.kind {
-                let directory = entry.path.iter().rposition(|byte| *byte == b'/').map_or(&b""[..], |end| &entry.path[..end]);
-                new |= self.wanted.follow(&entry.path, &lexical(directory, target));
+                new |= self.wanted.follow(&entry.path, &lexical(split(&entry.path).0, target));
             }
         }
         new
@@ -248,31 +301,34 @@ fn lexical(directory: &[u8], target: &[u8]) -> Vec<u8> {
 
 /// The digests of all files, in order: known ones from the cache, the others read on all cores.
 fn digests(
+    directory: &OwnedFd,
     root: &Path,
     entries: &[Entry],
     files: &[(usize, StatKey)],
     cache: &StatCache,
 ) -> Result<Vec<ContentDigest>, ContextError> {
-    files
-        .par_iter()
-        .with_min_len(64)
-        .map(|(index, key)| {
-            if let Some(digest) = cache.get(key) {
-                return Ok(digest);
-            }
-            let path = &entries[*index].path;
-            let digest = hash(root, path).map_err(|source| ContextError::Read {
-                path: root.join(std::ffi::OsStr::from_bytes(path)),
-                source,
-            })?;
-            cache.put(key, digest);
-            Ok(digest)
-        })
-        .collect()
+    let digest = |(index, key): &(usize, StatKey)| {
+        if let Some(digest) = cache.get(key) {
+            return Ok(digest);
+        }
+        let path = &entries[*index].path;
+        let failed = |source| ContextError::Read { path: root.join(std::ffi::OsStr::from_bytes(path)), source };
+        let digest = open_beneath(directory, path).and_then(hash).map_err(failed)?;
+        cache.put(key, digest);
+        Ok(digest)
+    };
+    files.par_iter().map(digest).collect()
 }
 
-fn hash(root: &Path, path: &[u8]) -> io::Result<ContentDigest> {
+fn hash(mut file: File) -> io::Result<ContentDigest> {
     let mut hasher = blake3::Hasher::new();
-    hasher.update_reader(open_beneath(root, path)?)?;
-    Ok(ContentDigest::from_bytes(*hasher.finalize().as_bytes()))
+    let mut buffer = [0; 1 << 16];
+    loop {
+        match file.read(&mut buffer) {
+            Ok(0) => return Ok(ContentDigest::from_bytes(*hasher.finalize().as_bytes())),
+            Ok(read) => hasher.update(&buffer[..read]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => &mut hasher,
+            Err(error) => return Err(error),
+        };
+    }
 }

@@ -45,7 +45,8 @@ impl Wanted {
                 }
                 Op::Exec(exec) => {
                     for mount in &exec.mounts {
-                        let (MountKind::Bind(bind) | MountKind::Cache(graph::CacheMount { from: bind, .. })) = &mount.kind
+                        let (MountKind::Bind(bind) | MountKind::Cache(graph::CacheMount { from: bind, .. })) =
+                            &mount.kind
                         else {
                             continue;
                         };
@@ -66,6 +67,10 @@ impl Wanted {
     fn add(&mut self, pattern: &str) {
         // The pivot of --parents and dots are no components.
         self.0.push(pattern.split('/').filter(|part| !part.is_empty() && *part != ".").map(str::to_owned).collect());
+        // A backslash before what is no wildcard may be part of the name.
+        if pattern.contains('\\') {
+            self.add_literal(pattern.as_bytes());
+        }
     }
 
     /// Adds one path as it is.
@@ -101,10 +106,10 @@ impl Wanted {
         self.0.is_empty()
     }
 
-    /// How the walk goes on at `path`, relative, not empty.
+    /// How the walk goes on at `path`, relative to the root, which is the empty path.
     #[must_use]
     pub fn reach(&self, path: &[u8]) -> Reach {
-        let names: Vec<&[u8]> = path.split(|byte| *byte == b'/').collect();
+        let names: Vec<&[u8]> = path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()).collect();
         let reaches = self.0.iter().map(|pattern| reach_of(pattern, &names));
         reaches.min_by_key(|reach| *reach as u8).unwrap_or(Reach::None)
     }
@@ -149,7 +154,9 @@ mod tests {
         ] {
             assert_eq!(wanted.reach(path.as_bytes()), reach, "{path}");
         }
+        assert_eq!(wanted.reach(b""), Reach::Below);
         wanted.add("/");
         assert_eq!(wanted.reach(b"other"), Reach::All);
+        assert_eq!(wanted.reach(b""), Reach::All);
     }
 }

@@ -28,7 +28,7 @@ pub(crate) use decompress::decompressed;
 pub(crate) use exec::etc_files;
 pub use exec::{Ending, StepFailure, StepPolicy};
 pub use file::FileError;
-pub(crate) use file::{ReadableTree, wildcard};
+pub(crate) use file::{ReadableTree, archive_tree, wildcard};
 pub use git::GitError;
 pub use http::HttpError;
 pub use layers::{BlobTypes, Layers};

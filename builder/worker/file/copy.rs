@@ -44,11 +44,13 @@ impl<'a> Copy<'a> {
     pub(super) fn copy(&self, staging: &mut Staging<'_>, root: &Root) -> Result<(), FileError> {
         let is_dir = self.selection.entry(root)?.is_dir();
         let target = self.target(staging, root, is_dir)?;
+        // A context's own directory has no time that anybody set.
+        let time = root.path.is_empty().then_some(staging.now());
         let mut files = HashMap::new();
         self.selection.walk(root, |item| {
             let to = if item.relative.is_empty() { target.clone() } else { join(&target, item.relative) };
             if item.entry.is_dir() {
-                return self.directory(staging, &item, to);
+                return self.directory(staging, &item, to, time);
             }
             self.file(staging, &mut files, &item, to)
         })
@@ -76,7 +78,13 @@ impl<'a> Copy<'a> {
         Ok(target)
     }
 
-    fn directory(&self, staging: &mut Staging<'_>, item: &Item<'_, '_>, to: Vec<u8>) -> Result<(), FileError> {
+    fn directory(
+        &self,
+        staging: &mut Staging<'_>,
+        item: &Item<'_, '_>,
+        to: Vec<u8>,
+        root_time: Option<(i64, u32)>,
+    ) -> Result<(), FileError> {
         if to.is_empty() {
             return Ok(());
         }
@@ -92,7 +100,7 @@ impl<'a> Copy<'a> {
             None => self.described(item.entry, to)?,
             Some(before) => match item.role {
                 // The destination itself keeps what it is.
-                Role::Root => Entry { mtime: item.entry.mtime, path: to, ..before.clone() },
+                Role::Root => Entry { mtime: root_time.unwrap_or(item.entry.mtime), path: to, ..before.clone() },
                 Role::Parent => Entry { mode: item.entry.mode, path: to, ..before.clone() },
                 Role::Chosen => {
                     let mut entry = self.described(item.entry, to)?;

@@ -22,7 +22,7 @@ use snapshotter::layer::{Entry, LayerError, Tree, split};
 use copy::{Copy, Source};
 pub(crate) use select::copied_digest;
 use staging::{Content, Planned, Staging, lossy};
-pub(crate) use unpack::{archive_tree, is_archive};
+pub(crate) use unpack::archive_tree;
 
 /// A tree that can be read: what is in it, and its bytes.
 #[derive(Clone)]

@@ -160,20 +160,15 @@ fn named(tree: &Tree, action: &CopyAction) -> Result<Vec<Root>, FileError> {
     }
     let mut roots = Vec::new();
     for name in expand(tree, &action.src)? {
-        let path = follow(tree, &name, action.follow_symlink)?.ok_or_else(|| FileError::NotFound {
-            path: staging::lossy(&name),
-        })?;
+        let path = follow(tree, &name, action.follow_symlink)?
+            .ok_or_else(|| FileError::NotFound { path: staging::lossy(&name) })?;
         roots.push(Root { name, path });
     }
     if roots.is_empty() && !action.allow_empty_wildcard { Err(missing()) } else { Ok(roots) }
 }
 
 /// With `--parents` the roots are what the path before the pivot names; the rest is a pattern below them.
-fn with_parents(
-    tree: &Tree,
-    action: &CopyAction,
-    base: &str,
-) -> Result<(Vec<Root>, Option<Patterns>), FileError> {
+fn with_parents(tree: &Tree, action: &CopyAction, base: &str) -> Result<(Vec<Root>, Option<Patterns>), FileError> {
     let missing = || FileError::NotFound { path: action.src.clone() };
     let below = action.src.strip_prefix(base).unwrap_or(&action.src).trim_matches('/');
     let exact = !wildcard::is_pattern(base) && !wildcard::is_pattern(below);

@@ -281,5 +281,5 @@ pub(crate) fn components(path: &[u8]) -> impl DoubleEndedIterator<Item = Vec<u8>
 
 /// For messages.
 pub(crate) fn lossy(path: &[u8]) -> String {
-    format!("/{}", String::from_utf8_lossy(path))
+    format!("/{}", String::from_utf8_lossy(path.strip_prefix(b"/").unwrap_or(path)))
 }

@@ -9,9 +9,9 @@ use snapshotter::layer::{
     Entry, EntryKind, LayerError, LayerIndex, Member, MemberKind, Piece, TarReader, Tree, join, keeps_xattr,
 };
 
+use super::super::decompressed;
 use super::select::Root;
 use super::staging::{Content, Planned, Staging, components, lossy};
-use super::super::decompressed;
 use super::{BASE, FileError, ReadableTree, copy, select};
 
 /// The holes of sparse files that one archive may have: a layer stores them as zeros.
@@ -106,7 +106,9 @@ pub(super) fn unpack(
     let mut merge = Merge { staging, spool, base, owner, dest };
     merge.all(plain).map_err(|error| match error {
         FileError::Layer(error) => failed(error),
-        FileError::Archive { path: member, why } => FileError::Archive { path: path.clone(), why: format!("{member}: {why}") },
+        FileError::Archive { path: member, why } => {
+            FileError::Archive { path: path.clone(), why: format!("{member}: {why}") }
+        }
         other => other,
     })?;
     Ok(true)
@@ -131,7 +133,7 @@ pub(crate) fn archive_tree(archive: impl Read + Send + 'static) -> Result<(Layer
 }
 
 /// Whether a tar header comes out, decompressed or not.
-pub(crate) fn is_archive(data: impl Read + Send + 'static) -> bool {
+fn is_archive(data: impl Read + Send + 'static) -> bool {
     decompressed(data).is_ok_and(|plain| matches!(TarReader::new(plain).next_member(), Ok(Some(_))))
 }
 
@@ -175,7 +177,9 @@ impl Merge<'_, '_, '_> {
                     return Ok(());
                 }
             }
-            MemberKind::Symlink(target) => entry.kind = EntryKind::Symlink { target },
+            MemberKind::Symlink(target) => {
+                (entry.kind, entry.mode) = (EntryKind::Symlink { target }, 0o777);
+            }
             MemberKind::Hardlink(target) => {
                 let target = self.place(&target)?;
                 let planned = self.linked(&target)?;

@@ -102,7 +102,9 @@ impl Class {
         match self {
             Self::Literal(literal) => *literal == c,
             Self::Any => c != '/',
-            Self::Ranges { negated, ranges } => ranges.iter().any(|(low, high)| (*low..=*high).contains(&c)) != *negated,
+            Self::Ranges { negated, ranges } => {
+                ranges.iter().any(|(low, high)| (*low..=*high).contains(&c)) != *negated
+            }
         }
     }
 }
@@ -150,7 +152,8 @@ fn decode(bytes: &[u8]) -> (char, usize) {
         0xf0..=0xf7 => 4,
         _ => 1,
     };
-    let decoded = bytes.get(..length).and_then(|part| std::str::from_utf8(part).ok()).and_then(|part| part.chars().next());
+    let decoded =
+        bytes.get(..length).and_then(|part| std::str::from_utf8(part).ok()).and_then(|part| part.chars().next());
     decoded.map_or((char::from(bytes[0]), 1), |c| (c, c.len_utf8()))
 }
 
