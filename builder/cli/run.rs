@@ -358,9 +358,7 @@ fn signals() -> io::Result<mpsc::Receiver<SignalKind>> {
     for kind in kinds {
         let mut arrived = signal(kind)?;
         let sender = sender.clone();
-        tokio::spawn(async move {
-            while arrived.recv().await.is_some() && sender.send(kind).await.is_ok() {}
-        });
+        tokio::spawn(async move { while arrived.recv().await.is_some() && sender.send(kind).await.is_ok() {} });
     }
     Ok(receiver)
 }

@@ -118,8 +118,19 @@ mod tests {
         assert!(!parse("/usr:/data").unwrap().readonly);
         assert!(!parse("./:/data:rw").unwrap().readonly);
         for spec in [
-            "/usr", "name:/data", "/usr:data", "/usr:/", "/usr:/.", "/usr:/a/../../b", "/usr:/a:z", "/usr:/a:ro:x",
-            "/nowhere/at/all:/a", "", ":", ":/a", "-x:/a",
+            "/usr",
+            "name:/data",
+            "/usr:data",
+            "/usr:/",
+            "/usr:/.",
+            "/usr:/a/../../b",
+            "/usr:/a:z",
+            "/usr:/a:ro:x",
+            "/nowhere/at/all:/a",
+            "",
+            ":",
+            ":/a",
+            "-x:/a",
         ] {
             assert!(parse(spec).is_err(), "{spec}");
         }

@@ -6,14 +6,26 @@ use graph::image::RunConfig;
 
 /// What a change may be: all that only changes the config.
 const ALLOWED: [&str; 11] = [
-    "CMD", "ENTRYPOINT", "ENV", "EXPOSE", "HEALTHCHECK", "LABEL", "ONBUILD", "STOPSIGNAL", "USER", "VOLUME", "WORKDIR",
+    "CMD",
+    "ENTRYPOINT",
+    "ENV",
+    "EXPOSE",
+    "HEALTHCHECK",
+    "LABEL",
+    "ONBUILD",
+    "STOPSIGNAL",
+    "USER",
+    "VOLUME",
+    "WORKDIR",
 ];
 
 /// A change that cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub enum ChangeError {
     /// Not one of ours.
-    #[error("--change {0:?}: only CMD, ENTRYPOINT, ENV, EXPOSE, HEALTHCHECK, LABEL, ONBUILD, STOPSIGNAL, USER, VOLUME and WORKDIR can be changed")]
+    #[error(
+        "--change {0:?}: only CMD, ENTRYPOINT, ENV, EXPOSE, HEALTHCHECK, LABEL, ONBUILD, STOPSIGNAL, USER, VOLUME and WORKDIR can be changed"
+    )]
     NotAllowed(String),
     /// Not well-formed.
     #[error("--change {text:?}")]
@@ -78,7 +90,15 @@ mod tests {
 
     #[test]
     fn settings_are_those_of_a_dockerfile() {
-        let texts = ["ENV A=1", "env B=$A/2", "CMD [\"sh\", \"-l\"]", "EXPOSE 80", "LABEL x=\"y z\"", "WORKDIR /srv", "USER me"];
+        let texts = [
+            "ENV A=1",
+            "env B=$A/2",
+            "CMD [\"sh\", \"-l\"]",
+            "EXPOSE 80",
+            "LABEL x=\"y z\"",
+            "WORKDIR /srv",
+            "USER me",
+        ];
         let config = parse(&texts).unwrap();
         assert!(config.env.contains(&"B=1/2".to_owned()), "{:?}", config.env);
         assert_eq!(config.cmd, Some(vec!["sh".to_owned(), "-l".to_owned()]));

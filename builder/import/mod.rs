@@ -103,7 +103,10 @@ pub fn root_file_system(
     let mut blob = store.blob_writer()?;
     let size = copy(crate::worker::decompressed(input).map_err(read)?, &mut blob).map_err(read)?;
     if size == 0 {
-        return Err(ImportError::Malformed { what: "the root file system".into(), why: "there is nothing in it".into() });
+        return Err(ImportError::Malformed {
+            what: "the root file system".into(),
+            why: "there is nothing in it".into(),
+        });
     }
     let (digest, _) = blob.commit(None)?;
     let layer = layer::add(store, None, layer::Blob { digest, size, media_type: None }, None)?;

@@ -106,7 +106,10 @@ fn a_docker_archive_with_shared_layers_by_link() {
         .link("c/layer.tar", "../a/layer.tar")
         .file("a/VERSION", "1.0")
         .file("x.json", &config)
-        .file("manifest.json", docker(&["app:1", "host/app:2"], "x.json", &["a/layer.tar", "b/layer.tar", "c/layer.tar"]));
+        .file(
+            "manifest.json",
+            docker(&["app:1", "host/app:2"], "x.json", &["a/layer.tar", "b/layer.tar", "c/layer.tar"]),
+        );
     let (loaded, store, _directory) = taken(archive.done());
     let loaded = loaded.unwrap();
     let names: Vec<String> = loaded[0].names.iter().map(ToString::to_string).collect();
@@ -135,10 +138,8 @@ fn of_several_platforms_one_is_taken() {
     let (archive, ours) = image(Archive::new(), "ours");
     let (archive, theirs) = image(archive, "theirs");
     let platform = |architecture: &str| json!({ "os": "linux", "architecture": architecture });
-    let inner = index(&[
-        with(theirs, "platform", platform("s390x")),
-        with(ours.clone(), "platform", platform("amd64")),
-    ]);
+    let inner =
+        index(&[with(theirs, "platform", platform("s390x")), with(ours.clone(), "platform", platform("amd64"))]);
     let (archive, outer) = archive.blob("application/vnd.oci.image.index.v1+json", inner.as_bytes());
     let (loaded, _store, _directory) = taken(archive.file("index.json", index(&[outer])).done());
     let loaded = loaded.unwrap();
