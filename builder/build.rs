@@ -155,6 +155,8 @@ async fn load(
     vertex
         .during(async {
             let (place, dockerfile) = place(session, argument, cancelled).await?;
+            // What came in the context's stead is the Dockerfile.
+            let file = if dockerfile.is_some() { Some("-".to_owned()) } else { file };
             let loaded = context::load(place, file.as_deref(), || match dockerfile {
                 Some(text) => Ok(text),
                 None => {

@@ -1,6 +1,6 @@
 //! From the command line's PATH and `-f` to a context and a Dockerfile.
 
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -189,10 +189,13 @@ const MAX_DOCKERFILE: u64 = 64 << 20;
 
 pub(crate) fn stream(what: &str, input: impl Read + Send + 'static) -> Result<Stream, ContextError> {
     let failed = |source: io::Error| ContextError::Source { what: what.to_owned(), source };
-    let mut input = BufReader::with_capacity(1 << 16, input);
-    let start = input.fill_buf().map_err(failed)?;
-    let is_tar = start.len() >= 262 && &start[257..262] == b"ustar";
-    if compress::detect(start) == Detected::None && !is_tar {
+    let mut input = input;
+    let mut start = Vec::new();
+    input.by_ref().take(512).read_to_end(&mut start).map_err(failed)?;
+    let is_tar = start.get(257..262) == Some(b"ustar");
+    let is_compressed = compress::detect(&start) != Detected::None;
+    let input = BufReader::with_capacity(1 << 16, io::Cursor::new(start).chain(input));
+    if !is_compressed && !is_tar {
         let mut text = Vec::new();
         input.take(MAX_DOCKERFILE).read_to_end(&mut text).map_err(failed)?;
         return Ok(Stream::Dockerfile(text));
