@@ -57,34 +57,21 @@ pub struct Global {
 
 /// The subcommands.
 #[derive(Subcommand, Debug)]
+#[expect(missing_docs, reason = "what each does is said by its arguments' help text")]
 pub enum Command {
-    /// Build an image from a Dockerfile
     Build(Box<build::Args>),
-    /// Show the steps an image was made by
     History(history::Args),
-    /// List images
     Images(images::Args),
-    /// Make an image of a root file system
     Import(import::Args),
-    /// Show what images are, as JSON
     Inspect(inspect::Args),
-    /// Load images from an archive
     Load(load::Args),
-    /// Log in to a registry
     Login(login::LoginArgs),
-    /// Log out of a registry
     Logout(login::LogoutArgs),
-    /// Pull an image from a registry
     Pull(pull::Args),
-    /// Push an image to the registry that its name names
     Push(push::Args),
-    /// Remove images
     Rmi(rmi::Args),
-    /// Run a program in an image
     Run(Box<run::Args>),
-    /// Save images as one tar
     Save(save::Args),
-    /// Give an image another name
     Tag(tag::Args),
 }
 
