@@ -34,6 +34,8 @@ pub struct Session {
     pub layers: Arc<Layers>,
     /// HTTP for ADD of URLs.
     pub http: reqwest::Client,
+    /// What ids there are.
+    pub tier: Tier,
     launcher: Option<Launcher>,
 }
 
@@ -77,7 +79,7 @@ impl Session {
         let remote = Remote::new(client, Arc::clone(&store));
         let layers = Arc::new(Layers::new(Arc::clone(&store), remote.clone(), apply_options(&tier)));
         let http = reqwest::Client::builder().user_agent(concat!("rbuild/", env!("CARGO_PKG_VERSION"))).build();
-        Ok(Self { config, store, remote, layers, http: http.map_err(SessionError::Http)?, launcher })
+        Ok(Self { config, store, remote, layers, http: http.map_err(SessionError::Http)?, tier, launcher })
     }
 
     /// The launcher of steps.

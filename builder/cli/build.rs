@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use executor::rootless::Tier;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
@@ -106,6 +107,9 @@ pub async fn run(args: &Args, session: &Session) -> Result<ExitCode, Report> {
     let mode = Mode::choose(Some(mode)).map_err(|error| Report::of(&error).with_exit_code(2))?;
     let (progress, events) = solver::channel();
     let display = progress::start(mode, events, &progress::Options::from_env());
+    if let Tier::SingleId { reason } = &session.tier {
+        progress.warn(format!("all files belong to one id, since there are no subordinate ids (/etc/subuid): {reason}"));
+    }
     let cancelled = CancellationToken::new();
     let signals = tokio::spawn(cancel_on_signal(cancelled.clone()));
     let result = async {

@@ -2,14 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use executor::spec::{Changes, EtcFiles};
 use executor::{ExitStatus, Launcher, Overlay, Process, Root, Source, Stdio};
 use graph::{BindSource, CacheSharing, ExecOp, MountKind, NetworkMode, ProxyEnv, SecurityMode};
-use snapshotter::layer::{CommitOptions, commit_upper};
+use snapshotter::layer::{CommitOptions, Tree, commit_upper};
 use snapshotter::{Active, LayerRecord, NewDirectory};
 use solver::{LogStream, RunContext, Usage};
 use tokio::io::{AsyncRead, AsyncReadExt};
@@ -108,6 +110,7 @@ impl BuildWorker {
         let (store, parent) = (Arc::clone(&self.store), base.chain);
         let record = blocking(move || {
             executor::stubs::remove(active.fs(), &stubs).map_err(WorkError::Stubs)?;
+            forget_parents(active.fs(), &stubs, &below.tree);
             let options = CommitOptions { below: Some(&below.tree) };
             let committed = commit_upper(active.fs(), &options)?;
             let now = jiff::Timestamp::now();
@@ -250,6 +253,28 @@ impl BuildWorker {
             })
         })
         .await
+    }
+}
+
+/// Making a stub copied its parents up; those in which nothing else changed are no part of the layer. What cannot be removed
+/// stays: a directory too many in a layer is no loss.
+fn forget_parents(changes: &Path, stubs: &[executor::Stub], below: &Tree) {
+    for stub in stubs {
+        for parent in Path::new(stub.path.trim_start_matches('/')).ancestors().skip(1) {
+            let path = changes.join(parent);
+            let unchanged = || {
+                let metadata = std::fs::symlink_metadata(&path).ok()?;
+                let found = below.lookup(parent.as_os_str().as_bytes()).filter(|found| found.entry.is_dir())?;
+                let entry = found.entry;
+                let attributes = sys::xattr::list(std::fs::File::open(&path).ok()?).ok()?;
+                let same = (metadata.mode() & 0o7777, metadata.uid(), metadata.gid()) == (entry.mode, entry.uid, entry.gid);
+                let opaque = attributes.iter().any(|name| name.ends_with(b"overlay.opaque"));
+                (metadata.is_dir() && same && !opaque).then_some(())
+            };
+            if parent.as_os_str().is_empty() || unchanged().is_none() || std::fs::remove_dir(&path).is_err() {
+                break;
+            }
+        }
     }
 }
 
