@@ -3,6 +3,8 @@
 mod ignore;
 mod load;
 mod scan;
+#[cfg(test)]
+mod tests;
 mod wanted;
 
 use std::collections::HashMap;
