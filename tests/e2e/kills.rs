@@ -59,7 +59,6 @@ fn kill_9_at_any_moment_harms_no_later_build() {
     for n in 0..200 {
         context.write(&format!("data/{n}"), format!("{n}").repeat(100));
     }
-    let mut ended = false;
     for step in 0..24 {
         // A change each time, so that there is always something to do.
         context.write("data/0", format!("{step}"));
@@ -70,9 +69,8 @@ fn kill_9_at_any_moment_harms_no_later_build() {
             rustix::process::Pid::from_raw(i32::try_from(build.pid()).expect("a pid")).expect("not 0"),
             Signal::KILL,
         );
-        ended |= build.finish().code == Some(0);
+        build.finish();
     }
-    let _ = ended;
     env.assert_clean();
     env.build(&context, &["-t", "it"]).ok();
     let sh = "cat /count; ls /copy | wc -l; cat /again/0; cat /new; test ! -e /data && echo gone; for n in 1 7 199; do cat /copy/$n | head -c 3; done";

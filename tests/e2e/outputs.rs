@@ -148,7 +148,7 @@ fn dockerd(env: &TestEnv) -> Dockerd {
     let host = format!("unix://{}", env.path("docker.sock").display());
     let data = env.path("docker");
     let script = format!(
-        "exec dockerd --iptables=false --ip6tables=false --bridge=none --data-root {0}/data --exec-root {0}/exec --pidfile {0}/pid -H {host} 2>&1",
+        "mount -t tmpfs tmpfs /run && exec dockerd --iptables=false --ip6tables=false --bridge=none --data-root {0}/data --exec-root {0}/exec --pidfile {0}/pid -H {host} 2>&1",
         data.display()
     );
     let mut daemon = env.program("unshare").args(["-m", "--kill-child", "sh", "-c", &script]).timeout(40).spawn();
