@@ -69,9 +69,10 @@ impl Excerpt {
             Some(message) => text.push_str(&format!("{place}: {}\n", neutralise_lines(message))),
             None => text.push_str(&format!("{place}\n")),
         }
-        if first >= 1 && first <= count {
+        // What is missing at the end is shown with the last line.
+        if count >= 1 && first >= 1 && first <= count + 1 {
             text.push_str(RULE);
-            self.render_lines(&source, first, last, text, colour);
+            self.render_lines(&source, first.min(count), last, text, colour);
             text.push_str(RULE);
         }
         if let Some(hint) = &self.hint {
