@@ -1,4 +1,7 @@
 //! The step's /dev: the few nodes that every program may use, and its own terminals, shared memory and message queues.
+//!
+//! A step has the right to make nodes, as everywhere, but not to open them: all of its mounts refuse devices, and the few that
+//! it may use lie in a file system that it cannot reach, each shown in /dev by a mount of its own.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -8,6 +11,7 @@ use sys::mount::{Attributes, FileSystem};
 use sys::{Named, mount as calls};
 
 use super::place::Places;
+use super::scratch::Scratch;
 use super::system::{RESTRICTED, host_device};
 use super::terminal::Terminal;
 use crate::error::{Doing, Error};
@@ -31,19 +35,50 @@ const LINKS: &[(&str, &str)] = &[
 ];
 
 /// Mounts /dev with all that is in it, and answers the root of its terminals.
-pub(super) fn mount(places: &mut Places<'_>, process: &Process, machine: &Machine) -> Result<OwnedFd, Error> {
+pub(super) fn mount(
+    places: &mut Places<'_>,
+    process: &Process,
+    machine: &Machine,
+    scratch: &mut Scratch,
+) -> Result<OwnedFd, Error> {
     let tmpfs = FileSystem::open("tmpfs").doing("make a /dev")?;
     let place = places.standard_directory("dev").doing("mount /dev")?;
-    mount_in(tmpfs, &place, process, machine).doing("make a /dev")
+    mount_in(tmpfs, &place, process, machine, scratch).doing("make a /dev")
 }
 
-fn mount_in(tmpfs: FileSystem, place: &OwnedFd, process: &Process, machine: &Machine) -> sys::Result<OwnedFd> {
+/// What a mount of a step has to refuse: nodes that the step or its image brought along would be the host's devices. A
+/// privileged step has them on purpose.
+pub(super) fn refused(process: &Process) -> Attributes {
+    match process.devices {
+        Devices::Standard => Attributes::MOUNT_ATTR_NODEV,
+        Devices::Privileged => Attributes::empty(),
+    }
+}
+
+fn mount_in(
+    tmpfs: FileSystem,
+    place: &OwnedFd,
+    process: &Process,
+    machine: &Machine,
+    scratch: &mut Scratch,
+) -> sys::Result<OwnedFd> {
     tmpfs.string("mode", "0755")?;
     tmpfs.string("size", "65536k")?;
-    let dev = tmpfs.mount(Attributes::MOUNT_ATTR_NOSUID | Attributes::MOUNT_ATTR_STRICTATIME)?;
+    let dev = tmpfs.mount(Attributes::MOUNT_ATTR_NOSUID | Attributes::MOUNT_ATTR_STRICTATIME | refused(process))?;
     calls::attach(&dev, place)?;
     for &(name, major, minor) in NODES {
-        node(&dev, name, FileType::CharacterDevice, 0o666, rustix::fs::makedev(major, minor))?;
+        let device = rustix::fs::makedev(major, minor);
+        match process.devices {
+            Devices::Standard => {
+                super::write_file(&dev, name, b"", 0o666)?;
+                let shown = match scratch.node(FileType::CharacterDevice, 0o666, device) {
+                    Err(error) if error.errno() == Errno::PERM => calls::copy_tree(&host_device(name)?, c"", false)?,
+                    other => other?,
+                };
+                calls::attach(&shown, open(&dev, name)?)?;
+            }
+            Devices::Privileged => node(&dev, name, FileType::CharacterDevice, 0o666, device)?,
+        }
         check(open(&dev, name)?.as_fd(), name, major, minor)?;
     }
     for (name, target) in LINKS {

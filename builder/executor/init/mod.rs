@@ -20,6 +20,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::Mode;
 use rustix::process::{Resource, Rlimit, Signal};
 use sys::fd::Standard;
+use sys::mount::Attributes;
 use sys::namespace::Namespaces;
 use sys::{Named, fd, mount, process, socket};
 
@@ -94,6 +95,7 @@ fn become_step(setup: &Setup<'_>) -> Result<(), Error> {
     // 2. The root, still beneath the host's.
     let mut scratch = Scratch::new()?;
     let root = overlay::root(&process.root, machine, &mut scratch)?;
+    mounts::restrict(root.as_fd(), devices::refused(process)).doing("refuse devices in the root file system")?;
     let mut places = Places::new(root.as_fd())?;
 
     // 3. Who we are is read before anything can be mounted over the image's files.
@@ -111,12 +113,13 @@ fn become_step(setup: &Setup<'_>) -> Result<(), Error> {
     // 5. What the step was given.
     mounts::etc_files(&mut places, &process.files, &mut scratch)?;
     for mount in &process.mounts {
-        mounts::mount(&mut places, mount, machine, &mut scratch)
+        mounts::mount(&mut places, mount, devices::refused(process), machine, &mut scratch)
             .map_err(|cause| Error::Mount { destination: mount.destination.clone(), cause: cause.into() })?;
     }
     let directory = working_directory::open(&mut places, &process.cwd, &identity)?;
     if process.readonly_root {
-        mounts::make_readonly(root.as_fd()).doing("make the root read-only")?;
+        let attributes = Attributes::MOUNT_ATTR_RDONLY | devices::refused(process);
+        mounts::restrict(root.as_fd(), attributes).doing("make the root read-only")?;
     }
 
     // 6. Goodbye to the host.

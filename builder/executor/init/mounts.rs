@@ -40,22 +40,23 @@ pub(super) fn etc_files(places: &mut Places<'_>, files: &EtcFiles, scratch: &mut
     Ok(())
 }
 
-/// Mounts one thing.
+/// Mounts one thing. What files of others come with it have to refuse is said by the caller.
 pub(super) fn mount(
     places: &mut Places<'_>,
     mount: &Mount,
+    refused: Attributes,
     machine: &Machine,
     scratch: &mut Scratch,
 ) -> sys::Result<()> {
     let (tree, mut attributes, recursive) = match &mount.source {
         Source::Bind { path, selector, recursive } => {
             let source = select(open_host(path)?, selector)?;
-            (calls::copy_tree(&source, c"", *recursive)?, Attributes::empty(), *recursive)
+            (calls::copy_tree(&source, c"", *recursive)?, refused, *recursive)
         }
         Source::Overlay { overlay, selector } => {
             let whole = overlay::join(overlay, machine, scratch)?;
             let source = select(whole, selector)?;
-            (calls::copy_tree(&source, c"", false)?, Attributes::empty(), false)
+            (calls::copy_tree(&source, c"", false)?, refused, false)
         }
         Source::Tmpfs { size, mode } => {
             let tmpfs = FileSystem::open("tmpfs")?;
@@ -107,7 +108,7 @@ fn attach(tree: &OwnedFd, place: &OwnedFd, attributes: Attributes, recursive: bo
     if late { calls::remount_bind(tree, flags(attributes)) } else { Ok(()) }
 }
 
-fn set_attributes(tree: &OwnedFd, attributes: Attributes, recursive: bool) -> sys::Result<()> {
+fn set_attributes(tree: &impl AsFd, attributes: Attributes, recursive: bool) -> sys::Result<()> {
     if attributes.is_empty() {
         return Ok(());
     }
@@ -116,8 +117,13 @@ fn set_attributes(tree: &OwnedFd, attributes: Attributes, recursive: bool) -> sy
 
 /// Makes an attached mount read-only, but not what is mounted below it.
 pub(super) fn make_readonly(tree: BorrowedFd<'_>) -> sys::Result<()> {
-    match calls::set_attributes(tree, Attributes::MOUNT_ATTR_RDONLY, Attributes::empty(), false) {
-        Err(error) if error.errno() == Errno::NOSYS => calls::remount_bind(tree, MountFlags::RDONLY),
+    restrict(tree, Attributes::MOUNT_ATTR_RDONLY)
+}
+
+/// Gives more attributes to an attached mount, but not to what is mounted below it.
+pub(super) fn restrict(tree: BorrowedFd<'_>, attributes: Attributes) -> sys::Result<()> {
+    match set_attributes(&tree, attributes, false) {
+        Err(error) if error.errno() == Errno::NOSYS => calls::remount_bind(tree, flags(attributes)),
         other => other,
     }
 }

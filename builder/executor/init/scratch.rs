@@ -3,7 +3,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags};
 use sys::mount::{Attributes, FileSystem};
 use sys::{Named, mount};
 
@@ -66,6 +66,14 @@ impl Scratch {
         // After the change of owner, which takes setuid bits away.
         rustix::fs::fchmod(&file, Mode::from_raw_mode(mode)).call(|| format!("fchmod({name:?}, {mode:#o})"))?;
         drop(file);
+        mount::copy_tree(&self.directory, &*name, false)
+    }
+
+    /// A detached mount of a new device node, which can be opened although what it will be mounted on refuses devices.
+    pub(super) fn node(&mut self, kind: FileType, mode: u32, device: u64) -> sys::Result<OwnedFd> {
+        let name = self.name();
+        rustix::fs::mknodat(&self.directory, &*name, kind, Mode::from_raw_mode(mode), device)
+            .call(|| format!("mknodat(scratch, {name:?}, {mode:#o}, {device:#x})"))?;
         mount::copy_tree(&self.directory, &*name, false)
     }
 

@@ -37,7 +37,7 @@ pub(super) fn mount(
     let place = places.standard_directory("proc").doing("mount /proc")?;
     calls::attach(&proc, &place).doing("mount /proc")?;
 
-    let terminals = devices::mount(places, process, machine)?;
+    let terminals = devices::mount(places, process, machine, scratch)?;
 
     let writable = if process.writable_sysfs { Attributes::empty() } else { Attributes::MOUNT_ATTR_RDONLY };
     let place = places.standard_directory("sys").doing("mount /sys")?;
