@@ -42,7 +42,10 @@ fn main() {
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("compare");
     let engines = engines();
     let mut raw = String::from("[\n");
-    println!("{:10} {:8} {:>9} {:>9} {:>9}  ratio of medians, rbuild/peer", "scene", "engine", "min s", "median s", "max s");
+    println!(
+        "{:10} {:8} {:>9} {:>9} {:>9}  ratio of medians, rbuild/peer",
+        "scene", "engine", "min s", "median s", "max s"
+    );
     for scene in scenes() {
         let _ = fs::remove_dir_all(&directory);
         let places: Vec<Place> = engines.iter().map(|engine| prepare(&directory, engine, &scene)).collect();
@@ -56,7 +59,13 @@ fn main() {
                 // The first turn warms up, and builds what warm scenes find built.
                 if turn > 0 {
                     times.push(time.as_secs_f64());
-                    let _ = writeln!(raw, r#"{{"scene":"{}","engine":"{}","seconds":{time:?}}},"#, scene.name, engine.name, time = time.as_secs_f64());
+                    let _ = writeln!(
+                        raw,
+                        r#"{{"scene":"{}","engine":"{}","seconds":{time:?}}},"#,
+                        scene.name,
+                        engine.name,
+                        time = time.as_secs_f64()
+                    );
                 }
             }
         }
@@ -136,7 +145,8 @@ fn prepare(directory: &Path, engine: &Engine, scene: &Scene) -> Place {
 fn empty(engine: &Engine, place: &Place) {
     if engine.name == "buildah" {
         // Its overlays are only let go by itself.
-        let _ = buildah_on(place).args(["rmi", "--all", "--force"]).stdout(Stdio::null()).stderr(Stdio::null()).status();
+        let _ =
+            buildah_on(place).args(["rmi", "--all", "--force"]).stdout(Stdio::null()).stderr(Stdio::null()).status();
     }
     let _ = fs::remove_dir_all(&place.store);
 }

@@ -325,7 +325,8 @@ pub fn named_contexts(
 ) -> Result<(BTreeMap<String, ContextSource>, BTreeMap<String, PathBuf>), String> {
     let (mut sources, mut directories) = (BTreeMap::new(), BTreeMap::new());
     for spec in specs {
-        let (name, value) = spec.split_once('=').ok_or_else(|| format!("--build-context {spec:?} is not NAME=SOURCE"))?;
+        let (name, value) =
+            spec.split_once('=').ok_or_else(|| format!("--build-context {spec:?} is not NAME=SOURCE"))?;
         let name = name.to_ascii_lowercase();
         let source = if let Some(image) = value.strip_prefix("docker-image://") {
             ContextSource::Image(image.to_owned())
@@ -335,7 +336,9 @@ pub fn named_contexts(
             match ContextArg::parse(value) {
                 ContextArg::Git(url) => ContextSource::Git(url),
                 ContextArg::Http(url) => ContextSource::Http { url, unpack: true },
-                ContextArg::Stdin => return Err(format!("--build-context {spec:?}: standard input cannot be used here")),
+                ContextArg::Stdin => {
+                    return Err(format!("--build-context {spec:?}: standard input cannot be used here"));
+                }
                 ContextArg::Directory(path) => {
                     if !Path::new(&path).is_dir() {
                         return Err(format!("--build-context {spec:?}: {} is not a directory", path.display()));
@@ -362,7 +365,9 @@ impl Request {
         let platform: Option<Platform> = match args.platform.as_deref() {
             None | Some("") => None,
             Some(text) if text.contains(',') => {
-                return Err(format!("--platform {text:?}: building for several platforms at once is not supported yet"));
+                return Err(format!(
+                    "--platform {text:?}: building for several platforms at once is not supported yet"
+                ));
             }
             Some(text) => Some(text.parse().map_err(|error| format!("--platform: {error}"))?),
         };
@@ -473,7 +478,10 @@ fn ssh_agents(specs: &[String]) -> Result<BTreeMap<String, PathBuf>, String> {
         let is_socket = std::fs::metadata(&path)
             .is_ok_and(|metadata| std::os::unix::fs::FileTypeExt::is_socket(&metadata.file_type()));
         if !is_socket {
-            return Err(format!("--ssh {spec}: {} is not an agent's socket (keys are not supported yet)", path.display()));
+            return Err(format!(
+                "--ssh {spec}: {} is not an agent's socket (keys are not supported yet)",
+                path.display()
+            ));
         }
         agents.insert(id.to_owned(), path);
     }

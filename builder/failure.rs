@@ -48,12 +48,16 @@ impl From<WorkError> for Report {
                 Some(hint) => report.with_hint(hint),
                 None => report,
             },
-            WorkError::NotAllowed(what) => report.with_hint(format!("if you trust this Dockerfile, pass --allow {what}")),
+            WorkError::NotAllowed(what) => {
+                report.with_hint(format!("if you trust this Dockerfile, pass --allow {what}"))
+            }
             WorkError::NoSecret { id } => {
                 report.with_hint(format!("pass it with --secret id={id},src=FILE or --secret id={id},env=NAME"))
             }
             WorkError::NoSsh { id } => report.with_hint(format!("pass it with --ssh {id}")),
-            WorkError::LayerLost(_) => report.with_hint("pass --pull to fetch base images again, --no-cache to build anew"),
+            WorkError::LayerLost(_) => {
+                report.with_hint("pass --pull to fetch base images again, --no-cache to build anew")
+            }
             _ => report,
         }
     }
@@ -102,7 +106,9 @@ impl From<ImportError> for Report {
     fn from(error: ImportError) -> Self {
         let report = Self::of(&error);
         match &error {
-            ImportError::NoImage => report.with_hint("a tar of a root file system becomes an image with: rbuild import FILE NAME"),
+            ImportError::NoImage => {
+                report.with_hint("a tar of a root file system becomes an image with: rbuild import FILE NAME")
+            }
             _ => report,
         }
     }

@@ -1,7 +1,7 @@
 //! The finished config of an image: the frontend's, with the layers that came out and times.
 
-use graph::image::{History, ImageConfig};
 use graph::Digest;
+use graph::image::{History, ImageConfig};
 
 /// One layer of the result.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,7 +18,12 @@ pub struct BuiltLayer {
 /// that of the entry before it. Entries are added or demoted until there are as many with a layer as there are layers, as
 /// BuildKit's exporter does, for bases whose history is missing or wrong.
 #[must_use]
-pub fn finish(mut config: ImageConfig, layers: &[BuiltLayer], epoch: Option<jiff::Timestamp>, now: jiff::Timestamp) -> ImageConfig {
+pub fn finish(
+    mut config: ImageConfig,
+    layers: &[BuiltLayer],
+    epoch: Option<jiff::Timestamp>,
+    now: jiff::Timestamp,
+) -> ImageConfig {
     config.rootfs.kind = "layers".into();
     config.rootfs.diff_ids = layers.iter().map(|layer| layer.diff_id).collect();
     align_history(&mut config.history, layers.len());
@@ -90,7 +95,10 @@ mod tests {
         let layers = [layer(1, 5), layer(2, 60)];
         let finished = finish(config.clone(), &layers, None, at(99));
         let times: Vec<_> = finished.history.iter().map(|entry| entry.created.clone().unwrap()).collect();
-        assert_eq!(times, ["2020-01-01T00:00:00Z", "2020-01-01T00:00:00Z", "1970-01-01T00:01:00Z", "1970-01-01T00:01:00Z"]);
+        assert_eq!(
+            times,
+            ["2020-01-01T00:00:00Z", "2020-01-01T00:00:00Z", "1970-01-01T00:01:00Z", "1970-01-01T00:01:00Z"]
+        );
         assert_eq!(finished.created.as_deref(), Some("1970-01-01T00:01:00Z"));
         assert_eq!(finished.rootfs.diff_ids.len(), 2);
         let pinned = finish(config, &layers, Some(at(0)), at(99));
@@ -100,7 +108,8 @@ mod tests {
 
     #[test]
     fn history_and_layers_agree() {
-        let layers: Vec<_> = (0..2).map(|n| BuiltLayer { diff_id: Digest::from_bytes([n; 32]), created: None }).collect();
+        let layers: Vec<_> =
+            (0..2).map(|n| BuiltLayer { diff_id: Digest::from_bytes([n; 32]), created: None }).collect();
         for history in [vec![], vec![entry("a", false), entry("b", false), entry("c", false)]] {
             let config = ImageConfig { history, ..ImageConfig::default() };
             let finished = finish(config, &layers, None, at(1));

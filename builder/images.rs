@@ -133,7 +133,8 @@ impl Remote {
         let Manifest::Image(manifest) = resolved.parse().map_err(failed)? else {
             return Err(malformed("its index leads to another index".into()));
         };
-        let bytes = self.client.small_blob(reference.repository(), manifest.config(), MAX_CONFIG).await.map_err(failed)?;
+        let bytes =
+            self.client.small_blob(reference.repository(), manifest.config(), MAX_CONFIG).await.map_err(failed)?;
         let config = parse_config(&name, &bytes)?;
         let diff_ids = &config.rootfs.diff_ids;
         if diff_ids.len() != manifest.layers().len() {
@@ -268,7 +269,8 @@ pub fn parse_name(name: &str) -> Result<Reference, ImageError> {
 /// # Errors
 /// It is none.
 pub fn parse_config(name: &str, bytes: &[u8]) -> Result<ImageConfig, ImageError> {
-    serde_json::from_slice(bytes).map_err(|error| ImageError::Malformed { name: name.to_owned(), why: format!("its config: {error}") })
+    serde_json::from_slice(bytes)
+        .map_err(|error| ImageError::Malformed { name: name.to_owned(), why: format!("its config: {error}") })
 }
 
 /// The chain id of a stack.

@@ -15,7 +15,8 @@ use tokio_util::sync::CancellationToken;
 use crate::build::Built;
 use crate::config::Engine;
 use crate::export::{
-    self, Archive, ArchiveError, Artifact, DOCKER, Destination, LayerCompression, OCI, OutputKind, OutputSpec, PushError,
+    self, Archive, ArchiveError, Artifact, DOCKER, Destination, LayerCompression, OCI, OutputKind, OutputSpec,
+    PushError,
 };
 use crate::session::Session;
 use crate::worker::{BlobTypes, Rootfs, WorkError, blocking};
@@ -228,7 +229,8 @@ pub fn name_image(
         size: artifact.manifest_descriptor.size,
     });
     for name in names {
-        let record = ImageRecord { name: name.to_string(), config: id, manifest: manifest.clone(), kind: ImageKind::Tagged };
+        let record =
+            ImageRecord { name: name.to_string(), config: id, manifest: manifest.clone(), kind: ImageKind::Tagged };
         session.store.put_image(&record)?;
     }
     Ok(())

@@ -108,7 +108,8 @@ pub async fn run(args: &Args, session: &Session) -> Result<ExitCode, Report> {
     let (progress, events) = solver::channel();
     let display = progress::start(mode, events, &progress::Options::from_env());
     if let Tier::SingleId { reason } = &session.tier {
-        progress.warn(format!("all files belong to one id, since there are no subordinate ids (/etc/subuid): {reason}"));
+        progress
+            .warn(format!("all files belong to one id, since there are no subordinate ids (/etc/subuid): {reason}"));
     }
     let cancelled = CancellationToken::new();
     let signals = tokio::spawn(cancel_on_signal(cancelled.clone()));

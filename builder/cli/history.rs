@@ -49,7 +49,13 @@ pub async fn run(args: &Args, session: &Session) -> Result<ExitCode, Report> {
             (false, _) => "<missing>".into(),
         };
         let created = entry.created.as_deref().and_then(|time| time.parse::<jiff::Timestamp>().ok());
-        rows.push((id, created, neutralise(entry.created_by.as_bytes(), Colours::Strip).into_owned(), size, entry.comment.clone()));
+        rows.push((
+            id,
+            created,
+            neutralise(entry.created_by.as_bytes(), Colours::Strip).into_owned(),
+            size,
+            entry.comment.clone(),
+        ));
     }
     rows.reverse();
     if args.format == "json" {
@@ -66,7 +72,9 @@ pub async fn run(args: &Args, session: &Session) -> Result<ExitCode, Report> {
         Some((end, _)) if !args.no_trunc => format!("{}…", &by[..end]),
         _ => by,
     };
-    let cells = rows.into_iter().map(|(id, created, by, size, comment)| vec![id, ago(created), shown(by), bytes(size), comment]);
+    let cells = rows
+        .into_iter()
+        .map(|(id, created, by, size, comment)| vec![id, ago(created), shown(by), bytes(size), comment]);
     print!("{}", table(&["IMAGE", "CREATED", "CREATED BY", "SIZE", "COMMENT"], cells.collect()));
     Ok(ExitCode::SUCCESS)
 }

@@ -74,9 +74,9 @@ pub async fn run(args: &Args, session: &Session) -> Result<ExitCode, Report> {
             );
         }
     } else {
-        let cells = rows.iter().map(|row| {
-            vec![row.repository.clone(), row.tag.clone(), id(row), ago(row.created), bytes(row.size)]
-        });
+        let cells = rows
+            .iter()
+            .map(|row| vec![row.repository.clone(), row.tag.clone(), id(row), ago(row.created), bytes(row.size)]);
         print!("{}", table(&["REPOSITORY", "TAG", "IMAGE ID", "CREATED", "SIZE"], cells.collect()));
     }
     Ok(ExitCode::SUCCESS)

@@ -66,7 +66,10 @@ pub async fn login(args: &LoginArgs, session: &Session) -> Result<ExitCode, Repo
     checked.map_err(|error| Report::of(&error).with_exit_code(EXIT_REGISTRY))?;
     let stored = DockerCredentials::from_env().store(&server, &credential).await;
     if let Stored::PlainFile(path) = stored.map_err(|error| Report::of(&error))? {
-        eprintln!("WARNING: the password is stored unencrypted in {}; a credential helper (credsStore) avoids that", path.display());
+        eprintln!(
+            "WARNING: the password is stored unencrypted in {}; a credential helper (credsStore) avoids that",
+            path.display()
+        );
     }
     eprintln!("Login Succeeded");
     Ok(ExitCode::SUCCESS)

@@ -127,7 +127,8 @@ fn first_word(args: &[OsString]) -> (usize, bool) {
     while let Some(word) = args.get(position).map(|word| word.to_string_lossy()) {
         if GLOBAL_WITH_VALUE.iter().any(|flag| *flag == word) {
             position += 2;
-        } else if GLOBAL_WITH_VALUE.iter().any(|flag| word.strip_prefix(flag).is_some_and(|rest| rest.starts_with('='))) {
+        } else if GLOBAL_WITH_VALUE.iter().any(|flag| word.strip_prefix(flag).is_some_and(|rest| rest.starts_with('=')))
+        {
             position += 1;
         } else {
             return (position, known_words().iter().any(|known| *known == word));

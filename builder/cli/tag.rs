@@ -30,7 +30,8 @@ pub async fn run(args: &Args, session: &Session) -> Result<ExitCode, Report> {
     if name.digest().is_some() {
         return Err(Report::new(format!("{} has a digest: a name that is given cannot have one", args.target)));
     }
-    let record = ImageRecord { name: name.to_string(), config: image.id, manifest: image.manifest, kind: ImageKind::Tagged };
+    let record =
+        ImageRecord { name: name.to_string(), config: image.id, manifest: image.manifest, kind: ImageKind::Tagged };
     session.store.put_image(&record).map_err(|error| Report::of(&error))?;
     make_durable(session).await?;
     Ok(ExitCode::SUCCESS)

@@ -25,7 +25,8 @@ impl Ignore {
     pub fn parse(file: &str, text: &[u8]) -> Result<Self, ContextError> {
         let text = String::from_utf8_lossy(text);
         let patterns = Patterns::parse(&text);
-        let patterns = patterns.map_err(|error| ContextError::Ignore { file: file.to_owned(), why: error.to_string() })?;
+        let patterns =
+            patterns.map_err(|error| ContextError::Ignore { file: file.to_owned(), why: error.to_string() })?;
         Ok(Self { file: file.to_owned(), patterns })
     }
 

@@ -132,7 +132,8 @@ impl LocalContext {
             let mut new = entry.clone();
             if let Some(file) = index.file_of(entry) {
                 let name = names.entry(&file.path).or_insert_with(|| entry.path.clone());
-                new.kind = if *name == entry.path { file.kind.clone() } else { EntryKind::Hardlink { target: name.clone() } };
+                new.kind =
+                    if *name == entry.path { file.kind.clone() } else { EntryKind::Hardlink { target: name.clone() } };
             }
             for entry in passed.drain(..).cloned().chain([new]) {
                 kept.push(Entry { uid: 0, gid: 0, ..entry });

@@ -103,11 +103,14 @@ impl Archive<'_> {
                 if seen.insert(layer.descriptor.digest) {
                     let missing = || io::Error::new(io::ErrorKind::NotFound, "its bytes are not in the store");
                     let path = layer.path.as_deref();
-                    let path = path.ok_or_else(|| ArchiveError::Layer { digest: layer.descriptor.digest, source: missing() })?;
+                    let path =
+                        path.ok_or_else(|| ArchiveError::Layer { digest: layer.descriptor.digest, source: missing() })?;
                     pieces.push((blob_name(&layer.descriptor.digest), Piece::Blob(path, &layer.descriptor)));
                 }
             }
-            for (descriptor, bytes) in [(&image.config_descriptor, &image.config), (&image.manifest_descriptor, &image.manifest)] {
+            for (descriptor, bytes) in
+                [(&image.config_descriptor, &image.config), (&image.manifest_descriptor, &image.manifest)]
+            {
                 if seen.insert(descriptor.digest) {
                     pieces.push((blob_name(&descriptor.digest), Piece::Bytes(bytes.clone())));
                 }

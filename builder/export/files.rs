@@ -31,8 +31,11 @@ pub(crate) fn write_tar(tree: &ReadableTree, destination: &Destination) -> Resul
 /// # Errors
 /// A layer that cannot be read, or the destination.
 pub(crate) fn write_local(tree: &ReadableTree, directory: &Path) -> Result<Vec<Vec<u8>>, LayerError> {
-    std::fs::create_dir_all(directory)
-        .map_err(|source| LayerError::Io { op: "create", path: directory.display().to_string(), source })?;
+    std::fs::create_dir_all(directory).map_err(|source| LayerError::Io {
+        op: "create",
+        path: directory.display().to_string(),
+        source,
+    })?;
     let extracted = extract_tree(&tree.tree, |layer, path| (tree.open)(layer, path), directory)?;
     Ok(extracted.skipped)
 }

@@ -94,18 +94,24 @@ impl OutputSpec {
 fn parse(spec: &str) -> Result<OutputSpec, String> {
     let mut fields = Fields::split(spec)?;
     let kind = match fields.take("type").as_deref() {
-        Some("image") => OutputKind::Image { push: fields.flag("push", false)?, by_digest: fields.flag("push-by-digest", false)? },
+        Some("image") => {
+            OutputKind::Image { push: fields.flag("push", false)?, by_digest: fields.flag("push-by-digest", false)? }
+        }
         Some("registry") => OutputKind::Image { push: true, by_digest: fields.flag("push-by-digest", false)? },
         Some("oci") => OutputKind::Oci(fields.archive()?),
         Some("docker") => OutputKind::Docker(fields.optional_archive()?),
         Some("tar") => OutputKind::Tar(fields.archive()?),
         Some("local") => match fields.archive()? {
             Destination::File(path) => OutputKind::Local(path),
-            Destination::Directory(_) | Destination::Stdout => return Err("type=local needs a directory as dest".into()),
+            Destination::Directory(_) | Destination::Stdout => {
+                return Err("type=local needs a directory as dest".into());
+            }
         },
         Some("cacheonly") => OutputKind::CacheOnly,
         Some(other) => {
-            return Err(format!("unknown type {other:?}; there are image, registry, oci, docker, tar, local and cacheonly"));
+            return Err(format!(
+                "unknown type {other:?}; there are image, registry, oci, docker, tar, local and cacheonly"
+            ));
         }
         None => return Err("type= is missing".into()),
     };
@@ -241,7 +247,8 @@ mod tests {
         assert_eq!(kind("type=oci,tar=false,dest=a"), OutputKind::Oci(Destination::Directory("a".into())));
         assert_eq!(kind("type=docker"), OutputKind::Docker(None));
         assert_eq!(kind("type=registry"), OutputKind::Image { push: true, by_digest: false });
-        let named = OutputSpec::parse("type=image,\"name=a:1,b:2\",push=true,compression=zstd,compression-level=9").unwrap();
+        let named =
+            OutputSpec::parse("type=image,\"name=a:1,b:2\",push=true,compression=zstd,compression-level=9").unwrap();
         assert_eq!(named.names, ["a:1", "b:2"]);
         assert_eq!(named.compression.algorithm, Compression::Zstd { level: 9 });
     }

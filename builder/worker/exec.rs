@@ -178,10 +178,9 @@ impl BuildWorker {
                 held.caches.push(directory);
             }
             MountKind::Secret(secret) => match self.policy.secrets.get(&secret.id).map_err(WorkError::Secret)? {
-                Some(content) => add(
-                    Source::File { content, mode: secret.mode, uid: secret.uid, gid: secret.gid },
-                    true,
-                ),
+                Some(content) => {
+                    add(Source::File { content, mode: secret.mode, uid: secret.uid, gid: secret.gid }, true)
+                }
                 None if secret.required => return Err(WorkError::NoSecret { id: secret.id.clone() }),
                 None => {}
             },
@@ -267,7 +266,8 @@ fn forget_parents(changes: &Path, stubs: &[executor::Stub], below: &Tree) {
                 let found = below.lookup(parent.as_os_str().as_bytes()).filter(|found| found.entry.is_dir())?;
                 let entry = found.entry;
                 let attributes = sys::xattr::list(std::fs::File::open(&path).ok()?).ok()?;
-                let same = (metadata.mode() & 0o7777, metadata.uid(), metadata.gid()) == (entry.mode, entry.uid, entry.gid);
+                let same =
+                    (metadata.mode() & 0o7777, metadata.uid(), metadata.gid()) == (entry.mode, entry.uid, entry.gid);
                 let opaque = attributes.iter().any(|name| name.ends_with(b"overlay.opaque"));
                 (metadata.is_dir() && same && !opaque).then_some(())
             };
@@ -309,9 +309,8 @@ async fn run(
     let started = |error| WorkError::Start(StartFailure { command: command.clone(), error });
     let (stdio, stdout, stderr) = Stdio::piped().map_err(WorkError::Pipe)?;
     let mut running = launcher.run(process, stdio).await.map_err(started)?;
-    let receiver = |pipe: std::io::PipeReader| {
-        pipe::Receiver::from_owned_fd(OwnedFd::from(pipe)).map_err(WorkError::Pipe)
-    };
+    let receiver =
+        |pipe: std::io::PipeReader| pipe::Receiver::from_owned_fd(OwnedFd::from(pipe)).map_err(WorkError::Pipe);
     let pumps = tokio::spawn(futures_util::future::join(
         pump(receiver(stdout)?, LogStream::Stdout, context.clone()),
         pump(receiver(stderr)?, LogStream::Stderr, context.clone()),

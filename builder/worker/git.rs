@@ -83,7 +83,8 @@ pub(crate) async fn commit_of(source: &GitSource, cancelled: &CancellationToken)
             return Err(GitError::Invalid(word.to_owned()));
         }
     }
-    let commit = if is_commit(reference) { reference.to_owned() } else { look_up(source, reference, cancelled).await? };
+    let commit =
+        if is_commit(reference) { reference.to_owned() } else { look_up(source, reference, cancelled).await? };
     match &source.checksum {
         Some(wanted) if !commit.starts_with(wanted.as_str()) => Err(GitError::Checksum {
             remote: shown(&source.remote),
@@ -184,7 +185,8 @@ async fn git(
     if let Some(directory) = directory {
         command.current_dir(directory);
     }
-    let child = command.spawn().map_err(|source_| GitError::NoGit { remote: shown(&source.remote), source: source_ })?;
+    let child =
+        command.spawn().map_err(|source_| GitError::NoGit { remote: shown(&source.remote), source: source_ })?;
     let output = tokio::select! {
         () = cancelled.cancelled() => return Err(GitError::Cancelled),
         output = child.wait_with_output() => output,

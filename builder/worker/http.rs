@@ -144,7 +144,8 @@ async fn fetch_once(
         return Err(HttpError::Checksum { url, found: digest, wanted });
     }
     let modified = validators.last_modified.as_deref().and_then(|time| httpdate::parse_http_date(time).ok());
-    let modified = modified.and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok()).map(|time| time.as_secs() as i64);
+    let modified =
+        modified.and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok()).map(|time| time.as_secs() as i64);
     Ok(Fetched::File(Download { file, digest, modified, validators }))
 }
 

@@ -10,10 +10,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use graph::Digest;
 use rustix::fs::OFlags;
 use sha2::Digest as _;
+use snapshotter::layer::compress::Compression;
 use snapshotter::layer::{
     Applied, ApplyOptions, EntryKind, LayerIndex, Mended, Tree, apply, compress, mend, write_tree, write_upper,
 };
-use snapshotter::layer::compress::Compression;
 use snapshotter::{Active, LayerRecord, Store};
 use solver::{RunContext, Status};
 use tokio::sync::Semaphore;
@@ -46,7 +46,11 @@ impl Layers {
     }
 
     /// The directories of a stack, the topmost first, as overlay wants them. Never empty.
-    pub(crate) async fn directories(&self, context: &RunContext, chain: Option<&Digest>) -> Result<Vec<PathBuf>, WorkError> {
+    pub(crate) async fn directories(
+        &self,
+        context: &RunContext,
+        chain: Option<&Digest>,
+    ) -> Result<Vec<PathBuf>, WorkError> {
         let Some(chain) = chain else { return Ok(vec![self.store.empty_directory()?]) };
         let layers = self.store.chain_layers(chain)?;
         self.unpack(context, &layers).await?;
@@ -65,12 +69,17 @@ impl Layers {
     }
 
     /// What a stack shows, and its bytes. Layers that are there as uncompressed tars are not unpacked for it.
-    pub(crate) async fn readable(&self, context: &RunContext, chain: Option<&Digest>) -> Result<ReadableTree, WorkError> {
+    pub(crate) async fn readable(
+        &self,
+        context: &RunContext,
+        chain: Option<&Digest>,
+    ) -> Result<ReadableTree, WorkError> {
         let Some(chain) = chain else { return Ok(ReadableTree::empty()) };
         let layers = self.store.chain_layers(chain)?;
         let mut missing = Vec::new();
         for layer in &layers {
-            let has_bytes = self.store.snapshot(&layer.chain)?.is_some() || self.store.blob_path(&layer.diff_id).is_some();
+            let has_bytes =
+                self.store.snapshot(&layer.chain)?.is_some() || self.store.blob_path(&layer.diff_id).is_some();
             if !has_bytes || self.index(&layer.chain)?.is_none() {
                 missing.push(layer.clone());
             }
@@ -118,7 +127,9 @@ impl Layers {
         let is_missing = |layer: &LayerRecord| -> Result<bool, WorkError> {
             Ok(self.store.snapshot(&layer.chain)?.is_none() || self.index(&layer.chain)?.is_none())
         };
-        let any = |layers: &[LayerRecord]| layers.iter().try_fold(false, |any, layer| Ok::<_, WorkError>(any || is_missing(layer)?));
+        let any = |layers: &[LayerRecord]| {
+            layers.iter().try_fold(false, |any, layer| Ok::<_, WorkError>(any || is_missing(layer)?))
+        };
         if !any(layers)? {
             return Ok(());
         }
@@ -130,9 +141,12 @@ impl Layers {
         for (number, layer) in layers.iter().enumerate() {
             tasks.push(if is_missing(layer)? { Some(self.unpack_apart(context, layer, number)) } else { None });
         }
-        let unpacked = futures_util::future::try_join_all(
-            tasks.into_iter().map(|task| async { match task { Some(task) => task.await.map(Some), None => Ok(None) } }),
-        )
+        let unpacked = futures_util::future::try_join_all(tasks.into_iter().map(|task| async {
+            match task {
+                Some(task) => task.await.map(Some),
+                None => Ok(None),
+            }
+        }))
         .await?;
         let mut below = Tree::default();
         let mut directories: Vec<PathBuf> = Vec::new();
@@ -241,7 +255,10 @@ impl Layers {
         // The same layer on another stack.
         for chain in self.store.chains_with(&layer.diff_id)? {
             if let (Some(snapshot), Some(index)) = (self.store.snapshot(&chain)?, self.index(&chain)?)
-                && self.store.layer(&chain)?.is_some_and(|record| record.writer == Some(snapshotter::layer::WRITER_VERSION))
+                && self
+                    .store
+                    .layer(&chain)?
+                    .is_some_and(|record| record.writer == Some(snapshotter::layer::WRITER_VERSION))
             {
                 return Ok(Some(TarAt::Snapshot(snapshot.fs().to_owned(), index)));
             }
@@ -289,7 +306,8 @@ impl Layers {
             let mut path = self.store.blob_path(&blob.digest);
             if path.is_none() && self.remote.has(&self.store, &blob.digest)? {
                 if bytes {
-                    self.fetch_blob(context, &Descriptor::new(blob.media_type.clone(), blob.digest, blob.size), number).await?;
+                    self.fetch_blob(context, &Descriptor::new(blob.media_type.clone(), blob.digest, blob.size), number)
+                        .await?;
                     path = self.store.blob_path(&blob.digest);
                 } else {
                     let descriptor = Descriptor::new(types.adapt(&blob.media_type), blob.digest, blob.size);
@@ -343,7 +361,12 @@ impl Layers {
         Ok(LayerBlob { diff_id, descriptor: Descriptor::new(media_type, digest, size), path })
     }
 
-    pub(crate) async fn fetch_blob(&self, context: &RunContext, blob: &Descriptor, number: usize) -> Result<(), WorkError> {
+    pub(crate) async fn fetch_blob(
+        &self,
+        context: &RunContext,
+        blob: &Descriptor,
+        number: usize,
+    ) -> Result<(), WorkError> {
         let (mut reader, writer) = pipe();
         let progress = context.progress.clone();
         let id = format!("layer {} {}", number + 1, blob_name(&blob.digest));

@@ -74,7 +74,9 @@ impl Secrets {
             Some(Place::File(path)) => {
                 let read = |source| SecretError::Read { id: id.to_owned(), path: path.clone(), source };
                 let mut value = Vec::new();
-                std::fs::File::open(path).and_then(|file| file.take(MAX_SIZE + 1).read_to_end(&mut value)).map_err(read)?;
+                std::fs::File::open(path)
+                    .and_then(|file| file.take(MAX_SIZE + 1).read_to_end(&mut value))
+                    .map_err(read)?;
                 if value.len() as u64 > MAX_SIZE {
                     return Err(SecretError::TooLarge(id.to_owned()));
                 }

@@ -4,7 +4,9 @@ use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
-use graph::{ContentDigest, CopyAction, FileAction, FileOp, GitSource, HttpSource, ImageSource, KeyHasher, LocalSource, SourceOp};
+use graph::{
+    ContentDigest, CopyAction, FileAction, FileOp, GitSource, HttpSource, ImageSource, KeyHasher, LocalSource, SourceOp,
+};
 use snapshotter::layer::{Entry, LayerIndex, Tree};
 use snapshotter::{CacheRecord, StatCache};
 use solver::RunContext;
@@ -86,7 +88,10 @@ impl BuildWorker {
     async fn git(&self, context: &RunContext, source: &GitSource) -> Result<Rootfs, WorkError> {
         let commit = git::commit_of(source, &context.cancelled).await?;
         let mut hasher = KeyHasher::new("git/1");
-        hasher.field(source.remote.as_bytes()).field(commit.as_bytes()).optional(source.subdir.as_deref().map(str::as_bytes));
+        hasher
+            .field(source.remote.as_bytes())
+            .field(commit.as_bytes())
+            .optional(source.subdir.as_deref().map(str::as_bytes));
         hasher.number(u64::from(source.keep_git_dir)).number(u64::from(source.submodules));
         let key = hasher.finish();
         if let Some(found) = self.recorded_source(&key)? {
@@ -163,7 +168,11 @@ fn single_file(mut entry: Entry, download: &http::Download) -> Result<ReadableTr
 fn file_name(source: &HttpSource) -> String {
     let wanted = source.filename.clone().unwrap_or_default();
     let name = wanted.rsplit('/').next().unwrap_or_default();
-    if name.is_empty() || name == "." || name == ".." || name.contains('\0') { "__unnamed__".into() } else { name.to_owned() }
+    if name.is_empty() || name == "." || name == ".." || name.contains('\0') {
+        "__unnamed__".into()
+    } else {
+        name.to_owned()
+    }
 }
 
 fn everything() -> CopyAction {
@@ -192,7 +201,10 @@ impl BuildWorker {
         let base_tree = self.layers.readable(context, base.chain.as_ref()).await?;
         let mut trees = Vec::with_capacity(inputs.len());
         for (position, input) in inputs.iter().enumerate() {
-            let read = op.actions.iter().any(|action| matches!(action, FileAction::Copy(copy) if copy.from as usize == position));
+            let read = op
+                .actions
+                .iter()
+                .any(|action| matches!(action, FileAction::Copy(copy) if copy.from as usize == position));
             trees.push(if read { self.tree_of(context, input).await? } else { ReadableTree::empty() });
         }
         self.lay(context, op, &base, &base_tree, trees).await

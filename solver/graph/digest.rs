@@ -131,7 +131,11 @@ impl ContentDigest {
 impl Serialize for ContentDigest {
     /// Hex for people, 32 bytes in binary formats: indexes of layers hold one per file.
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        if serializer.is_human_readable() { serializer.serialize_str(&self.hex()) } else { self.0.serialize(serializer) }
+        if serializer.is_human_readable() {
+            serializer.serialize_str(&self.hex())
+        } else {
+            self.0.serialize(serializer)
+        }
     }
 }
 
