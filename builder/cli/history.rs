@@ -16,6 +16,9 @@ pub struct Args {
     /// Name or id of an image
     #[arg(value_name = "IMAGE")]
     pub image: String,
+    /// Only ids
+    #[arg(short, long)]
+    pub quiet: bool,
     /// Whole instructions and ids
     #[arg(long)]
     pub no_trunc: bool,
@@ -58,6 +61,10 @@ pub async fn run(args: &Args, session: &Session) -> Result<ExitCode, Report> {
         ));
     }
     rows.reverse();
+    if args.quiet {
+        rows.iter().for_each(|(id, ..)| println!("{id}"));
+        return Ok(ExitCode::SUCCESS);
+    }
     if args.format == "json" {
         for (id, created, by, size, comment) in rows {
             let created = created.map(|time| time.to_string());

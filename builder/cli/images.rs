@@ -28,6 +28,9 @@ pub struct Args {
     /// Whole ids
     #[arg(long)]
     pub no_trunc: bool,
+    /// Only images whose name fits a pattern with `*` and `?`: `reference=PATTERN`; one of several suffices
+    #[arg(short, long = "filter", value_name = "FILTER")]
+    pub filters: Vec<String>,
     /// `table`, or `json` for one object per line
     #[arg(long, value_parser = ["table", "json"], default_value = "table")]
     pub format: String,
@@ -48,12 +51,14 @@ struct Row {
 #[expect(clippy::print_stdout, reason = "the list is this command's result")]
 pub async fn run(args: &Args, session: &Session) -> Result<ExitCode, Report> {
     let wanted = args.name.as_deref().map(str::parse::<Reference>).transpose().map_err(|error| Report::of(&error))?;
+    let patterns = patterns(&args.filters)?;
     let mut rows = Vec::new();
     for record in session.store.images().map_err(|error| Report::of(&error))? {
         let Ok(name) = record.name.parse::<Reference>() else { continue };
         let fits = wanted.as_ref().is_none_or(|wanted| {
             wanted.repository() == name.repository() && wanted.tag().is_none_or(|tag| name.tag() == Some(tag))
         });
+        let fits = fits && (patterns.is_empty() || patterns.iter().any(|pattern| pattern.fits(&name)));
         if fits && (args.all || record.kind == ImageKind::Tagged) {
             rows.push(row(&session.store, &record, &name)?);
         }
@@ -82,6 +87,73 @@ pub async fn run(args: &Args, session: &Session) -> Result<ExitCode, Report> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// What `--filter reference=` names: a repository, and a tag if one is given.
+#[derive(Debug, PartialEq, Eq)]
+struct Pattern {
+    repository: String,
+    tag: Option<String>,
+}
+
+fn patterns(filters: &[String]) -> Result<Vec<Pattern>, Report> {
+    let pattern = |filter: &String| match filter.split_once('=') {
+        Some(("reference", text)) if !text.is_empty() => Ok(Pattern::parse(text)),
+        _ => {
+            let report = Report::new(format!("--filter {filter:?} is not supported"));
+            Err(report.with_hint("use --filter reference=PATTERN").with_exit_code(2))
+        }
+    };
+    filters.iter().map(pattern).collect()
+}
+
+impl Pattern {
+    fn parse(text: &str) -> Self {
+        // A colon before a slash belongs to a registry's port.
+        match text.rsplit_once(':') {
+            Some((repository, tag)) if !tag.contains('/') => {
+                Self { repository: repository.to_owned(), tag: Some(tag.to_owned()) }
+            }
+            _ => Self { repository: text.to_owned(), tag: None },
+        }
+    }
+
+    /// Whether it fits the name, short or in full.
+    fn fits(&self, name: &Reference) -> bool {
+        let repository = name.repository();
+        let named = [repository.familiar(), repository.to_string()];
+        let tagged = self.tag.as_ref().is_none_or(|tag| matches(tag, name.tag().unwrap_or("<none>")));
+        tagged && named.iter().any(|named| matches(&self.repository, named))
+    }
+}
+
+/// `*` stands for any text without a slash, `?` for one character other than it.
+fn matches(pattern: &str, text: &str) -> bool {
+    let (pattern, text): (Vec<char>, Vec<char>) = (pattern.chars().collect(), text.chars().collect());
+    let (mut p, mut t) = (0, 0);
+    // Where to go on when what follows the last star does not fit: the star takes one more.
+    let mut retry: Option<(usize, usize)> = None;
+    while t < text.len() {
+        match pattern.get(p) {
+            Some('*') => {
+                retry = Some((p + 1, t));
+                p += 1;
+            }
+            Some(&c) if c == text[t] || (c == '?' && text[t] != '/') => {
+                p += 1;
+                t += 1;
+            }
+            _ => match retry {
+                Some((after, taken)) if text[taken] != '/' => {
+                    retry = Some((after, taken + 1));
+                    p = after;
+                    t = taken + 1;
+                }
+                _ => return false,
+            },
+        }
+    }
+    pattern[p..].iter().all(|c| *c == '*')
+}
+
 fn row(store: &Store, record: &ImageRecord, name: &Reference) -> Result<Row, Report> {
     let failed = |error: snapshotter::StoreError| Report::of(&error);
     let bytes = store.read_blob(&record.config).map_err(failed)?;
@@ -98,4 +170,30 @@ fn row(store: &Store, record: &ImageRecord, name: &Reference) -> Result<Row, Rep
         created: config.created.as_deref().and_then(|time| time.parse().ok()),
         size: layers.iter().map(|layer| layer.size).sum(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn filters_fit_names_as_docker_has_it() {
+        for (pattern, name, fits) in [
+            ("app", "app:1", true),
+            ("app", "app2:1", false),
+            ("app*", "app2:1", true),
+            ("app:*", "app:1", true),
+            ("app:2", "app:1", false),
+            ("*", "team/app:1", false),
+            ("*/*", "team/app:1", true),
+            ("docker.io/library/app", "app:1", true),
+            ("r.test:5000/a?p", "r.test:5000/app:1", true),
+            ("r.test:5000/app:?", "r.test:5000/app:1", true),
+            ("*a*a*b", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaac:1", false),
+        ] {
+            let name: Reference = name.parse().unwrap();
+            assert_eq!(Pattern::parse(pattern).fits(&name), fits, "{pattern} {name}");
+        }
+        assert_eq!(patterns(&["dangling=true".to_owned()]).map_err(|report| report.exit_code), Err(2));
+    }
 }

@@ -1,6 +1,6 @@
 //! `rbuild login` and `rbuild logout`
 
-use std::io::{self, BufRead, IsTerminal, Read, Write};
+use std::io::{self, BufRead as _, IsTerminal as _, Read, Write as _};
 use std::process::ExitCode;
 
 use registry::{Credential, DOCKER_HUB, DockerCredentials, Stored, registry_name};
@@ -56,7 +56,10 @@ pub async fn login(args: &LoginArgs, session: &Session) -> Result<ExitCode, Repo
         io::stdin().lock().read_to_string(&mut text).map_err(failed)?;
         text.trim_end_matches(['\r', '\n']).to_owned()
     } else {
-        ask("Password: ", false).map_err(failed)?
+        ask("Password: ", false).map_err(|error| match error.kind() {
+            io::ErrorKind::Interrupted => failed(error).with_exit_code(130),
+            _ => failed(error),
+        })?
     };
     if username.is_empty() || password.is_empty() {
         return Err(Report::new("a user name and a password are needed").with_exit_code(2));
@@ -101,18 +104,69 @@ fn ask(prompt: &str, echo: bool) -> io::Result<String> {
     }
     eprint!("{prompt}");
     io::stderr().flush()?;
+    if echo {
+        let mut line = String::new();
+        stdin.lock().read_line(&mut line)?;
+        return Ok(line.trim_end_matches(['\r', '\n']).to_owned());
+    }
     let before = tcgetattr(&stdin)?;
-    if !echo {
-        let mut silent = before.clone();
-        silent.local_modes.remove(LocalModes::ECHO);
-        tcsetattr(&stdin, OptionalActions::Flush, &silent)?;
-    }
-    let mut line = String::new();
-    let read = stdin.lock().read_line(&mut line);
+    let mut silent = before.clone();
+    // Ctrl-C is read as a key: a signal would end the program and leave the terminal silent.
+    silent.local_modes.remove(LocalModes::ECHO | LocalModes::ICANON | LocalModes::ISIG);
+    tcsetattr(&stdin, OptionalActions::Flush, &silent)?;
+    let typed = typed(&mut stdin.lock());
     tcsetattr(&stdin, OptionalActions::Now, &before)?;
-    if !echo {
-        eprintln!();
+    eprintln!();
+    typed
+}
+
+/// A line of keys as they come, edited as a terminal would.
+fn typed(keys: &mut impl Read) -> io::Result<String> {
+    const INTERRUPT: u8 = 0x03;
+    const END: u8 = 0x04;
+    const QUIT: u8 = 0x1c;
+    let mut line = Vec::new();
+    let mut key = [0];
+    loop {
+        match keys.read(&mut key) {
+            Ok(0) => break,
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        }
+        match key[0] {
+            b'\r' | b'\n' => break,
+            END if line.is_empty() => break,
+            INTERRUPT | QUIT => return Err(io::Error::new(io::ErrorKind::Interrupted, "interrupted")),
+            0x08 | 0x7f => {
+                // All bytes of one character.
+                while line.pop().is_some_and(|byte: u8| byte & 0xc0 == 0x80) {}
+            }
+            // Ctrl-U
+            0x15 => line.clear(),
+            byte => line.push(byte),
+        }
     }
-    read?;
-    Ok(line.trim_end_matches(['\r', '\n']).to_owned())
+    String::from_utf8(line).map_err(|_| io::Error::other("what was typed is not UTF-8"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn typed_keys_are_edited() {
+        for (keys, line) in [
+            ("secret\r", "secret"),
+            ("secres\x7ft\nrest", "secret"),
+            ("gé\x7fo\n", "go"),
+            ("wrong\x15right\n", "right"),
+            ("\x7f\x7fa\n", "a"),
+            ("a\x04b\n", "a\x04b"),
+            ("\x04", ""),
+        ] {
+            assert_eq!(typed(&mut keys.as_bytes()).unwrap(), line, "{keys:?}");
+        }
+        assert_eq!(typed(&mut &b"sec\x03"[..]).unwrap_err().kind(), io::ErrorKind::Interrupted);
+    }
 }

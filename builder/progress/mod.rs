@@ -154,8 +154,7 @@ pub struct Summary {
     pub total: usize,
     /// From the first start to the end of the display.
     pub duration: Duration,
-    /// Warnings about the build as a whole, which the displays for people leave to the report. Those about a vertex were
-    /// shown with it.
+    /// Warnings about the build as a whole. The displays have shown them, [`Mode::Quiet`] excepted.
     pub warnings: Vec<String>,
 }
 

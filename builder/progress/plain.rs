@@ -241,5 +241,11 @@ impl Render for Plain {
         for id in waiting {
             self.print(trace, id, now, out);
         }
+        if !trace.warnings.is_empty() && !self.first {
+            out.push(b'\n');
+        }
+        for warning in &trace.warnings {
+            let _ = writeln!(out, "WARN: {warning}");
+        }
     }
 }

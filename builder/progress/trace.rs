@@ -26,7 +26,8 @@ pub(super) struct Trace {
     pub(super) completed: usize,
     cached: usize,
     failed: Option<VertexId>,
-    warnings: Vec<String>,
+    /// About the build as a whole.
+    pub(super) warnings: Vec<String>,
 }
 
 /// A vertex.
@@ -127,6 +128,10 @@ impl Trace {
     /// Vertices that have started, in that order.
     pub(super) fn in_order(&self) -> impl DoubleEndedIterator<Item = &Vertex> {
         self.started.iter().filter_map(|id| self.vertices.get(id))
+    }
+
+    pub(super) fn has_failed(&self) -> bool {
+        self.failed.is_some()
     }
 
     pub(super) fn total(&self) -> usize {

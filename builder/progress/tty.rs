@@ -111,7 +111,7 @@ impl Render for Tty {
     }
 
     fn finish(&mut self, trace: &Trace, now: SystemTime, out: &mut Vec<u8>) {
-        if trace.begun.is_some() {
+        if trace.begun.is_some() || !trace.warnings.is_empty() {
             self.draw(trace, now, true, out);
         }
     }
@@ -148,22 +148,40 @@ fn frame(trace: &Trace, now: SystemTime, columns: usize, rows: usize, log_lines:
             continue;
         }
         lines.push(vertex_line(vertex, now, columns));
-        if !vertex.running() {
-            // Few enough to be left out of the count: a warning is worth a row that scrolls.
-            lines.extend(vertex.warnings.iter().take(if last { usize::MAX } else { 0 }).flat_map(|warning| {
-                warning.lines().map(|text| aligned(&format!(" => => WARN: {text}"), "", columns, Style::Warning))
-            }));
+        if last {
+            for warning in &vertex.warnings {
+                lines.extend(wrapped(&format!(" => => WARN: {warning}"), columns));
+            }
         }
         lines.extend(details);
     }
+    if last {
+        for warning in &trace.warnings {
+            lines.extend(wrapped(&format!("WARN: {warning}"), columns));
+        }
+    }
     lines.truncate(rows);
+    lines
+}
+
+/// A warning, which must not be cut.
+fn wrapped(text: &str, columns: usize) -> Vec<Line> {
+    let mut lines = Vec::new();
+    for mut rest in text.lines() {
+        while !rest.is_empty() {
+            // A character that is wider than the terminal goes out alone.
+            let fitting = text::fit(rest, columns).len().max(rest.chars().next().map_or(0, char::len_utf8));
+            lines.push(Line { text: rest[..fitting].to_owned(), style: Style::Warning });
+            rest = &rest[fitting..];
+        }
+    }
     lines
 }
 
 fn header(trace: &Trace, now: SystemTime, columns: usize, last: bool) -> Line {
     let seconds = trace.begun.map_or(Duration::ZERO, |begun| since(begun, now)).as_secs_f64();
     let (completed, total) = (trace.completed, trace.total());
-    let finished = if last && completed == total { " FINISHED" } else { "" };
+    let finished = if last && completed == total && !trace.has_failed() { " FINISHED" } else { "" };
     aligned(&format!("[+] Building {seconds:.1}s ({completed}/{total}){finished}"), "", columns, Style::Plain)
 }
 
