@@ -137,7 +137,7 @@ need_cargo_tool() {
         -r "$top/.ci/tools.txt" >&2; then
         command -v "$tool" >/dev/null && return 0
     fi
-    [ "$2" = or-compile ] || return 1
+    [ "${2:-}" = or-compile ] || return 1
     warn "no wheel of $tool here: compiling it"
     cargo install --locked --version "$version" --root "$target/tools-built" --target-dir "$target/tools-build" "$tool" >&2
 }
