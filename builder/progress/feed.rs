@@ -12,12 +12,14 @@ use solver::{Event, Events};
 pub(super) struct Feed {
     events: Events,
     stop: Arc<AtomicBool>,
-    stopped: Option<Instant>,
+    /// Events that are still taken after the stop.
+    left: usize,
     waker: Waker,
 }
 
-/// Whoever still emits events after the stop is listened to for this long.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+/// More than can be on their way at the stop, as a printing step waits when thousands are: all of those are shown, and who
+/// goes on emitting does not keep the display alive for ever.
+const LAST_WORDS: usize = 1 << 17;
 
 pub(super) enum Next {
     Event(Event),
@@ -38,29 +40,28 @@ impl Wake for Unpark {
 impl Feed {
     /// For use on the calling thread, which whoever sets `stop` must unpark.
     pub(super) fn new(events: Events, stop: Arc<AtomicBool>) -> Self {
-        Self { events, stop, stopped: None, waker: Waker::from(Arc::new(Unpark(std::thread::current()))) }
+        Self { events, stop, left: LAST_WORDS, waker: Waker::from(Arc::new(Unpark(std::thread::current()))) }
     }
 
     pub(super) fn try_next(&mut self) -> Option<Event> {
-        self.events.try_next()
+        match self.events.try_next().map(|event| self.counted(event))? {
+            Next::Event(event) => Some(event),
+            Next::Nothing | Next::End => None,
+        }
     }
 
     /// Waits at most `limit` for the next event.
     pub(super) fn next(&mut self, limit: Option<Duration>) -> Next {
         let deadline = limit.map(|limit| Instant::now() + limit);
         loop {
-            if self.stop.load(Ordering::SeqCst) && self.stopped.get_or_insert_with(Instant::now).elapsed() > LAST_WORDS
-            {
-                return Next::End;
-            }
             match self.poll() {
-                Poll::Ready(Some(event)) => return Next::Event(event),
+                Poll::Ready(Some(event)) => return self.counted(event),
                 Poll::Ready(None) => return Next::End,
                 Poll::Pending => {}
             }
             if self.stop.load(Ordering::SeqCst) {
                 // What was emitted before the stop may have come in since.
-                return self.events.try_next().map_or(Next::End, Next::Event);
+                return self.events.try_next().map_or(Next::End, |event| self.counted(event));
             }
             match deadline {
                 None => std::thread::park(),
@@ -73,6 +74,16 @@ impl Feed {
                 }
             }
         }
+    }
+
+    fn counted(&mut self, event: Event) -> Next {
+        if self.stop.load(Ordering::SeqCst) {
+            match self.left.checked_sub(1) {
+                Some(left) => self.left = left,
+                None => return Next::End,
+            }
+        }
+        Next::Event(event)
     }
 
     fn poll(&mut self) -> Poll<Option<Event>> {

@@ -299,6 +299,36 @@ fn a_step_may_print_much_and_finish_does_not_wait_for_senders() {
 }
 
 #[test]
+fn what_was_printed_before_the_end_is_shown_however_slow_the_terminal() {
+    struct Slow(Sink);
+    impl Write for Slow {
+        fn write(&mut self, data: &[u8]) -> std::io::Result<usize> {
+            std::thread::sleep(Duration::from_millis(8));
+            self.0.write(&data[..data.len().min(4096)])
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let (progress, events) = channel();
+    let sink = Sink::default();
+    let render = Box::new(plain::Plain::new(Colours::Strip));
+    let display = start_on(Box::new(Slow(sink.clone())), Some(render), events);
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let vertex = progress.vertex("RUN yes");
+    vertex.started();
+    runtime.block_on(async {
+        for _ in 0..1000 {
+            vertex.log(LogStream::Stdout, "a line of output\n".repeat(20).into_bytes()).await;
+        }
+    });
+    vertex.completed();
+    assert_eq!(display.finish().completed, 1);
+    let out = String::from_utf8(sink.0.lock().unwrap().clone()).unwrap();
+    assert_eq!(out.lines().filter(|line| line.ends_with(" a line of output")).count(), 20_000);
+}
+
+#[test]
 fn nobody_reads() {
     struct Closed;
     impl Write for Closed {

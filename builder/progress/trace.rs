@@ -130,8 +130,9 @@ impl Trace {
         self.started.iter().filter_map(|id| self.vertices.get(id))
     }
 
-    pub(super) fn has_failed(&self) -> bool {
-        self.failed.is_some()
+    /// Whether everything that ended ended well.
+    pub(super) fn went_well(&self) -> bool {
+        self.vertices.values().all(|vertex| vertex.end.as_ref().is_none_or(|end| *end == End::Done))
     }
 
     pub(super) fn total(&self) -> usize {

@@ -181,7 +181,7 @@ fn wrapped(text: &str, columns: usize) -> Vec<Line> {
 fn header(trace: &Trace, now: SystemTime, columns: usize, last: bool) -> Line {
     let seconds = trace.begun.map_or(Duration::ZERO, |begun| since(begun, now)).as_secs_f64();
     let (completed, total) = (trace.completed, trace.total());
-    let finished = if last && completed == total && !trace.has_failed() { " FINISHED" } else { "" };
+    let finished = if last && completed == total && trace.went_well() { " FINISHED" } else { "" };
     aligned(&format!("[+] Building {seconds:.1}s ({completed}/{total}){finished}"), "", columns, Style::Plain)
 }
 
