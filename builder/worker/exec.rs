@@ -179,7 +179,7 @@ impl BuildWorker {
             }
             MountKind::Secret(secret) => match self.policy.secrets.get(&secret.id).map_err(WorkError::Secret)? {
                 Some(content) => {
-                    add(Source::File { content, mode: secret.mode, uid: secret.uid, gid: secret.gid }, true)
+                    add(Source::File { content, mode: secret.mode, uid: secret.uid, gid: secret.gid }, true);
                 }
                 None if secret.required => return Err(WorkError::NoSecret { id: secret.id.clone() }),
                 None => {}
