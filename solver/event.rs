@@ -161,6 +161,13 @@ impl Events {
     }
 }
 
+impl Drop for Events {
+    /// Nobody reads any more: whoever waits to log goes on.
+    fn drop(&mut self) {
+        self.backlog.close();
+    }
+}
+
 /// The writing end. Events to a reader that is gone are dropped.
 #[derive(Clone)]
 pub struct Progress {

@@ -376,9 +376,10 @@ async fn pump(mut from: impl AsyncRead + Unpin, stream: LogStream, context: RunC
         }
         let end = buffer.iter().rposition(|byte| matches!(byte, b'\n' | b'\r')).map(|at| at + 1);
         if let Some(end) = end.or((buffer.len() >= LINE_MAX).then_some(buffer.len())) {
-            let rest = buffer.split_off(end);
-            context.progress.log(stream, std::mem::replace(&mut buffer, rest)).await;
-            buffer.reserve(LINE_MAX);
+            // What waits for the display takes no more room than its bytes.
+            let lines = buffer[..end].to_vec();
+            buffer.drain(..end);
+            context.progress.log(stream, lines).await;
         }
     }
     if !buffer.is_empty() {
