@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use frontend::SourceFile;
+use rustix::fs::{Mode, OFlags};
 use snapshotter::layer::EntryKind;
 use snapshotter::layer::compress::{self, Detected};
 
@@ -93,9 +94,10 @@ fn dockerfile(place: &Place, file: Option<&str>) -> Result<Vec<u8>, ContextError
     };
     for name in &candidates {
         // A Dockerfile named on the command line is a path of the caller's, as with docker.
-        if file.is_some() && !matches!(place, Place::Archive(..)) {
+        if file.is_some() && is_callers(place) {
             let path = Path::new(name);
-            match std::fs::read(path) {
+            // It may well be a pipe: `-f <(…)`.
+            match std::fs::File::open(path).and_then(read_bounded) {
                 Ok(text) => return Ok(text),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(source) => return Err(ContextError::Read { path: path.to_owned(), source }),
@@ -123,13 +125,46 @@ fn similar_file(place: &Place) -> Option<String> {
         .min()
 }
 
+/// Whether the context is the caller's own directory, next to which he names files: what came from elsewhere has to bring its
+/// own.
+fn is_callers(place: &Place) -> bool {
+    matches!(place, Place::Nothing | Place::Directory(_, None))
+}
+
+/// The whole of a text, unless it has no end.
+fn read_bounded(input: impl Read) -> io::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    input.take(MAX_DOCKERFILE + 1).read_to_end(&mut text)?;
+    if text.len() as u64 > MAX_DOCKERFILE {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "it is larger than 64 MiB"));
+    }
+    Ok(text)
+}
+
+/// A text in a directory. Opened without waiting, so that a pipe of that name does not stop the build. In a directory that came
+/// from elsewhere a symbolic link leads to what it means there; in the caller's own it leads where he made it lead.
+fn read_file(root: &Path, name: &str, confined: bool) -> io::Result<Vec<u8>> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let file = if confined {
+        sys::path::open(sys::file::open_root(root)?, name.as_bytes(), sys::path::Links::InRoot, flags, 0)?
+    } else {
+        rustix::fs::open(root.join(name), flags, Mode::empty())?
+    };
+    let file = std::fs::File::from(file);
+    match file.metadata()?.file_type() {
+        kind if kind.is_file() => read_bounded(file),
+        kind if kind.is_dir() => Err(io::ErrorKind::IsADirectory.into()),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no ordinary file")),
+    }
+}
+
 /// A file of the context; `None` if there is none.
 fn read_from(place: &Place, name: &str) -> Result<Option<Vec<u8>>, ContextError> {
     match place {
         Place::Nothing => Ok(None),
         Place::Directory(root, _) => {
             let path = root.join(name);
-            match std::fs::read(&path) {
+            match read_file(root, name, !is_callers(place)) {
                 Ok(text) => Ok(Some(text)),
                 Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
                     Ok(None)
@@ -156,9 +191,13 @@ fn read_from(place: &Place, name: &str) -> Result<Option<Vec<u8>>, ContextError>
 fn ignore_rules(place: &Place, dockerfile: Option<&str>, named: bool) -> Result<Ignore, ContextError> {
     if let Some(name) = dockerfile {
         let own = format!("{name}.dockerignore");
-        let text = match std::fs::read(&own) {
-            Ok(text) if named && !matches!(place, Place::Archive(..)) => Some(text),
-            _ => read_from(place, &own)?,
+        let text = match named && is_callers(place) {
+            true => read_file(Path::new(""), &own, false).ok(),
+            false => None,
+        };
+        let text = match text {
+            Some(text) => Some(text),
+            None => read_from(place, &own)?,
         };
         if let Some(text) = text {
             return Ignore::parse(&own, &text);
