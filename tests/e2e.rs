@@ -24,6 +24,8 @@ mod registry;
 mod rootless;
 #[path = "e2e/sandbox.rs"]
 mod sandbox;
+#[path = "e2e/security.rs"]
+mod security;
 #[path = "e2e/support.rs"]
 mod self_test;
 mod support;
