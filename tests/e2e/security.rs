@@ -65,8 +65,8 @@ fn mounts_lead_nowhere_but_inside() {
     let outside = env.dir().display();
     for text in [
         format!("RUN --mount=type=cache,id=../../../..{outside}/pwned,target=/c touch /c/x"),
-        format!("RUN --mount=type=bind,from=s,source=/evil,target=/b cat /b/canary"),
-        format!("RUN --mount=type=cache,id=k,from=s,source=/evil,target=/c cat /c/canary"),
+        "RUN --mount=type=bind,from=s,source=/evil,target=/b cat /b/canary".to_owned(),
+        "RUN --mount=type=cache,id=k,from=s,source=/evil,target=/c cat /c/canary".to_owned(),
         "RUN ln -s /proc/1 /x\nRUN --mount=type=tmpfs,target=/x echo mounted-there".to_owned(),
         "RUN ln -s /proc/1/root /x\nRUN --mount=type=tmpfs,target=/x/y echo mounted-there".to_owned(),
         "RUN --mount=type=tmpfs,target=/proc/sys echo mounted-there".to_owned(),
