@@ -170,6 +170,9 @@ impl BuildWorker {
                 add(Source::Overlay { overlay, selector: bind.selector.clone() }, mount.readonly);
             }
             MountKind::Cache(cache) => {
+                if cache.from.input.is_none() && !matches!(cache.from.selector.as_str(), "" | "/" | ".") {
+                    return Err(WorkError::Unsupported("--mount=type=cache with source= but without from="));
+                }
                 let initial = self.bind_source(context, &cache.from, inputs).await?;
                 let directory = self.cache_mount(context, cache, initial).await?;
                 let selector = if cache.from.input.is_some() { cache.from.selector.clone() } else { "/".into() };
