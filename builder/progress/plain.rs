@@ -21,8 +21,10 @@ const LONGEST_WAIT: Duration = Duration::from_secs(10);
 const SILENCE: Duration = Duration::from_secs(5);
 /// Others do not wait once they hold so many bytes.
 const HELD_BACK: usize = 256 * 1024;
-/// A transfer is printed again after this part of it, or after [`SILENCE`].
+/// A transfer is printed again after this part of it, but not sooner than [`STATUS_PAUSE`], or after [`SILENCE`].
 const STATUS_STEP: f64 = 0.05;
+/// A fast transfer is a line or two, not twenty.
+const STATUS_PAUSE: Duration = Duration::from_secs(1);
 
 pub(super) struct Plain {
     colours: Colours,
@@ -76,7 +78,8 @@ impl Plain {
             && part.ended.is_none()
         {
             let moved = part.current.saturating_sub(current) as f64;
-            if moved < STATUS_STEP * part.total.max(1) as f64 && since(at, now) < SILENCE {
+            let pause = if moved < STATUS_STEP * part.total.max(1) as f64 { SILENCE } else { STATUS_PAUSE };
+            if since(at, now) < pause {
                 return;
             }
         }

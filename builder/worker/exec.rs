@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use executor::spec::{Changes, EtcFiles};
+use executor::stubs::Purpose;
 use executor::{ExitStatus, Launcher, Overlay, Process, Root, Source, Stdio};
 use graph::{BindSource, CacheSharing, ExecOp, MountKind, NetworkMode, ProxyEnv, SecurityMode};
 use snapshotter::layer::{CommitOptions, Tree, commit_upper};
@@ -17,6 +18,7 @@ use solver::{LogStream, RunContext, Usage};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::unix::pipe;
 
+use super::mask::Mask;
 use super::secrets::Secrets;
 use super::{BuildWorker, Output, Rootfs, StartFailure, WorkError, blocking};
 
@@ -85,12 +87,15 @@ impl BuildWorker {
         }
         for secret in &op.secret_env {
             match self.policy.secrets.get(&secret.id).map_err(WorkError::Secret)? {
-                Some(value) => process.env.push(format!("{}={}", secret.name, String::from_utf8_lossy(&value))),
+                Some(value) => {
+                    process.env.push(format!("{}={}", secret.name, String::from_utf8_lossy(&value)));
+                    held.secrets.push(value);
+                }
                 None if secret.required => return Err(WorkError::NoSecret { id: secret.id.clone() }),
                 None => {}
             }
         }
-        let (status, stubs) = run(&self.launcher, context, process).await?;
+        let (status, stubs) = run(&self.launcher, context, process, held.mask()).await?;
         if let Some(ending) = ending(&status) {
             return Err(WorkError::Step(StepFailure { command: op.args.join(" "), ending }));
         }
@@ -109,6 +114,8 @@ impl BuildWorker {
         let below = self.layers.readable(context, base.chain.as_ref()).await?;
         let (store, parent) = (Arc::clone(&self.store), base.chain);
         let record = blocking(move || {
+            // As BuildKit does it, /proc, /sys and /dev stay: engines that run the image read-only need them.
+            let stubs: Vec<_> = stubs.into_iter().filter(|stub| stub.purpose != Purpose::Standard).collect();
             executor::stubs::remove(active.fs(), &stubs).map_err(WorkError::Stubs)?;
             forget_parents(active.fs(), &stubs, &below.tree);
             let options = CommitOptions { below: Some(&below.tree) };
@@ -182,6 +189,7 @@ impl BuildWorker {
             }
             MountKind::Secret(secret) => match self.policy.secrets.get(&secret.id).map_err(WorkError::Secret)? {
                 Some(content) => {
+                    held.secrets.push(content.clone());
                     add(Source::File { content, mode: secret.mode, uid: secret.uid, gid: secret.gid }, true);
                 }
                 None if secret.required => return Err(WorkError::NoSecret { id: secret.id.clone() }),
@@ -289,6 +297,14 @@ struct Held {
     /// Changes in writable binds, which nobody will see.
     discarded: Vec<snapshotter::Active>,
     caches: Vec<snapshotter::CacheMountDir>,
+    /// Values that the step was given and that its log must not show.
+    secrets: Vec<Vec<u8>>,
+}
+
+impl Held {
+    fn mask(&self) -> Option<Arc<Mask>> {
+        Mask::new(&self.secrets).map(Arc::new)
+    }
 }
 
 fn ending(status: &ExitStatus) -> Option<Ending> {
@@ -307,6 +323,7 @@ async fn run(
     launcher: &Launcher,
     context: &RunContext,
     process: Process,
+    mask: Option<Arc<Mask>>,
 ) -> Result<(ExitStatus, Vec<executor::Stub>), WorkError> {
     let command = process.args.join(" ");
     let started = |error| WorkError::Start(StartFailure { command: command.clone(), error });
@@ -315,8 +332,8 @@ async fn run(
     let receiver =
         |pipe: std::io::PipeReader| pipe::Receiver::from_owned_fd(OwnedFd::from(pipe)).map_err(WorkError::Pipe);
     let pumps = tokio::spawn(futures_util::future::join(
-        pump(receiver(stdout)?, LogStream::Stdout, context.clone()),
-        pump(receiver(stderr)?, LogStream::Stderr, context.clone()),
+        pump(receiver(stdout)?, LogStream::Stdout, context.clone(), mask.clone()),
+        pump(receiver(stderr)?, LogStream::Stderr, context.clone(), mask),
     ));
     let status = tokio::select! {
         status = running.wait() => status,
@@ -369,8 +386,12 @@ pub(crate) fn etc_files(extra_hosts: &[(String, String)], hostname: &str) -> Etc
 /// Longest part of a line that is passed on at once.
 const LINE_MAX: usize = 64 << 10;
 
-/// Passes on whole lines as they come, and a last one without an end.
-async fn pump(mut from: impl AsyncRead + Unpin, stream: LogStream, context: RunContext) {
+/// Passes on whole lines as they come, and a last one without an end; secrets are masked.
+async fn pump(mut from: impl AsyncRead + Unpin, stream: LogStream, context: RunContext, mask: Option<Arc<Mask>>) {
+    let shown = |lines: Vec<u8>| match &mask {
+        Some(mask) => mask.apply(&lines),
+        None => lines,
+    };
     let mut buffer = Vec::with_capacity(LINE_MAX);
     loop {
         match from.read_buf(&mut buffer).await {
@@ -378,15 +399,17 @@ async fn pump(mut from: impl AsyncRead + Unpin, stream: LogStream, context: RunC
             Ok(_) => {}
         }
         let end = buffer.iter().rposition(|byte| matches!(byte, b'\n' | b'\r')).map(|at| at + 1);
-        if let Some(end) = end.or((buffer.len() >= LINE_MAX).then_some(buffer.len())) {
+        // A line that is cut keeps back what may be the beginning of a secret.
+        let cut = || (buffer.len() >= LINE_MAX).then(|| mask.as_ref().map_or(buffer.len(), |mask| mask.cut(&buffer)));
+        if let Some(end) = end.or_else(cut).filter(|end| *end > 0) {
             // What waits for the display takes no more room than its bytes.
             let lines = buffer[..end].to_vec();
             buffer.drain(..end);
-            context.progress.log(stream, lines).await;
+            context.progress.log(stream, shown(lines)).await;
         }
     }
     if !buffer.is_empty() {
-        context.progress.log(stream, buffer).await;
+        context.progress.log(stream, shown(buffer)).await;
     }
 }
 

@@ -7,6 +7,7 @@ mod file;
 mod git;
 mod http;
 mod layers;
+mod mask;
 mod merge;
 mod secrets;
 mod source;

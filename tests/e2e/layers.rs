@@ -38,6 +38,16 @@ fn a_layer_holds_what_the_step_changed() {
 }
 
 #[test]
+fn of_the_mount_points_made_for_a_step_only_the_standard_ones_stay() {
+    let env = TestEnv::busybox();
+    // Engines that run an image read-only need /proc, /sys and /dev to be there.
+    let text = "FROM scratch\nCOPY --from=busybox /bin/busybox /bin/sh\n\
+                RUN --mount=type=tmpfs,target=/t/u --mount=type=cache,target=/c true\n";
+    let image = exported(&env, &env.dockerfile("c", text), &[]);
+    assert_eq!(paths(&image, 1), ["dev", "proc", "sys"]);
+}
+
+#[test]
 fn odd_files_survive_into_the_image_and_through_a_load() {
     let env = TestEnv::busybox();
     let long = "n".repeat(200);

@@ -179,15 +179,23 @@ fn secrets_are_in_no_log_layer_config_metadata_or_store() {
     let env = TestEnv::busybox();
     std::fs::write(env.path("secret"), "canary-of-the-secret").expect("ours");
     let text = "FROM busybox\nRUN --mount=type=secret,id=s --mount=type=secret,id=s,env=S \
-                [ \"$(cat /run/secrets/s)\" = \"$S\" ] && [ -n \"$S\" ]\nRUN [ ! -e /run/secrets/s ]\n";
+                [ \"$(cat /run/secrets/s)\" = \"$S\" ] && [ -n \"$S\" ] && echo \"printed: $S\" && cat /run/secrets/s >&2\n\
+                RUN [ ! -e /run/secrets/s ]\n";
     let context = env.dockerfile("c", text);
     let (secret, image, metadata) = (env.path("secret"), env.path("image.tar"), env.path("metadata.json"));
     for progress in ["plain", "rawjson"] {
         let run = env.rbuild(["build", "--no-cache", "--progress", progress]);
         let run = run.args(["--secret", &format!("id=s,src={}", secret.display())]);
         let run = run.args(["-o", &format!("type=oci,dest={}", image.display()), "--metadata-file"]).arg(&metadata);
-        run.arg(context.dir()).ok().lacks("canary-of-the-secret");
+        let run = run.arg(context.dir()).ok().lacks("canary-of-the-secret");
+        if progress == "plain" {
+            run.contains("printed: ***");
+        }
     }
+    // The end of a failed step's log is shown again.
+    let failing = env.dockerfile("f", "FROM busybox\nRUN --mount=type=secret,id=s cat /run/secrets/s && false\n");
+    let run = env.build(&failing, &["--secret", &format!("id=s,src={}", secret.display())]).run();
+    run.exits(1).lacks("canary-of-the-secret");
     let image = crate::support::Layout::from_archive(&image).image();
     let layers = image.layers.iter().flatten().any(|entry| contains(&entry.body));
     assert!(
