@@ -207,13 +207,17 @@ impl BuildWorker {
         Ok(())
     }
 
+    /// What a mount shows is read from layers. Of the context only what is shown becomes one.
     async fn bind_source(
         &self,
         context: &RunContext,
         bind: &BindSource,
         inputs: &[Output],
     ) -> Result<Rootfs, WorkError> {
-        self.input_rootfs(context, bind.input, inputs).await
+        match bind.input.and_then(|input| inputs.get(input as usize)) {
+            Some(Output::Local(local)) => self.import_part(context, local, &bind.selector).await,
+            _ => self.input_rootfs(context, bind.input, inputs).await,
+        }
     }
 
     /// An overlay that shows `rootfs`; its changes are kept in `held`, the first writable one as the step's root.

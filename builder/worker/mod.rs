@@ -19,6 +19,7 @@ use std::sync::atomic::AtomicBool;
 
 use executor::Launcher;
 use graph::{ContentDigest, Digest, FileAction, MountKind, Op, Operation};
+use snapshotter::layer::LayerError;
 use snapshotter::{CacheRecord, KeyLock, LayerRecord, Store, StoreError};
 use solver::{CacheKeys, RunContext, Worker};
 
@@ -192,14 +193,14 @@ impl Worker for BuildWorker {
             (Looks::All, Output::Layers(_)) => Ok(None),
             (Looks::All, Output::Local(local)) => Ok(Some(local.tree.tree.digest(b"")?)),
             (Looks::Sources, output) => self.copied_content(op, position, output).await,
-            (Looks::Paths(paths), Output::Local(local)) => Ok(Some(paths_digest(&local.tree, &paths))),
+            (Looks::Paths(paths), Output::Local(local)) => self.paths_digest(output, &local.tree, &paths).map(Some),
             (Looks::Paths(paths), Output::Layers(rootfs)) => {
                 if paths.iter().any(|path| path == "/") {
                     return Ok(None);
                 }
                 let context = self.quiet();
                 let tree = self.layers.readable(&context, rootfs.chain.as_ref()).await?;
-                Ok(Some(paths_digest(&tree, &paths)))
+                self.paths_digest(output, &tree, &paths).map(Some)
             }
         }
     }
@@ -340,21 +341,26 @@ impl BuildWorker {
         }
     }
 
+    /// The content of what a step's mounts show of an input.
+    fn paths_digest(&self, output: &Output, tree: &ReadableTree, paths: &[String]) -> Result<ContentDigest, WorkError> {
+        let mut hasher = graph::KeyHasher::new("paths/1");
+        for path in paths {
+            let digest = match tree.tree.digest(path.as_bytes()) {
+                Err(LayerError::Missing { .. }) => {
+                    return Err(self.explain_missing(output, FileError::NotFound { path: path.clone() }));
+                }
+                other => other?,
+            };
+            hasher.field(path.as_bytes()).optional(Some(&digest.as_bytes()[..]));
+        }
+        Ok(hasher.finish())
+    }
+
     /// A context for look-ups that report nothing and are not cancelled on their own.
     fn quiet(&self) -> RunContext {
         let (progress, _) = solver::channel();
         RunContext { progress: progress.vertex("look-up"), cancelled: Default::default() }
     }
-}
-
-fn paths_digest(tree: &ReadableTree, paths: &[String]) -> ContentDigest {
-    let mut hasher = graph::KeyHasher::new("paths/1");
-    for path in paths {
-        // A path that is not there fails when the step is run, with a better message.
-        let digest = tree.tree.digest(path.as_bytes()).ok();
-        hasher.field(path.as_bytes()).optional(digest.as_ref().map(|digest| &digest.as_bytes()[..]));
-    }
-    hasher.finish()
 }
 
 /// Runs what blocks on a thread for it.

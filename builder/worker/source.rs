@@ -58,6 +58,24 @@ impl BuildWorker {
         self.whole_tree(context, KeyHasher::new("import/1").field(key.as_bytes()).finish(), &local.tree, true).await
     }
 
+    /// What a mount shows of local files, as a layer: the file or directory at `path`, and of the rest only what a link on
+    /// the way makes necessary.
+    pub(super) async fn import_part(
+        &self,
+        context: &RunContext,
+        local: &Local,
+        path: &str,
+    ) -> Result<Rootfs, WorkError> {
+        let path = path.trim_matches('/');
+        let resolved = local.tree.tree.resolve(path.as_bytes(), true)?;
+        if path.is_empty() || resolved.found.is_none() || resolved.path != path.as_bytes() {
+            return self.import(context, local).await;
+        }
+        let content = local.tree.tree.digest_exact(path.as_bytes())?;
+        let key = KeyHasher::new("import-part/1").field(path.as_bytes()).field(content.as_bytes()).finish();
+        self.copied(context, key, &local.tree, &format!("/{path}"), true).await
+    }
+
     /// A tree as one layer, recorded under `key`.
     async fn whole_tree(
         &self,
@@ -66,10 +84,22 @@ impl BuildWorker {
         tree: &ReadableTree,
         look: bool,
     ) -> Result<Rootfs, WorkError> {
+        self.copied(context, key, tree, "/", look).await
+    }
+
+    /// What is at `path` of a tree, at the same place of a layer, recorded under `key`.
+    async fn copied(
+        &self,
+        context: &RunContext,
+        key: ContentDigest,
+        tree: &ReadableTree,
+        path: &str,
+        look: bool,
+    ) -> Result<Rootfs, WorkError> {
         if look && let Some(found) = self.recorded_source(&key)? {
             return Ok(found);
         }
-        let op = FileOp { base: None, actions: vec![FileAction::Copy(Box::new(everything()))] };
+        let op = FileOp { base: None, actions: vec![FileAction::Copy(Box::new(same_place(path)))] };
         let rootfs = self.lay(context, &op, &Rootfs::empty(), &ReadableTree::empty(), vec![tree.clone()]).await?;
         self.record_source(key, &rootfs)?;
         Ok(rootfs)
@@ -175,15 +205,16 @@ fn file_name(source: &HttpSource) -> String {
     }
 }
 
-fn everything() -> CopyAction {
+fn same_place(path: &str) -> CopyAction {
+    let parent = path.rsplit_once('/').map_or("", |(parent, _)| parent);
     CopyAction {
         from: 0,
-        src: "/".into(),
-        dest: "/".into(),
+        src: path.into(),
+        dest: format!("{parent}/"),
         chown: None,
         chmod: None,
         follow_symlink: false,
-        dir_contents_only: true,
+        dir_contents_only: path == "/",
         allow_wildcard: false,
         allow_empty_wildcard: false,
         attempt_unpack: false,

@@ -295,16 +295,23 @@ fn mounts_of_run() {
             "FROM busybox AS other\nRUN echo other > /o\nFROM busybox\n\
              RUN --mount=type=bind,target=/src cat /src/f > /bind && (! touch /src/new)\n\
              RUN --mount=type=bind,from=other,source=/o,target=/o cat /o >> /bind\n\
+             RUN --mount=type=bind,source=dir/sub,target=/s --mount=type=bind,source=link/file,target=/l \
+             ls -A /s > /part && cat /l >> /part && [ \"$(stat -c %a /s)\" = 750 ]\n\
              RUN --mount=type=tmpfs,target=/scratch echo x > /scratch/x\n\
              RUN --mount=type=cache,target=/cache echo 1 >> /cache/count && wc -l < /cache/count > /count\n\
              RUN --mount=type=secret,id=key cat /run/secrets/key | wc -c > /secret\n",
         )
-        .file("f", "bound\n");
+        .file("f", "bound\n")
+        .file("dir/sub/file", "linked\n")
+        .file("dir/other", "");
+    std::os::unix::fs::symlink("dir/sub", context.dir().join("link")).expect("ours");
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o750);
+    std::fs::set_permissions(context.dir().join("dir/sub"), mode).expect("ours");
     std::fs::write(env.path("key"), "hunter2").expect("ours");
     let secret = format!("id=key,src={}", env.path("key").display());
     env.build(&context, &["-t", "it", "--secret", &secret]).ok().lacks("hunter2");
     let sh = |line: &str| env.run("it", &["sh", "-c", line]).ok().stdout;
-    assert_eq!(sh("cat /bind /count /secret"), "bound\nother\n1\n7\n");
+    assert_eq!(sh("cat /bind /part /count /secret"), "bound\nother\nfile\nlinked\n1\n7\n");
     assert_eq!(sh("ls -A /scratch /src /cache /run/secrets 2>/dev/null | grep -v : | wc -w"), "0\n");
     // The cache mount outlives the build.
     env.build(&context, &["-t", "again", "--no-cache", "--secret", &secret]).ok();

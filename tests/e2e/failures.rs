@@ -47,6 +47,10 @@ fn a_missing_file_names_itself_and_its_line() {
     let context =
         env.dockerfile("i", "FROM busybox\nCOPY a.log /r\n").file("a.log", "").file(".dockerignore", "x\n*.log\n");
     env.build(&context, &[]).run().exits(1).contains("a.log").contains(".dockerignore");
+    let text = "FROM busybox\nRUN --mount=type=bind,source=conf.yaml,target=/c cat /c\n";
+    let context = env.dockerfile("m", text).file("conf.yml", "");
+    let out = env.build(&context, &[]).run().exits(1).contains("/conf.yaml: not found in the build context");
+    out.contains("Dockerfile:2").contains("did you mean conf.yml");
 }
 
 #[test]
