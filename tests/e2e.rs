@@ -28,4 +28,6 @@ mod sandbox;
 mod security;
 #[path = "e2e/support.rs"]
 mod self_test;
+#[path = "e2e/sources.rs"]
+mod sources;
 mod support;

@@ -137,11 +137,74 @@ pub(crate) async fn checkout(
     if source.submodules {
         run(&["submodule", "update", "--quiet", "--init", "--recursive", "--depth=1"]).await?;
     }
-    if !source.keep_git_dir {
+    if source.keep_git_dir {
+        tidy(source, commit, &tree, cancelled).await?;
+    } else {
         std::fs::remove_dir_all(tree.join(".git")).map_err(GitError::Temporary)?;
     }
     let root = subdirectory(source, &tree)?;
     Ok(Checkout { directory, root })
+}
+
+/// Makes of a checkout's `.git` what another machine would make of it: the name that was asked for points at the commit, and
+/// neither who fetched it, nor when, nor with which password is in it.
+async fn tidy(source: &GitSource, commit: &str, tree: &Path, cancelled: &CancellationToken) -> Result<(), GitError> {
+    let run = async |args: &[&str]| git(source, Some(tree), args, cancelled).await;
+    if let Some(name) = source.reference.as_deref().filter(|name| !is_commit(name)) {
+        let name = name.trim_start_matches("refs/").trim_start_matches("tags/").trim_start_matches("heads/");
+        let (tag, branch) = (format!("refs/tags/{name}"), format!("refs/heads/{name}"));
+        // An annotated tag is an object of its own; one that has moved meanwhile is not what was asked for.
+        let tagged = run(&["fetch", "--quiet", "--depth=1", "origin", &format!("+{tag}:{tag}")]).await.is_ok();
+        let points_here = async || {
+            let found = run(&["rev-parse", "--verify", "--quiet", &format!("{tag}^{{commit}}")]).await;
+            found.is_ok_and(|found| found.trim() == commit)
+        };
+        if tagged && !points_here().await {
+            run(&["update-ref", "-d", &tag]).await?;
+        } else if !tagged {
+            run(&["update-ref", &branch, commit]).await?;
+        }
+    }
+    run(&["remote", "set-url", "--", "origin", &shown(&source.remote)]).await?;
+    forget(&tree.join(".git")).map_err(GitError::Temporary)?;
+    // An index read anew knows contents, and no times or inodes of this machine.
+    run(&["read-tree", "HEAD"]).await?;
+    run(&["submodule", "--quiet", "foreach", "--recursive", "git read-tree HEAD"]).await.map(drop)
+}
+
+/// Removes what only tells how the repository came here, from it and from those of its submodules.
+fn forget(git_dir: &Path) -> std::io::Result<()> {
+    for left in ["FETCH_HEAD", "ORIG_HEAD", "index"] {
+        match std::fs::remove_file(git_dir.join(left)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    let modules = match std::fs::read_dir(git_dir.join("modules")) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        other => other?,
+    };
+    for module in modules {
+        let module = module?;
+        // A submodule's name may have slashes: then this is a directory on the way to it.
+        if module.file_type()?.is_dir() {
+            forget_below(&module.path())?;
+        }
+    }
+    Ok(())
+}
+
+fn forget_below(directory: &Path) -> std::io::Result<()> {
+    if directory.join("HEAD").is_file() {
+        return forget(directory);
+    }
+    for entry in std::fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            forget_below(&entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 /// Every part must be a real directory: a link in the repository leads nowhere (CVE-2026-33748).
@@ -173,8 +236,11 @@ async fn git(
     command
         .args(["-c", "protocol.ext.allow=never", "-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false"])
         .args(["-c", "submodule.recurse=false", "-c", "gc.auto=0", "-c", "maintenance.auto=false"])
+        .args(["-c", "core.logAllRefUpdates=false"])
         .args(args)
         .env("GIT_TERMINAL_PROMPT", "0")
+        // What this machine's git puts into new repositories is none of the result's business.
+        .env("GIT_TEMPLATE_DIR", "")
         .env_remove("GIT_DIR")
         .env_remove("GIT_WORK_TREE")
         .env_remove("GIT_INDEX_FILE")

@@ -8,6 +8,7 @@
 
 mod base;
 mod env;
+mod files;
 mod layout;
 mod leftovers;
 mod peers;
@@ -16,6 +17,7 @@ mod run;
 
 pub use base::{Base, busybox_base, debian_base};
 pub use env::{Context, TestEnv};
+pub use files::{FileServer, GitServer, Served};
 pub use layout::{Entry, Image, Layout};
 pub use leftovers::{assert_nothing_left_behind, leftovers};
 pub use peers::{can, find, require, require_root};
