@@ -1,13 +1,13 @@
 //! The story of one build, top to bottom.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use frontend::{ContextSource, Diagnostics, Images, Lowered, NoCache, SourceFile};
-use graph::{Digest, ImageConfig, NetworkMode, Op, Platform, SourceOp};
+use graph::{Digest, Graph, NetworkMode, NodeId, Op, Platform, SourceOp};
 use registry::Reference;
 use solver::{Options, Progress, RunContext, SolveError};
 use tokio_util::sync::CancellationToken;
@@ -30,6 +30,8 @@ pub struct Request {
     pub tags: Vec<Reference>,
     /// For the frontend.
     pub frontend: frontend::Options,
+    /// `--platform`; none: this machine's, or what the base image decides.
+    pub platforms: Vec<Platform>,
     /// `--build-context NAME=DIRECTORY`
     pub directories: BTreeMap<String, PathBuf>,
     /// `--pull`
@@ -45,18 +47,33 @@ pub struct Request {
 /// A finished build.
 #[derive(Debug)]
 pub struct Built {
-    /// The stack.
-    pub rootfs: Rootfs,
-    /// The config's bytes, which name the image.
-    pub config: Vec<u8>,
-    /// Digest of the config: the image id.
-    pub id: Digest,
+    /// One image for each platform, in the order in which they were asked for. Never empty.
+    pub images: Vec<BuiltImage>,
+    /// SOURCE_DATE_EPOCH.
+    pub epoch: Option<jiff::Timestamp>,
     /// The Dockerfile, for messages.
     pub source: SourceFile,
     /// Steps found in the cache, and run.
     pub hits: usize,
     /// Steps that ran.
     pub misses: usize,
+}
+
+/// What was built for one platform.
+#[derive(Debug, Clone)]
+pub struct BuiltImage {
+    /// For which.
+    pub platform: Platform,
+    /// The stack.
+    pub rootfs: Rootfs,
+    /// How many of the lowest layers are the base image's.
+    pub base_layers: usize,
+    /// The config without layers and times, for outputs that change these.
+    pub unfinished: graph::ImageConfig,
+    /// The config's bytes, which name the image.
+    pub config: Vec<u8>,
+    /// Digest of the config: the image id.
+    pub id: Digest,
 }
 
 /// A build that came to nothing.
@@ -122,22 +139,91 @@ pub async fn build(
     progress: &Progress,
     cancelled: &CancellationToken,
 ) -> Result<Built, BuildError> {
-    let Request { context, file, frontend: options, directories, pull, policy, parallel, .. } = request;
+    let Request { context, file, frontend: options, platforms, directories, pull, policy, parallel, .. } = request;
     let loaded = load(session, context, file, progress, cancelled).await?;
     let source = loaded.dockerfile.source;
-    let plan = frontend::plan(&source, &options).map_err(|problems| wrong(&source, problems))?;
-    let images = resolve_images(session, &plan, &source, pull, progress, cancelled).await?;
-    let lowered = frontend::lower(&plan, &images).map_err(|problems| wrong(&source, problems))?;
-    for warning in &lowered.warnings {
-        progress.warn(warning.to_string());
-    }
+    let plans = plans(&source, &options, &platforms)?;
+    let lowered = plans.iter().map(|plan| lower(session, plan, &source, pull, progress, cancelled));
+    let lowered = futures_util::future::try_join_all(lowered).await?;
+    warn(&lowered, progress);
     let contexts = contexts(loaded.context, directories)?;
-    let epoch = plan.options().source_date_epoch.and_then(|seconds| jiff::Timestamp::from_second(seconds).ok());
-    let worker = Arc::new(worker(session, &lowered, contexts, policy, epoch)?);
-    let (rootfs, hits, misses) = solve(&lowered, Arc::clone(&worker), parallel, &source, progress, cancelled).await?;
-    let config = finish(session, lowered.config, &rootfs, epoch)?;
-    let id = session.store.put_blob(&config)?;
-    Ok(Built { rootfs, config, id, source, hits, misses })
+    let epoch = plans.first().and_then(|plan| plan.options().source_date_epoch);
+    let epoch = epoch.and_then(|seconds| jiff::Timestamp::from_second(seconds).ok());
+    let (graph, roots) = joined(&lowered);
+    let worker = Arc::new(worker(session, &graph, contexts, policy, epoch)?);
+    let solved = solve(&graph, &roots, Arc::clone(&worker), parallel, &source, progress, cancelled).await?;
+    let mut images = Vec::with_capacity(lowered.len());
+    for (one, rootfs) in lowered.into_iter().zip(solved.rootfs) {
+        images.push(finish(session, one, rootfs, epoch)?);
+    }
+    Ok(Built { images, epoch, source, hits: solved.hits, misses: solved.misses })
+}
+
+/// One plan for each platform: what a Dockerfile means may depend on it from the first line on.
+fn plans(
+    source: &SourceFile,
+    options: &frontend::Options,
+    platforms: &[Platform],
+) -> Result<Vec<frontend::Plan>, BuildError> {
+    let plan =
+        |options: &frontend::Options| frontend::plan(source, options).map_err(|problems| wrong(source, problems));
+    if platforms.is_empty() {
+        return Ok(vec![plan(options)?]);
+    }
+    let multi_platform = platforms.len() > 1;
+    let options = platforms.iter().map(|platform| frontend::Options {
+        target_platform: platform.clone(),
+        implicit_platform: false,
+        multi_platform,
+        ..options.clone()
+    });
+    options.map(|options| plan(&options)).collect()
+}
+
+/// A Dockerfile lowered for one platform, and the images that it stands upon.
+struct LoweredFor {
+    lowered: Lowered,
+    /// The layers of each image that was resolved.
+    bases: Vec<Vec<Digest>>,
+}
+
+async fn lower(
+    session: &Session,
+    plan: &frontend::Plan,
+    source: &SourceFile,
+    pull: bool,
+    progress: &Progress,
+    cancelled: &CancellationToken,
+) -> Result<LoweredFor, BuildError> {
+    let (images, bases) = resolve_images(session, plan, source, pull, progress, cancelled).await?;
+    let lowered = frontend::lower(plan, &images).map_err(|problems| wrong(source, problems))?;
+    Ok(LoweredFor { lowered, bases })
+}
+
+/// What is said of one platform need not be said of the next.
+fn warn(lowered: &[LoweredFor], progress: &Progress) {
+    let mut said = BTreeSet::new();
+    for warning in lowered.iter().flat_map(|one| &one.lowered.warnings) {
+        let text = warning.to_string();
+        if said.insert(text.clone()) {
+            progress.warn(text);
+        }
+    }
+}
+
+/// One graph for all platforms, so that what they share is done once; and the root of each, if it has one.
+fn joined(lowered: &[LoweredFor]) -> (Graph<Op>, Vec<Option<NodeId>>) {
+    let mut graph = Graph::new();
+    let mut roots = Vec::with_capacity(lowered.len());
+    for LoweredFor { lowered, .. } in lowered {
+        let mut ids: Vec<NodeId> = Vec::with_capacity(lowered.graph.len());
+        for (_, node) in lowered.graph.nodes() {
+            let inputs = node.inputs.iter().map(|input| ids[input.index()]).collect();
+            ids.push(graph.add(node.op.clone(), inputs, node.meta.clone()));
+        }
+        roots.push(lowered.root.map(|root| ids[root.index()]));
+    }
+    (graph, roots)
 }
 
 fn wrong(source: &SourceFile, problems: Diagnostics) -> BuildError {
@@ -204,12 +290,13 @@ async fn resolve_images(
     pull: bool,
     progress: &Progress,
     cancelled: &CancellationToken,
-) -> Result<Images, BuildError> {
+) -> Result<(Images, Vec<Vec<Digest>>), BuildError> {
     let mut images = Images::new();
+    let mut bases = Vec::new();
     loop {
         let missing = plan.missing_images(&images).map_err(|problems| wrong(source, problems))?;
         if missing.is_empty() {
-            return Ok(images);
+            return Ok((images, bases));
         }
         let found = missing.iter().map(|request| async move {
             let vertex = progress.vertex(&format!("[internal] load metadata for {}", request.reference));
@@ -226,6 +313,7 @@ async fn resolve_images(
         });
         let found = futures_util::future::try_join_all(found).await?;
         for (request, found) in missing.into_iter().zip(found) {
+            bases.push(found.resolved.config.rootfs.diff_ids.clone());
             images.insert(request.reference, request.platform, found.resolved);
         }
     }
@@ -246,15 +334,15 @@ fn contexts(
 
 fn worker(
     session: &Session,
-    lowered: &Lowered,
+    graph: &Graph<Op>,
     contexts: HashMap<String, Arc<LocalContext>>,
     policy: StepPolicy,
     epoch: Option<jiff::Timestamp>,
 ) -> Result<BuildWorker, BuildError> {
     let mut wanted = HashMap::new();
-    for (id, node) in lowered.graph.nodes() {
+    for (id, node) in graph.nodes() {
         if let Op::Source(SourceOp::Local(local)) = &node.op {
-            wanted.insert(local.name.clone(), Wanted::of(&lowered.graph, id));
+            wanted.insert(local.name.clone(), Wanted::of(graph, id));
         }
     }
     Ok(BuildWorker {
@@ -271,49 +359,75 @@ fn worker(
     })
 }
 
+struct Stacks {
+    /// One for each root.
+    rootfs: Vec<Rootfs>,
+    hits: usize,
+    misses: usize,
+}
+
 async fn solve(
-    lowered: &Lowered,
+    graph: &Graph<Op>,
+    roots: &[Option<NodeId>],
     worker: Arc<BuildWorker>,
     parallel: usize,
     source: &SourceFile,
     progress: &Progress,
     cancelled: &CancellationToken,
-) -> Result<(Rootfs, usize, usize), BuildError> {
-    let Some(root) = lowered.root else { return Ok((Rootfs::empty(), 0, 0)) };
+) -> Result<Stacks, BuildError> {
     let options = Options { parallel };
-    let solved = solver::solve(&lowered.graph, &[root], Arc::clone(&worker), &options, progress, cancelled).await;
+    let targets: Vec<NodeId> = roots.iter().flatten().copied().collect();
+    let mut stacks = Stacks { rootfs: Vec::with_capacity(roots.len()), hits: 0, misses: 0 };
+    if targets.is_empty() {
+        stacks.rootfs = roots.iter().map(|_| Rootfs::empty()).collect();
+        return Ok(stacks);
+    }
+    let solved = solver::solve(graph, &targets, Arc::clone(&worker), &options, progress, cancelled).await;
     let solved = solved.map_err(|error| match error {
         SolveError::Cancelled => BuildError::Cancelled,
         SolveError::Task(why) => BuildError::Internal(why),
-        SolveError::Vertex { node, source: error, .. } => BuildError::Step {
-            source_file: source.clone(),
-            span: lowered.graph.node(node).meta.span,
-            source: Box::new(error),
-        },
+        SolveError::Vertex { node, source: error, .. } => {
+            BuildError::Step { source_file: source.clone(), span: graph.node(node).meta.span, source: Box::new(error) }
+        }
     })?;
-    let Some(solved) = solved.into_iter().next() else {
-        return Err(BuildError::Internal("a build without a result".into()));
-    };
     let context = RunContext { progress: progress.vertex("[internal] result"), cancelled: cancelled.clone() };
-    let rootfs = worker.rootfs_of(&context, &solved.output).await?;
-    Ok((rootfs, solved.hits, solved.misses))
+    let mut solved = solved.into_iter();
+    for root in roots {
+        if root.is_none() {
+            stacks.rootfs.push(Rootfs::empty());
+            continue;
+        }
+        let solved = solved.next().ok_or_else(|| BuildError::Internal("a build without a result".into()))?;
+        (stacks.hits, stacks.misses) = (solved.hits, solved.misses);
+        stacks.rootfs.push(worker.rootfs_of(&context, &solved.output).await?);
+    }
+    Ok(stacks)
 }
 
-/// The config's JSON.
+/// The image of one platform.
 fn finish(
     session: &Session,
-    config: ImageConfig,
-    rootfs: &Rootfs,
+    one: LoweredFor,
+    rootfs: Rootfs,
     epoch: Option<jiff::Timestamp>,
-) -> Result<Vec<u8>, BuildError> {
+) -> Result<BuiltImage, BuildError> {
+    let LoweredFor { lowered, bases } = one;
     let layers = match &rootfs.chain {
         None => Vec::new(),
         Some(chain) => session.store.chain_layers(chain)?,
     };
     let layers: Vec<BuiltLayer> =
         layers.into_iter().map(|layer| BuiltLayer { diff_id: layer.diff_id, created: layer.created }).collect();
-    let config = image::finish(config, &layers, epoch, jiff::Timestamp::now());
-    serde_json::to_vec(&config).map_err(|error| BuildError::Internal(error.to_string()))
+    // Whatever image was resolved and is the beginning of the stack is what it was built upon.
+    let begins_with = |base: &&Vec<Digest>| {
+        base.len() <= layers.len() && base.iter().zip(&layers).all(|(diff_id, layer)| *diff_id == layer.diff_id)
+    };
+    let base_layers = bases.iter().filter(begins_with).map(Vec::len).max().unwrap_or(0);
+    let unfinished = lowered.config;
+    let config = image::finish(unfinished.clone(), &layers, epoch, jiff::Timestamp::now());
+    let config = serde_json::to_vec(&config).map_err(|error| BuildError::Internal(error.to_string()))?;
+    let id = session.store.put_blob(&config)?;
+    Ok(BuiltImage { platform: lowered.platform, rootfs, base_layers, unfinished, config, id })
 }
 
 /// Parses what `--build-context` gives: what the frontend is told, and directories of the caller.
@@ -362,15 +476,7 @@ impl Request {
         let (named_contexts, directories) = named_contexts(&args.build_contexts)?;
         let tags = args.tags.iter().map(|tag| parse_name(tag).map_err(|error| error.to_string()));
         let tags: Vec<Reference> = tags.collect::<Result<_, _>>()?;
-        let platform: Option<Platform> = match args.platform.as_deref() {
-            None | Some("") => None,
-            Some(text) if text.contains(',') => {
-                return Err(format!(
-                    "--platform {text:?}: building for several platforms at once is not supported yet"
-                ));
-            }
-            Some(text) => Some(text.parse().map_err(|error| format!("--platform: {error}"))?),
-        };
+        let platforms = platforms(&args.platforms)?;
         let (network, allow_host) = match args.network.as_str() {
             "" | "default" | "bridge" => (NetworkMode::Default, false),
             "none" => (NetworkMode::None, false),
@@ -397,8 +503,6 @@ impl Request {
         let frontend = frontend::Options {
             build_args: build_args(&args.build_args),
             target: args.target.clone(),
-            implicit_platform: platform.is_none(),
-            target_platform: platform.unwrap_or_else(Platform::host),
             labels: args.labels.iter().map(|label| pair(label)).collect(),
             no_cache,
             network,
@@ -411,6 +515,7 @@ impl Request {
             file: args.file.clone(),
             tags,
             frontend,
+            platforms,
             directories,
             pull: args.pull,
             outputs: args.output_specs()?,
@@ -418,6 +523,21 @@ impl Request {
             parallel: args.max_parallelism.or(config.max_parallelism).unwrap_or_else(default_parallelism),
         })
     }
+}
+
+/// The values of `--platform`: lists, and it may be given several times. Each platform once.
+fn platforms(texts: &[String]) -> Result<Vec<Platform>, String> {
+    let mut platforms: Vec<Platform> = Vec::new();
+    for text in texts.iter().flat_map(|text| text.split(',')).map(str::trim).filter(|text| !text.is_empty()) {
+        let platform = match text {
+            "local" => Platform::host(),
+            text => text.parse().map_err(|error| format!("--platform: {error}"))?,
+        };
+        if !platforms.contains(&platform) {
+            platforms.push(platform);
+        }
+    }
+    Ok(platforms)
 }
 
 /// Steps mostly wait for networks and disks; a build of many stages must not start hundreds at once.

@@ -93,12 +93,8 @@ impl Remote {
     /// The store.
     pub fn find_local(&self, reference: &Reference, platform: &Platform) -> Result<Option<Found>, ImageError> {
         let Some(record) = self.store.image(&reference.to_string())? else { return Ok(None) };
-        let Some(bytes) = self.store.read_blob(&record.config)? else { return Ok(None) };
         let name = reference.to_string();
-        let config = parse_config(&name, &bytes)?;
-        if !runs_on(&config.platform(), platform) {
-            return Ok(None);
-        }
+        let Some((config_digest, config)) = self.config_for(&name, &record, platform)? else { return Ok(None) };
         let chain = chain_of(&config.rootfs.diff_ids);
         if let Some(chain) = &chain
             && self.store.layer(chain)?.is_none()
@@ -106,8 +102,35 @@ impl Remote {
             return Ok(None);
         }
         let manifest_digest = record.manifest.as_ref().map(|manifest| manifest.digest);
-        let resolved = ResolvedImage { config, config_digest: record.config, manifest_digest };
-        Ok(Some(Found { resolved, config: record.config, chain, local: true }))
+        let resolved = ResolvedImage { config, config_digest, manifest_digest };
+        Ok(Some(Found { resolved, config: config_digest, chain, local: true }))
+    }
+
+    /// The config that a name of the store has for a platform: its own, or one that its index leads to.
+    fn config_for(
+        &self,
+        name: &str,
+        record: &ImageRecord,
+        platform: &Platform,
+    ) -> Result<Option<(Digest, ImageConfig)>, ImageError> {
+        if let Some(bytes) = self.store.read_blob(&record.config)? {
+            let config = parse_config(name, &bytes)?;
+            if runs_on(&config.platform(), platform) {
+                return Ok(Some((record.config, config)));
+            }
+        }
+        let Some(manifest) = &record.manifest else { return Ok(None) };
+        let Some(bytes) = self.store.read_blob(&manifest.digest)? else { return Ok(None) };
+        let Ok(Manifest::Index(index)) = Manifest::parse(&manifest.media_type, &bytes) else { return Ok(None) };
+        let want = Want { os: &platform.os, architecture: &platform.architecture, variant: &platform.variant };
+        let Ok(chosen) = registry::choose_platform(&index, &want) else { return Ok(None) };
+        let malformed = |why: String| ImageError::Malformed { name: name.to_owned(), why };
+        let child = digest(chosen.digest()).map_err(malformed)?;
+        let Some(bytes) = self.store.read_blob(&child)? else { return Ok(None) };
+        let Ok(Manifest::Image(image)) = Manifest::parse(chosen.media_type().as_ref(), &bytes) else { return Ok(None) };
+        let config_digest = digest(image.config().digest()).map_err(malformed)?;
+        let Some(bytes) = self.store.read_blob(&config_digest)? else { return Ok(None) };
+        Ok(Some((config_digest, parse_config(name, &bytes)?)))
     }
 
     /// Asks the registry; manifest and config come into the store, layers stay there.

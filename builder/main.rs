@@ -14,7 +14,15 @@ fn main() -> ExitCode {
         Ok(start) => start,
         Err(report) => return ExitCode::from(report.emit()),
     };
-    let cli = Cli::parse_from(cli::with_default_command(std::env::args_os().collect()));
+    let args = cli::with_default_command(std::env::args_os().collect());
+    let cli = match Cli::try_parse_from(&args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Where it cannot be printed there is nobody to tell.
+            let _ = error.print();
+            return ExitCode::from(cli::usage_exit_code(&args, error.exit_code()));
+        }
+    };
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return ExitCode::from(Report::of(&error).emit()),

@@ -4,9 +4,8 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
-use graph::Digest;
+use graph::{Digest, Platform};
 use registry::Reference;
 use snapshotter::{ImageKind, ImageRecord, ManifestRef};
 use solver::{Progress, RunContext};
@@ -15,11 +14,12 @@ use tokio_util::sync::CancellationToken;
 use crate::build::Built;
 use crate::config::Engine;
 use crate::export::{
-    self, Archive, ArchiveError, Artifact, DOCKER, Destination, LayerCompression, OCI, OutputKind, OutputSpec,
-    PushError,
+    self, AnnotationPlace, Archive, ArchiveError, Artifact, DOCKER, Destination, EngineError, Keeping,
+    LayerCompression, OCI, OutputKind, OutputSpec, Package, Part, PushError,
 };
 use crate::session::Session;
-use crate::worker::{BlobTypes, Rootfs, WorkError, blocking};
+use crate::variant::{Variant, variants};
+use crate::worker::{BlobTypes, WorkError, blocking};
 
 /// A result that could not be handed over.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +36,21 @@ pub enum OutputError {
     /// A registry.
     #[error(transparent)]
     Push(#[from] PushError),
+    /// Times to be cut off, and nothing to cut them at.
+    #[error("rewrite-timestamp=true needs a time: set SOURCE_DATE_EPOCH")]
+    NoEpoch,
+    /// Annotations of an index that is not there.
+    #[error("annotations of an index need several platforms: an image for one has no index")]
+    NoIndex,
+    /// A docker archive or engine.
+    #[error("a docker archive holds an image for one platform: use type=oci or type=registry for several")]
+    OnePlatform,
+    /// Two platforms, one directory.
+    #[error("{path} is in the results of two platforms; leave out platform-split=false")]
+    SameFile {
+        /// In the image.
+        path: String,
+    },
     /// Nothing to push under.
     #[error("pushing needs a name: use -t, or name= in --output")]
     NoName,
@@ -43,13 +58,8 @@ pub enum OutputError {
     #[error("there is neither docker nor podman to load the image into")]
     NoEngine,
     /// The engine refused.
-    #[error("{engine} load failed ({status})")]
-    Engine {
-        /// The program.
-        engine: &'static str,
-        /// How it ended.
-        status: String,
-    },
+    #[error(transparent)]
+    Engine(#[from] EngineError),
     /// A file.
     #[error("cannot write {}", path.display())]
     Write {
@@ -63,22 +73,30 @@ pub enum OutputError {
 /// What became of a result.
 #[derive(Debug, Default, Clone)]
 pub struct Delivered {
-    /// The manifest, if one was made.
+    /// The image ids, by platform, as the first output has them.
+    pub ids: Vec<Digest>,
+    /// The manifest or index, if one was made.
     pub manifest: Option<crate::export::Descriptor>,
+    /// Whether that is an index.
+    pub is_index: bool,
     /// Names in the store.
     pub names: Vec<Reference>,
+    /// Names that were pushed or given.
+    pub all_names: Vec<Reference>,
     /// The engine that has it now.
     pub loaded: Option<Engine>,
 }
 
-/// An image of the store that leaves it.
-pub struct Image<'a> {
-    /// Its layers.
-    pub rootfs: &'a Rootfs,
-    /// Its config.
-    pub config: &'a [u8],
-    /// Digest of the config.
-    pub id: Digest,
+impl Delivered {
+    /// What names the result: the config of an image, the index of several.
+    #[must_use]
+    pub fn id(&self) -> Option<Digest> {
+        match (self.ids.as_slice(), &self.manifest) {
+            ([id], _) => Some(*id),
+            (_, Some(manifest)) => Some(manifest.digest),
+            (ids, None) => ids.first().copied(),
+        }
+    }
 }
 
 /// Hands the result to every output.
@@ -93,15 +111,58 @@ pub async fn deliver(
     progress: &Progress,
     cancelled: &CancellationToken,
 ) -> Result<Delivered, OutputError> {
-    let image = Image { rootfs: &built.rootfs, config: &built.config, id: built.id };
     let mut delivered = Delivered::default();
     for output in outputs {
         let names = names_of(output, tags)?;
+        output.notes.iter().for_each(|note| progress.warn(note.clone()));
         let vertex = progress.vertex(&describe(&output.kind));
         let context = RunContext { progress: vertex.clone(), cancelled: cancelled.clone() };
-        vertex.during(one(session, &image, output, &names, &context, &mut delivered)).await?;
+        vertex.during(one(session, built, output, &names, &context, &mut delivered)).await?;
+    }
+    if delivered.ids.is_empty() {
+        delivered.ids = built.images.iter().map(|image| image.id).collect();
     }
     Ok(delivered)
+}
+
+/// Finds out before the build what would otherwise be known at its end only: that something cannot be pushed.
+///
+/// # Errors
+/// A registry that does not let us, or no name to push under.
+pub async fn check(
+    session: &Session,
+    outputs: &[OutputSpec],
+    tags: &[Reference],
+    progress: &Progress,
+    cancelled: &CancellationToken,
+) -> Result<(), OutputError> {
+    let mut repositories = BTreeMap::new();
+    for output in outputs {
+        let names = names_of(output, tags)?;
+        if let OutputKind::Image { push: true, .. } = output.kind {
+            if names.is_empty() {
+                return Err(OutputError::NoName);
+            }
+            for name in names {
+                repositories.entry(name.repository().to_string()).or_insert(name);
+            }
+        }
+    }
+    let checks = repositories.values().map(|name| async move {
+        let repository = name.repository();
+        let vertex = progress.vertex(&format!("[auth] permission to push to {repository}"));
+        vertex
+            .during(async {
+                tokio::select! {
+                    () = cancelled.cancelled() => Err(WorkError::Cancelled.into()),
+                    permitted = session.remote.client.check_push(repository) => permitted.map_err(|source| {
+                        OutputError::Push(PushError::Registry { name: name.to_string(), source: Box::new(source) })
+                    }),
+                }
+            })
+            .await
+    });
+    futures_util::future::try_join_all(checks).await.map(drop)
 }
 
 fn describe(kind: &OutputKind) -> String {
@@ -124,131 +185,285 @@ fn names_of(output: &OutputSpec, tags: &[Reference]) -> Result<Vec<Reference>, O
 
 async fn one(
     session: &Session,
-    image: &Image<'_>,
+    built: &Built,
     output: &OutputSpec,
     names: &[Reference],
     context: &RunContext,
     delivered: &mut Delivered,
 ) -> Result<(), OutputError> {
+    if output.kind == OutputKind::CacheOnly {
+        return Ok(());
+    }
+    let images = variants(session, built, output, context).await?;
+    if delivered.ids.is_empty() {
+        delivered.ids = images.iter().map(|image| image.id).collect();
+    }
+    let several = images.len() > 1;
     match &output.kind {
         OutputKind::CacheOnly => {}
-        OutputKind::Image { push: false, .. } => {
-            name_image(session, image.id, names, None)?;
-            delivered.names.extend_from_slice(names);
-        }
-        OutputKind::Image { push: true, by_digest } => {
-            if names.is_empty() {
-                return Err(OutputError::NoName);
+        OutputKind::Image { push, by_digest } => {
+            let Keeping { name, unpack, dangling_prefix, canonical } = &output.keeping;
+            let needs_manifest = *push || several || *canonical || dangling_prefix.is_some();
+            let package = match needs_manifest || !output.annotations.is_empty() {
+                true => Some(package(session, &images, output, context, false).await?),
+                false => None,
+            };
+            if *push {
+                if names.is_empty() {
+                    return Err(OutputError::NoName);
+                }
+                let package = package.as_ref().ok_or(WorkError::Internal("a push without a manifest"))?;
+                for name in names {
+                    let pushed = export::push(&session.remote, package, name, *by_digest, &context.progress);
+                    unless_cancelled(context, async { pushed.await.map_err(OutputError::from) }).await?;
+                }
             }
-            let artifact = artifact(session, image, output, context, false).await?;
-            for name in names {
-                export::push(&session.remote, &artifact, name, *by_digest, &context.progress).await?;
+            let mut names = names.to_vec();
+            if let Some(package) = &package {
+                names.extend(names_by_digest(&names, output, package)?);
+                delivered.made(package);
             }
-            keep_manifest(session, &artifact)?;
-            name_image(session, image.id, names, Some(&artifact))?;
-            delivered.names.extend_from_slice(names);
-            delivered.manifest = Some(artifact.manifest_descriptor.clone());
+            if *name {
+                name_images(session, &images, &names, package.as_ref())?;
+                delivered.names.extend_from_slice(&names);
+            }
+            delivered.all_names.extend(names);
+            if *unpack {
+                for image in &images {
+                    session.layers.directories(context, image.chain.as_ref()).await?;
+                }
+            }
         }
         OutputKind::Oci(destination) => {
-            let artifact = artifact(session, image, output, context, true).await?;
-            write(&artifact, names, false, destination).await?;
-            delivered.manifest = Some(artifact.manifest_descriptor.clone());
+            let package = package(session, &images, output, context, true).await?;
+            write(&package, names, false, destination).await?;
+            delivered.made(&package);
+            delivered.all_names.extend_from_slice(names);
         }
+        OutputKind::Docker(_) if several => return Err(OutputError::OnePlatform),
         OutputKind::Docker(Some(destination)) => {
-            let artifact = artifact(session, image, output, context, true).await?;
-            write(&artifact, names, true, destination).await?;
-            delivered.manifest = Some(artifact.manifest_descriptor.clone());
+            let package = package(session, &images, output, context, true).await?;
+            write(&package, names, true, destination).await?;
+            delivered.made(&package);
+            delivered.all_names.extend_from_slice(names);
         }
         OutputKind::Docker(None) => {
-            let engine = find_engine(session.config.load).ok_or(OutputError::NoEngine)?;
-            // Uncompressed: the engine unpacks it at once.
-            let plain = LayerCompression { algorithm: snapshotter::layer::compress::Compression::None, force: false };
-            let output = OutputSpec { compression: plain, ..output.clone() };
-            let artifact = artifact(session, image, &output, context, true).await?;
-            load_into(engine, &artifact, names).await?;
-            name_image(session, image.id, names, None)?;
+            let engine = export::find_engine(session.config.load).ok_or(OutputError::NoEngine)?;
+            let ids: Vec<Digest> = images.iter().map(|image| image.id).collect();
+            if ids.iter().any(|id| !export::engine_has(engine, *id)) {
+                // Uncompressed: the engine unpacks it at once.
+                let plain =
+                    LayerCompression { algorithm: snapshotter::layer::compress::Compression::None, force: false };
+                let output = OutputSpec { compression: plain, ..output.clone() };
+                let package = package(session, &images, &output, context, true).await?;
+                export::load_into(engine, &package, names).await?;
+            } else {
+                export::name_in(engine, &ids, names)?;
+            }
+            name_images(session, &images, names, None)?;
             delivered.names.extend_from_slice(names);
+            delivered.all_names.extend_from_slice(names);
             delivered.loaded = Some(engine);
         }
+        OutputKind::Tar(_) | OutputKind::Local(_) => files(session, built, &images, output, context).await?,
+    }
+    Ok(())
+}
+
+impl Delivered {
+    fn made(&mut self, package: &Package) {
+        // Several outputs may make several; the last one counts, as with buildx.
+        self.manifest = Some(package.descriptor().clone());
+        self.is_index = package.index.is_some();
+    }
+}
+
+/// Names that hold a digest, where they were asked for.
+fn names_by_digest(names: &[Reference], output: &OutputSpec, package: &Package) -> Result<Vec<Reference>, OutputError> {
+    let digest = package.descriptor().digest.to_string().parse::<registry::Digest>();
+    let digest = digest.map_err(|_| WorkError::Internal("a digest of ours is none"))?;
+    let mut by_digest = Vec::new();
+    if output.keeping.canonical {
+        by_digest.extend(names.iter().map(|name| name.repository().with_digest(digest.clone())));
+    }
+    if let Some(prefix) = &output.keeping.dangling_prefix
+        && names.is_empty()
+    {
+        let prefix = crate::images::parse_name(prefix).map_err(WorkError::from)?;
+        by_digest.push(prefix.repository().with_digest(digest));
+    }
+    Ok(by_digest)
+}
+
+/// The root file systems, as one tar or in a directory.
+async fn files(
+    session: &Session,
+    built: &Built,
+    images: &[Variant],
+    output: &OutputSpec,
+    context: &RunContext,
+) -> Result<(), OutputError> {
+    if !output.annotations.is_empty() {
+        context.progress.warn("annotations are left out: files have none");
+    }
+    let split = output.platform_split.unwrap_or(images.len() > 1);
+    let mut parts = Vec::with_capacity(images.len());
+    for image in images {
+        let prefix = if split { image.platform.to_string().replace('/', "_") } else { String::new() };
+        parts.push(Part { tree: session.layers.readable(context, image.chain.as_ref()).await?, prefix });
+    }
+    // As in BuildKit, all files have the time then, and not only those that are later.
+    let mtime = output.epoch.or_else(|| built.epoch.map(jiff::Timestamp::as_second));
+    let mtime = mtime.filter(|_| output.rewrite_timestamp != Some(false));
+    let tree = export::combined(parts, mtime).map_err(|path| OutputError::SameFile { path })?;
+    match &output.kind {
         OutputKind::Tar(destination) => {
-            let tree = session.layers.readable(context, image.rootfs.chain.as_ref()).await?;
             let destination = destination.clone();
-            blocking(move || Ok(export::write_tar(&tree, &destination)?)).await?;
+            Ok(blocking(move || Ok(export::write_tar(&tree, &destination)?)).await?)
         }
         OutputKind::Local(directory) => {
-            let tree = session.layers.readable(context, image.rootfs.chain.as_ref()).await?;
             let directory = directory.clone();
             let skipped = blocking(move || Ok(export::write_local(&tree, &directory)?)).await?;
             if !skipped.is_empty() {
                 context.progress.warn(format!("{} device nodes were left out: only root can make them", skipped.len()));
             }
+            Ok(())
         }
+        _ => Ok(()),
     }
-    Ok(())
 }
 
-/// The image with its blobs; with `bytes` all of them are brought here.
+/// The images with their blobs, and their index if there are several; with `bytes` all blobs are brought here.
+///
+/// # Errors
+/// A layer that cannot be had or compressed, or annotations for an index that is not made.
+pub async fn package(
+    session: &Session,
+    images: &[Variant],
+    output: &OutputSpec,
+    context: &RunContext,
+    bytes: bool,
+) -> Result<Package, OutputError> {
+    // Docker's manifests have no annotations and know no zstd.
+    let zstd = matches!(output.compression.algorithm, snapshotter::layer::compress::Compression::Zstd { .. });
+    let oci_media_types = output.oci_media_types || !output.annotations.is_empty() || zstd;
+    let output = &OutputSpec { oci_media_types, ..output.clone() };
+    let types = if oci_media_types { OCI } else { DOCKER };
+    if images.len() < 2 && output.annotations.need_index() {
+        return Err(OutputError::NoIndex);
+    }
+    let mut artifacts = Vec::with_capacity(images.len());
+    for image in images {
+        let annotations = output.annotations.at(AnnotationPlace::Manifest, Some(&image.platform));
+        let chain = image.chain.as_ref();
+        artifacts.push(artifact(session, chain, &image.config, output, &annotations, context, bytes).await?);
+    }
+    let of_manifest = |platform: &Platform| output.annotations.at(AnnotationPlace::ManifestDescriptor, Some(platform));
+    match artifacts.len() {
+        1 => {
+            let annotations = of_manifest(&images[0].platform);
+            let only = artifacts.into_iter().next().ok_or(WorkError::Internal("an image was lost"))?;
+            Ok(Package { annotations, ..Package::single(only) })
+        }
+        _ => {
+            let platforms = images.iter().map(|image| image.platform.clone());
+            let images = platforms.zip(artifacts).map(|(platform, artifact)| {
+                let annotations = of_manifest(&platform);
+                (platform, artifact, annotations)
+            });
+            let of_index = output.annotations.at(AnnotationPlace::Index, None);
+            let annotations = output.annotations.at(AnnotationPlace::IndexDescriptor, None);
+            Ok(Package { annotations, ..Package::multi(images.collect(), types, &of_index) })
+        }
+    }
+}
+
+/// One image with its blobs; with `bytes` all of them are brought here.
 ///
 /// # Errors
 /// A layer that cannot be had or compressed.
 pub async fn artifact(
     session: &Session,
-    image: &Image<'_>,
+    chain: Option<&Digest>,
+    config: &[u8],
     output: &OutputSpec,
+    annotations: &BTreeMap<String, String>,
     context: &RunContext,
     bytes: bool,
 ) -> Result<Artifact, OutputError> {
     let (types, blob_types) = if output.oci_media_types { (OCI, BlobTypes::Oci) } else { (DOCKER, BlobTypes::Docker) };
-    let chain = image.rootfs.chain.as_ref();
     let layers = session.layers.blobs(context, chain, output.compression, blob_types, bytes).await?;
-    Ok(Artifact::new(image.config.to_vec(), layers, types, &BTreeMap::new()))
+    Ok(Artifact::new(config.to_vec(), layers, types, annotations))
 }
 
-/// Keeps the manifest among the blobs.
+/// Keeps manifests and index among the blobs.
 ///
 /// # Errors
 /// The disk.
-pub fn keep_manifest(session: &Session, artifact: &Artifact) -> Result<(), OutputError> {
-    session.store.put_blob(&artifact.manifest)?;
+pub fn keep_manifests(session: &Session, package: &Package) -> Result<(), OutputError> {
+    for image in &package.images {
+        session.store.put_blob(&image.manifest)?;
+        session.store.put_blob(&image.config)?;
+    }
+    if let Some((index, _)) = &package.index {
+        session.store.put_blob(index)?;
+    }
     Ok(())
 }
 
-/// Names an image of the store.
-///
-/// # Errors
-/// The database.
-pub fn name_image(
+/// Names what was built in the store. Of several images the name stands for that of this machine's platform, or the first;
+/// by the index the others are found.
+fn name_images(
     session: &Session,
-    id: Digest,
+    images: &[Variant],
     names: &[Reference],
-    artifact: Option<&Artifact>,
+    package: Option<&Package>,
 ) -> Result<(), OutputError> {
-    let manifest = artifact.map(|artifact| ManifestRef {
-        digest: artifact.manifest_descriptor.digest,
-        media_type: artifact.manifest_descriptor.media_type.clone(),
-        size: artifact.manifest_descriptor.size,
+    if let Some(package) = package {
+        keep_manifests(session, package)?;
+    }
+    let host = Platform::host();
+    let Some(image) = images.iter().find(|image| image.platform == host).or(images.first()) else { return Ok(()) };
+    let manifest = package.map(Package::descriptor).map(|descriptor| ManifestRef {
+        digest: descriptor.digest,
+        media_type: descriptor.media_type.clone(),
+        size: descriptor.size,
     });
     for name in names {
-        let record =
-            ImageRecord { name: name.to_string(), config: id, manifest: manifest.clone(), kind: ImageKind::Tagged };
+        let record = ImageRecord {
+            name: name.to_string(),
+            config: image.id,
+            manifest: manifest.clone(),
+            kind: ImageKind::Tagged,
+        };
         session.store.put_image(&record)?;
     }
     Ok(())
 }
 
-/// Writes one image as an archive.
+async fn unless_cancelled<T>(
+    context: &RunContext,
+    work: impl Future<Output = Result<T, OutputError>>,
+) -> Result<T, OutputError> {
+    tokio::select! {
+        () = context.cancelled.cancelled() => Err(WorkError::Cancelled.into()),
+        result = work => result,
+    }
+}
+
+/// Writes one package as an archive.
 ///
 /// # Errors
 /// The destination, or a layer.
 pub async fn write(
-    artifact: &Artifact,
+    package: &Package,
     names: &[Reference],
     docker: bool,
     destination: &Destination,
 ) -> Result<(), OutputError> {
-    let (artifact, names, destination) = (artifact.clone(), names.to_vec(), destination.clone());
+    let (package, names, destination) = (package.clone(), names.to_vec(), destination.clone());
     let written = tokio::task::spawn_blocking(move || {
-        let archive = Archive { images: vec![(&artifact, names)], docker };
+        let archive = Archive { images: vec![(&package, names)], docker };
         write_archive(&archive, &destination)
     });
     written.await.map_err(|_| WorkError::Internal("writing an archive panicked"))?
@@ -270,44 +485,4 @@ pub fn write_archive(archive: &Archive<'_>, destination: &Destination) -> Result
             Ok(archive.write_tar(File::create(path).map_err(failed)?, path)?)
         }
     }
-}
-
-/// The engine that `--load` means: the configured one, else docker, else podman.
-#[must_use]
-pub fn find_engine(configured: Option<Engine>) -> Option<Engine> {
-    let found = |engine: &Engine| on_path(engine.program());
-    match configured {
-        Some(engine) => Some(engine).filter(found),
-        None => [Engine::Docker, Engine::Podman].into_iter().find(found),
-    }
-}
-
-fn on_path(program: &str) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).any(|directory| directory.join(program).is_file())
-}
-
-async fn load_into(engine: Engine, artifact: &Artifact, names: &[Reference]) -> Result<(), OutputError> {
-    let (artifact, names) = (artifact.clone(), names.to_vec());
-    let load = move || {
-        let failed = |status: String| OutputError::Engine { engine: engine.program(), status };
-        let mut child = Command::new(engine.program())
-            .arg("load")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .spawn()
-            .map_err(|error| failed(error.to_string()))?;
-        let archive = Archive { images: vec![(&artifact, names)], docker: true };
-        let stdin = child.stdin.take();
-        let written = match stdin {
-            Some(stdin) => archive.write_tar(stdin, Path::new("the engine's standard input")),
-            None => Ok(()),
-        };
-        let status = child.wait().map_err(|error| failed(error.to_string()))?;
-        if !status.success() {
-            return Err(failed(status.to_string()));
-        }
-        Ok(written?)
-    };
-    tokio::task::spawn_blocking(load).await.map_err(|_| WorkError::Internal("loading panicked"))?
 }

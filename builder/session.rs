@@ -12,6 +12,7 @@ use snapshotter::{Store, StoreError};
 use crate::cli::Global;
 use crate::config::{Config, ConfigError};
 use crate::images::Remote;
+use crate::notices::Notices;
 use crate::worker::Layers;
 
 /// What was done before there was a thread.
@@ -30,6 +31,8 @@ pub struct Session {
     pub store: Arc<Store>,
     /// Registries.
     pub remote: Remote,
+    /// What registries do beside their results.
+    pub notices: Arc<Notices>,
     /// Bytes of layers.
     pub layers: Arc<Layers>,
     /// HTTP for ADD of URLs.
@@ -74,12 +77,13 @@ impl Session {
         // The provider can only be installed once; who comes second finds it done.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let registries: BTreeMap<_, _> = config.registry.clone().into_iter().collect();
-        let settings = Settings { registries, ..Settings::from_env() };
+        let notices = Arc::new(Notices::default());
+        let settings = Settings { registries, on_event: Some(notices.sink()), ..Settings::from_env() };
         let client = Client::new(settings, Arc::new(registry::DockerCredentials::from_env()));
         let remote = Remote::new(client, Arc::clone(&store));
         let layers = Arc::new(Layers::new(Arc::clone(&store), remote.clone(), apply_options(&tier)));
         let http = reqwest::Client::builder().user_agent(concat!("rbuild/", env!("CARGO_PKG_VERSION"))).build();
-        Ok(Self { config, store, remote, layers, http: http.map_err(SessionError::Http)?, tier, launcher })
+        Ok(Self { config, store, remote, notices, layers, http: http.map_err(SessionError::Http)?, tier, launcher })
     }
 
     /// The launcher of steps.

@@ -1,17 +1,19 @@
 //! Images of the store as people name them, and as they leave it again: with the very manifest they came with, where that is
 //! known.
 
+use std::collections::BTreeMap;
+
 use futures_util::future::try_join_all;
-use graph::{ContentDigest, Digest, ImageConfig, Platform};
+use graph::{Digest, ImageConfig, Platform};
 use registry::{Manifest, Reference};
 use snapshotter::{ImageKind, ImageRecord, ManifestRef, Store, StoreError};
 use solver::RunContext;
 
-use crate::export::{Artifact, Descriptor, LayerBlob, OutputSpec};
+use crate::export::{Artifact, Descriptor, LayerBlob, OutputSpec, Package};
 use crate::images::{ImageError, chain_of, digest, parse_config, parse_name};
-use crate::outputs::{self, Image, OutputError};
+use crate::outputs::{self, OutputError};
 use crate::session::Session;
-use crate::worker::{Rootfs, WorkError};
+use crate::worker::WorkError;
 
 /// Fewer hex digits are taken for a name only.
 const SHORTEST_ID: usize = 4;
@@ -136,59 +138,84 @@ impl Stored {
     ///
     /// # Errors
     /// A layer that cannot be had or compressed.
-    pub async fn artifact(
+    pub async fn package(
         &self,
         session: &Session,
         output: &OutputSpec,
         context: &RunContext,
         bytes: bool,
-    ) -> Result<Artifact, OutputError> {
-        if let Some(artifact) = self.recorded(session)? {
+    ) -> Result<Package, OutputError> {
+        if let Some(package) = self.recorded(session)? {
             if !bytes {
-                return Ok(artifact);
+                return Ok(package);
             }
-            fetch(session, artifact.layers.iter().map(|layer| &layer.descriptor), context).await?;
+            fetch(session, package.layers().map(|layer| &layer.descriptor), context).await?;
             // Fetched now, unless a blob went away meanwhile; then the layers are packed anew.
-            if let Some(artifact) = self.recorded(session)?
-                && artifact.layers.iter().all(|layer| layer.path.is_some())
+            if let Some(package) = self.recorded(session)?
+                && package.layers().all(|layer| layer.path.is_some())
             {
-                return Ok(artifact);
+                return Ok(package);
             }
         }
-        let rootfs = Rootfs { chain: self.chain(), content: ContentDigest::of(b"not asked for") };
-        let image = Image { rootfs: &rootfs, config: &self.bytes, id: self.id };
-        outputs::artifact(session, &image, output, context, bytes).await
+        let (chain, annotations) = (self.chain(), BTreeMap::new());
+        let only =
+            outputs::artifact(session, chain.as_ref(), &self.bytes, output, &annotations, context, bytes).await?;
+        Ok(Package::single(only))
     }
 
-    /// The image with the manifest that is recorded of it, if every blob is here or at a registry that is known.
-    fn recorded(&self, session: &Session) -> Result<Option<Artifact>, OutputError> {
+    /// The image with the manifest or index that is recorded of it, if every blob is here or at a registry that is known.
+    fn recorded(&self, session: &Session) -> Result<Option<Package>, OutputError> {
         let store = &session.store;
         let Some(reference) = &self.manifest else { return Ok(None) };
         let Some(bytes) = store.read_blob(&reference.digest)? else { return Ok(None) };
-        let Ok(Manifest::Image(manifest)) = Manifest::parse(&reference.media_type, &bytes) else { return Ok(None) };
-        let Some(config_descriptor) = descriptor(manifest.config()) else { return Ok(None) };
-        let diff_ids = &self.config.rootfs.diff_ids;
-        if config_descriptor.digest != self.id || manifest.layers().len() != diff_ids.len() {
+        let own = Descriptor::new(reference.media_type.clone(), reference.digest, bytes.len() as u64);
+        match Manifest::parse(&reference.media_type, &bytes) {
+            Ok(Manifest::Image(_)) => {
+                let image = recorded_image(session, &own, &bytes)?;
+                Ok(image.filter(|image| image.config_descriptor.digest == self.id).map(Package::single))
+            }
+            Ok(Manifest::Index(index)) => {
+                let mut images = Vec::with_capacity(index.manifests().len());
+                for child in index.manifests() {
+                    let Some(child) = descriptor(child) else { return Ok(None) };
+                    let Some(bytes) = store.read_blob(&child.digest)? else { return Ok(None) };
+                    let Some(image) = recorded_image(session, &child, &bytes)? else { return Ok(None) };
+                    images.push(image);
+                }
+                Ok(Some(Package { images, index: Some((bytes, own)), annotations: BTreeMap::new() }))
+            }
+            Err(_) => Ok(None),
+        }
+    }
+}
+
+/// One image with a manifest that is recorded.
+fn recorded_image(session: &Session, own: &Descriptor, bytes: &[u8]) -> Result<Option<Artifact>, OutputError> {
+    let store = &session.store;
+    let Ok(Manifest::Image(manifest)) = Manifest::parse(&own.media_type, bytes) else { return Ok(None) };
+    let Some(config_descriptor) = descriptor(manifest.config()) else { return Ok(None) };
+    let Some(config_bytes) = store.read_blob(&config_descriptor.digest)? else { return Ok(None) };
+    let Ok(config) = parse_config("", &config_bytes) else { return Ok(None) };
+    let diff_ids = &config.rootfs.diff_ids;
+    if manifest.layers().len() != diff_ids.len() {
+        return Ok(None);
+    }
+    let mut layers = Vec::with_capacity(diff_ids.len());
+    for (layer, diff_id) in manifest.layers().iter().zip(diff_ids) {
+        let Some(descriptor) = descriptor(layer) else { return Ok(None) };
+        let path = store.blob_path(&descriptor.digest);
+        if path.is_none() && store.locations(&descriptor.digest)?.is_empty() {
             return Ok(None);
         }
-        let mut layers = Vec::with_capacity(diff_ids.len());
-        for (layer, diff_id) in manifest.layers().iter().zip(diff_ids) {
-            let Some(descriptor) = descriptor(layer) else { return Ok(None) };
-            let path = store.blob_path(&descriptor.digest);
-            if path.is_none() && store.locations(&descriptor.digest)?.is_empty() {
-                return Ok(None);
-            }
-            layers.push(LayerBlob { diff_id: *diff_id, descriptor, path });
-        }
-        let manifest_descriptor = Descriptor::new(reference.media_type.clone(), reference.digest, bytes.len() as u64);
-        Ok(Some(Artifact {
-            config: self.bytes.clone(),
-            config_descriptor,
-            layers,
-            manifest: bytes,
-            manifest_descriptor,
-        }))
+        layers.push(LayerBlob { diff_id: *diff_id, descriptor, path });
     }
+    Ok(Some(Artifact {
+        config: config_bytes,
+        config_descriptor,
+        layers,
+        manifest: bytes.to_vec(),
+        manifest_descriptor: own.clone(),
+    }))
 }
 
 /// Images without a name are known only by their configs among the blobs.
@@ -273,7 +300,7 @@ pub async fn pull(
         }
     };
     let fetched = match image.recorded(session)? {
-        Some(artifact) => fetch(session, artifact.layers.iter().map(|layer| &layer.descriptor), context).await?,
+        Some(package) => fetch(session, package.layers().map(|layer| &layer.descriptor), context).await?,
         None => return Err(WorkError::Internal("a pulled manifest is not in the store").into()),
     };
     session.store.put_image(&ImageRecord { kind: ImageKind::Tagged, ..record.clone() })?;

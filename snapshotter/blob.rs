@@ -10,24 +10,60 @@ use tempfile::NamedTempFile;
 use crate::db::{FileKind, add_file, forget_file, has_file};
 use crate::{Store, StoreError};
 
-/// A blob that is being written. Dropped without [`BlobWriter::commit`], it is gone.
-pub struct BlobWriter<'s> {
-    store: &'s Store,
-    file: NamedTempFile,
+/// A file whose bytes are hashed and counted as they are written.
+pub(crate) struct Hashed<F> {
+    pub(crate) file: F,
     hasher: sha2::Sha256,
     size: u64,
 }
 
-impl Write for BlobWriter<'_> {
+impl<F: Write> Hashed<F> {
+    /// Nothing is written yet.
+    pub(crate) fn new(file: F) -> Self {
+        Self { file, hasher: sha2::Sha256::new(), size: 0 }
+    }
+
+    /// Takes account of bytes that are in the file already.
+    pub(crate) fn note(&mut self, data: &[u8]) {
+        self.hasher.update(data);
+        self.size += data.len() as u64;
+    }
+
+    pub(crate) fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// The file, with digest and size of what is in it.
+    pub(crate) fn finish(self) -> (F, Digest, u64) {
+        (self.file, Digest::from_bytes(self.hasher.finalize().into()), self.size)
+    }
+}
+
+impl<F: Write> Write for Hashed<F> {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
         let written = self.file.write(data)?;
-        self.hasher.update(&data[..written]);
-        self.size += written as u64;
+        self.note(&data[..written]);
         Ok(written)
     }
 
     fn flush(&mut self) -> io::Result<()> {
         self.file.flush()
+    }
+}
+
+/// A blob that is being written. Dropped without [`BlobWriter::commit`], it is gone.
+pub struct BlobWriter<'s> {
+    store: &'s Store,
+    bytes: Hashed<NamedTempFile>,
+}
+
+impl Write for BlobWriter<'_> {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        self.bytes.write(data)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.bytes.flush()
     }
 }
 
@@ -37,8 +73,8 @@ impl BlobWriter<'_> {
     /// # Errors
     /// The digest is not `expected`, or the disk.
     pub fn commit(self, expected: Option<&Digest>) -> Result<(Digest, u64), StoreError> {
-        let Self { store, file, hasher, size } = self;
-        let digest = Digest::from_bytes(hasher.finalize().into());
+        let Self { store, bytes } = self;
+        let (file, digest, size) = bytes.finish();
         if let Some(expected) = expected
             && *expected != digest
         {
@@ -64,7 +100,7 @@ impl Store {
             .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o600))
             .tempfile_in(&directory);
         let file = file.map_err(StoreError::io("write in", directory))?;
-        Ok(BlobWriter { store: self, file, hasher: sha2::Sha256::new(), size: 0 })
+        Ok(BlobWriter { store: self, bytes: Hashed::new(file) })
     }
 
     /// Stores a small blob.

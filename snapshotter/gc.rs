@@ -13,6 +13,7 @@ use rusqlite::{Connection, params};
 use rustix::fs::{FlockOperation, flock};
 
 use crate::db::{FileKind, Inside};
+use crate::layout::Layout;
 use crate::lease;
 use crate::recover::{chains_of, sweep};
 use crate::{Store, StoreError};
@@ -127,6 +128,20 @@ impl Store {
                 marked.blobs.extend(previous.manifest.map(|(digest, _, _)| *digest.as_bytes()));
             }
         }
+        // A manifest may be an index, which leads to further manifests and configs.
+        let mut manifests: Vec<Bytes> = db
+            .prepare("SELECT manifest FROM images WHERE manifest_type LIKE '%index%' OR manifest_type LIKE '%list%'")?
+            .query_map([], |row| row.get(0))?
+            .collect::<rusqlite::Result<_>>()?;
+        while let Some(manifest) = manifests.pop() {
+            let named = named_in(&self.layout, &Digest::from_bytes(manifest)).unwrap_or_default();
+            for child in named.manifests.iter().map(|child| *child.digest.as_bytes()) {
+                if marked.blobs.insert(child) {
+                    manifests.push(child);
+                }
+            }
+            configs.extend(named.config.map(|config| config.digest));
+        }
         for config in configs {
             marked.blobs.insert(*config.as_bytes());
             for chain in chains_of(&self.layout, &config).unwrap_or_default() {
@@ -160,6 +175,23 @@ impl Store {
             }
         }
     }
+}
+
+/// What a manifest or index names, beside layers.
+#[derive(Default, serde::Deserialize)]
+struct Named {
+    #[serde(default)]
+    manifests: Vec<Name>,
+    config: Option<Name>,
+}
+
+#[derive(serde::Deserialize)]
+struct Name {
+    digest: Digest,
+}
+
+fn named_in(layout: &Layout, manifest: &Digest) -> Option<Named> {
+    serde_json::from_slice(&fs::read(layout.blob(manifest)).ok()?).ok()
 }
 
 type Bytes = [u8; 32];

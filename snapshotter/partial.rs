@@ -7,8 +7,8 @@ use std::path::PathBuf;
 
 use graph::Digest;
 use rustix::fs::{FlockOperation, flock};
-use sha2::Digest as _;
 
+use crate::blob::Hashed;
 use crate::{Store, StoreError};
 
 /// Ends the name of a partial download.
@@ -19,9 +19,7 @@ pub struct PartialBlob<'s> {
     store: &'s Store,
     expected: Digest,
     path: PathBuf,
-    file: File,
-    hasher: sha2::Sha256,
-    size: u64,
+    bytes: Hashed<File>,
 }
 
 impl Store {
@@ -33,7 +31,7 @@ impl Store {
         let path = self.layout.join("ingest").join(digest.hex() + SUFFIX);
         loop {
             let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
-            let mut file = opened.map_err(StoreError::io("open", &path))?;
+            let file = opened.map_err(StoreError::io("open", &path))?;
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => {}
                 Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
@@ -44,24 +42,21 @@ impl Store {
                 // The one before us has just finished.
                 continue;
             }
-            let (hasher, size) = hash(&mut file).map_err(StoreError::io("read", &path))?;
-            return Ok(Some(PartialBlob { store: self, expected: *digest, path, file, hasher, size }));
+            let bytes = taken_up(file).map_err(StoreError::io("read", &path))?;
+            return Ok(Some(PartialBlob { store: self, expected: *digest, path, bytes }));
         }
     }
 }
 
-fn hash(file: &mut File) -> io::Result<(sha2::Sha256, u64)> {
-    let mut hasher = sha2::Sha256::new();
+/// The file with what is in it already; the next write goes to its end.
+fn taken_up(file: File) -> io::Result<Hashed<File>> {
+    let mut bytes = Hashed::new(file);
     let mut buffer = vec![0; 1 << 18];
-    let mut size = 0;
-    file.seek(SeekFrom::Start(0))?;
+    bytes.file.seek(SeekFrom::Start(0))?;
     loop {
-        match file.read(&mut buffer) {
-            Ok(0) => return Ok((hasher, size)),
-            Ok(length) => {
-                hasher.update(&buffer[..length]);
-                size += length as u64;
-            }
+        match bytes.file.read(&mut buffer) {
+            Ok(0) => return Ok(bytes),
+            Ok(length) => bytes.note(&buffer[..length]),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }
@@ -72,7 +67,7 @@ impl PartialBlob<'_> {
     /// Bytes that are here: where to go on.
     #[must_use]
     pub fn size(&self) -> u64 {
-        self.size
+        self.bytes.size()
     }
 
     /// Forgets what came so far, for a server that sends from the beginning only.
@@ -80,10 +75,9 @@ impl PartialBlob<'_> {
     /// # Errors
     /// The disk.
     pub fn restart(&mut self) -> Result<(), StoreError> {
-        let cut = self.file.set_len(0).and_then(|()| self.file.seek(SeekFrom::Start(0)));
-        cut.map_err(StoreError::io("truncate", &self.path))?;
-        self.hasher = sha2::Sha256::new();
-        self.size = 0;
+        let file = &mut self.bytes.file;
+        let cut = file.set_len(0).and_then(|()| file.seek(SeekFrom::Start(0))).and_then(|_| file.try_clone());
+        self.bytes = Hashed::new(cut.map_err(StoreError::io("truncate", &self.path))?);
         Ok(())
     }
 
@@ -92,26 +86,24 @@ impl PartialBlob<'_> {
     /// # Errors
     /// The bytes are not those of the digest; then they are thrown away. Or the disk.
     pub fn commit(self) -> Result<u64, StoreError> {
-        let found = Digest::from_bytes(self.hasher.finalize().into());
+        // The file holds the lock until the blob has its name.
+        let (_file, found, size) = self.bytes.finish();
         if found != self.expected {
             let _ = fs::remove_file(&self.path);
             return Err(StoreError::WrongDigest { expected: self.expected, found });
         }
-        self.store.name_blob(&self.path, &found, self.size)?;
-        Ok(self.size)
+        self.store.name_blob(&self.path, &found, size)?;
+        Ok(size)
     }
 }
 
 impl Write for PartialBlob<'_> {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        let written = self.file.write(data)?;
-        self.hasher.update(&data[..written]);
-        self.size += written as u64;
-        Ok(written)
+        self.bytes.write(data)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
+        self.bytes.flush()
     }
 }
 

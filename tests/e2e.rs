@@ -10,6 +10,8 @@ mod cache;
 mod concurrency;
 #[path = "e2e/failures.rs"]
 mod failures;
+#[path = "e2e/formats.rs"]
+mod formats;
 #[path = "e2e/images.rs"]
 mod images;
 #[path = "e2e/kills.rs"]

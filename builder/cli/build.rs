@@ -4,12 +4,13 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use executor::rootless::Tier;
+use graph::Digest;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use crate::build::{self, BuildError, Built, Request};
+use crate::build::{self, BuildError, Request};
 use crate::config::Engine;
-use crate::export::{Destination, OutputKind, OutputSpec};
+use crate::export::{self, Annotations, Destination, OutputKind, OutputSpec};
 use crate::outputs::{self, Delivered};
 use crate::progress::{self, Mode};
 use crate::report::Report;
@@ -19,6 +20,7 @@ use crate::session::Session;
 ///
 /// PATH is a directory, `-` (a Dockerfile or a tar of the context on standard input), or the URL of a Git repository.
 #[derive(clap::Args, Debug, Clone)]
+#[command(args_override_self = true)]
 pub struct Args {
     /// Build context: a directory, `-` for standard input, or a URL
     #[arg(value_name = "PATH")]
@@ -75,9 +77,19 @@ pub struct Args {
     /// Load the image into docker or podman (`--output type=docker`)
     #[arg(long)]
     pub load: bool,
-    /// Platform to build for
-    #[arg(long, value_name = "PLATFORM", env = "DOCKER_DEFAULT_PLATFORM")]
-    pub platform: Option<String>,
+    /// Annotate the image: `NAME=VALUE`, with `index:`, `manifest:`, `manifest-descriptor:` or `index-descriptor:` before
+    /// it to say where, `manifest[linux/amd64]:` for one platform; may be given several times
+    #[arg(long = "annotation", value_name = "NAME=VALUE")]
+    pub annotations: Vec<String>,
+    /// Make the new layers one
+    #[arg(long)]
+    pub squash: bool,
+    /// Options of the old docker build that have no effect here.
+    #[command(flatten)]
+    pub obsolete: Obsolete,
+    /// Platforms to build for, such as linux/amd64,linux/arm64 [default: this machine's]
+    #[arg(long = "platform", value_name = "PLATFORM", env = "DOCKER_DEFAULT_PLATFORM")]
+    pub platforms: Vec<String>,
     /// Secret for `RUN --mount=type=secret`: `id=ID[,src=FILE|,env=NAME]`
     #[arg(long = "secret", value_name = "SPEC")]
     pub secrets: Vec<String>,
@@ -95,13 +107,46 @@ pub struct Args {
     pub max_parallelism: Option<usize>,
 }
 
+/// What `docker build` takes for the sake of its past.
+#[derive(clap::Args, Debug, Clone, Default)]
+pub struct Obsolete {
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    rm: Option<bool>,
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    force_rm: Option<bool>,
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    compress: Option<bool>,
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    stream: Option<bool>,
+    #[arg(long, hide = true)]
+    isolation: Option<String>,
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    disable_content_trust: Option<bool>,
+}
+
+impl Obsolete {
+    /// One line for each that was given.
+    fn lines(&self) -> impl Iterator<Item = String> {
+        let given = [
+            ("rm", self.rm.is_some(), "containers of steps are always removed"),
+            ("force-rm", self.force_rm.is_some(), "containers of steps are always removed"),
+            ("compress", self.compress.is_some(), "the context is read where it is, not sent"),
+            ("stream", self.stream.is_some(), "the context is read where it is, not sent"),
+            ("isolation", self.isolation.is_some(), "it is for Windows containers"),
+            ("disable-content-trust", self.disable_content_trust.is_some(), "there is no Docker Content Trust here"),
+        ];
+        given.into_iter().filter(|(_, given, _)| *given).map(|(name, _, why)| format!("--{name} has no effect: {why}"))
+    }
+}
+
 /// Builds, hands the result over, and says where it is.
 ///
 /// # Errors
 /// What a person is to be told.
 pub async fn run(args: &Args, session: &Session) -> Result<ExitCode, Report> {
     let mut request = Request::from_args(args, &session.config).map_err(|why| Report::new(why).with_exit_code(2))?;
-    let outputs = default_outputs(std::mem::take(&mut request.outputs), session.config.load);
+    let mut outputs = default_outputs(std::mem::take(&mut request.outputs), session.config.load);
+    args.amend(&mut outputs).map_err(|why| Report::new(why).with_exit_code(2))?;
     let tags = request.tags.clone();
     let mode = if args.quiet { Mode::Quiet } else { args.progress };
     let mode = Mode::choose(Some(mode)).map_err(|error| Report::of(&error).with_exit_code(2))?;
@@ -111,17 +156,22 @@ pub async fn run(args: &Args, session: &Session) -> Result<ExitCode, Report> {
         progress
             .warn(format!("all files belong to one id, since there are no subordinate ids (/etc/subuid): {reason}"));
     }
+    args.obsolete.lines().for_each(|line| progress.warn(line));
     let cancelled = CancellationToken::new();
     let signals = tokio::spawn(cancel_on_signal(cancelled.clone()));
+    let notices = session.notices.attach(&progress);
     let result = async {
+        let permitted = outputs::check(session, &outputs, &tags, &progress, &cancelled).await;
+        permitted.map_err(Failed::Output)?;
         let built = build::build(session, request, &progress, &cancelled).await.map_err(Failed::Build)?;
         let delivered = outputs::deliver(session, &built, &outputs, &tags, &progress, &cancelled).await;
-        Ok((built, delivered.map_err(Failed::Output)?))
+        delivered.map_err(Failed::Output)
     }
     .await;
     signals.abort();
+    drop(notices);
     let summary = display.finish();
-    let (built, delivered) = match result {
+    let delivered = match result {
         Ok(done) => done,
         Err(Failed::Build(BuildError::Cancelled)) => {
             return Err(Report::new("the build was cancelled").with_exit_code(130));
@@ -129,8 +179,9 @@ pub async fn run(args: &Args, session: &Session) -> Result<ExitCode, Report> {
         Err(Failed::Build(error)) => return Err(Report::from(error).with_summary(&summary, mode)),
         Err(Failed::Output(error)) => return Err(Report::from(error)),
     };
-    write_files(args, &built, &delivered, &tags)?;
-    conclude(args, &built, &delivered, &outputs);
+    let id = delivered.id().ok_or_else(|| Report::new("internal error: a build without a result"))?;
+    write_files(args, &delivered, id)?;
+    conclude(args, id, &delivered, &outputs);
     // Off the way of the person, who has the image already; a crash of the machine before it ends costs a rebuild.
     let store = std::sync::Arc::clone(&session.store);
     if let Ok(Err(error)) = tokio::task::spawn_blocking(move || store.make_durable()).await {
@@ -173,7 +224,7 @@ pub(super) async fn cancel_on_signal(cancelled: CancellationToken) {
     }
 }
 
-fn write_files(args: &Args, built: &Built, delivered: &Delivered, tags: &[registry::Reference]) -> Result<(), Report> {
+fn write_files(args: &Args, delivered: &Delivered, id: Digest) -> Result<(), Report> {
     let write = |path: &PathBuf, text: String| {
         let written = std::fs::write(path, text);
         written.map_err(|error| {
@@ -183,25 +234,28 @@ fn write_files(args: &Args, built: &Built, delivered: &Delivered, tags: &[regist
         })
     };
     if let Some(path) = &args.iidfile {
-        write(path, built.id.to_string())?;
+        write(path, id.to_string())?;
     }
     if let Some(path) = &args.metadata_file {
-        write(path, metadata(built, delivered, tags))?;
+        write(path, metadata(delivered, id))?;
     }
     Ok(())
 }
 
 /// In buildx's keys.
-fn metadata(built: &Built, delivered: &Delivered, tags: &[registry::Reference]) -> String {
+fn metadata(delivered: &Delivered, id: Digest) -> String {
     let mut metadata = serde_json::Map::new();
-    let digest = delivered.manifest.as_ref().map_or(built.id, |manifest| manifest.digest);
-    metadata.insert("containerimage.config.digest".into(), json!(built.id));
-    metadata.insert("containerimage.digest".into(), json!(digest));
+    if !delivered.is_index {
+        metadata.insert("containerimage.config.digest".into(), json!(delivered.ids.first()));
+    }
+    metadata.insert("containerimage.digest".into(), json!(id));
     if let Some(manifest) = &delivered.manifest {
+        metadata.insert("containerimage.digest".into(), json!(manifest.digest));
         metadata.insert("containerimage.descriptor".into(), json!(manifest));
     }
-    if !tags.is_empty() {
-        let names: Vec<String> = tags.iter().map(ToString::to_string).collect();
+    let mut names: Vec<String> = delivered.all_names.iter().map(ToString::to_string).collect();
+    names.dedup();
+    if !names.is_empty() {
         metadata.insert("image.name".into(), json!(names.join(",")));
     }
     format!("{:#}\n", serde_json::Value::Object(metadata))
@@ -209,7 +263,7 @@ fn metadata(built: &Built, delivered: &Delivered, tags: &[registry::Reference]) 
 
 /// Where the image is, and what to do with it next.
 #[expect(clippy::print_stdout, reason = "the image id is this command's result")]
-fn conclude(args: &Args, built: &Built, delivered: &Delivered, outputs: &[OutputSpec]) {
+fn conclude(args: &Args, id: Digest, delivered: &Delivered, outputs: &[OutputSpec]) {
     if args.quiet {
         let to_stdout = |output: &OutputSpec| {
             matches!(
@@ -220,22 +274,22 @@ fn conclude(args: &Args, built: &Built, delivered: &Delivered, outputs: &[Output
             )
         };
         if !outputs.iter().any(to_stdout) {
-            println!("{}", built.id);
+            println!("{id}");
         }
         return;
     }
     let in_store = outputs.iter().any(|output| matches!(output.kind, OutputKind::Image { push: false, .. }));
     let name = delivered.names.first().map(registry::Reference::familiar);
     if let Some(engine) = delivered.loaded {
-        let name = name.unwrap_or_else(|| built.id.to_string());
+        let name = name.unwrap_or_else(|| id.to_string());
         eprintln!("{name} is in {0}; run it with: {0} run --rm {name}", engine.program());
     } else if in_store {
-        let name = name.unwrap_or_else(|| built.id.short());
-        let hand_over = match outputs::find_engine(None) {
+        let name = name.unwrap_or_else(|| id.short());
+        let hand_over = match export::find_engine(None) {
             Some(engine) => format!("; hand it to {} by building with --load", engine.program()),
             None => String::new(),
         };
-        eprintln!("{name} is in rbuild's store ({}); run it with: rbuild run {name}{hand_over}", built.id.short());
+        eprintln!("{name} is in rbuild's store ({}); run it with: rbuild run {name}{hand_over}", id.short());
     }
 }
 
@@ -261,5 +315,18 @@ impl Args {
             outputs.push(OutputSpec::of(OutputKind::Docker(None)));
         }
         Ok(outputs)
+    }
+
+    /// What `--annotation` and `--squash` say of all outputs.
+    fn amend(&self, outputs: &mut [OutputSpec]) -> Result<(), String> {
+        let mut annotations = Annotations::default();
+        for text in &self.annotations {
+            annotations.extend(&Annotations::parse(text)?);
+        }
+        for output in outputs {
+            output.annotations.extend(&annotations);
+            output.squash = self.squash;
+        }
+        Ok(())
     }
 }

@@ -107,6 +107,17 @@ pub fn starts_steps(args: impl Iterator<Item = OsString>) -> bool {
     args.get(position).is_some_and(|word| word == "build" || word == "run")
 }
 
+/// The exit code of a command line that cannot be parsed, where clap's would be `code`: `run` keeps low codes for the program.
+#[must_use]
+pub fn usage_exit_code(args: &[OsString], code: i32) -> u8 {
+    let (position, _) = first_word(args);
+    match code {
+        0 => 0,
+        _ if args.get(position).is_some_and(|word| word == "run") => run::EXIT_OWN,
+        code => u8::try_from(code).unwrap_or(2),
+    }
+}
+
 /// Global options that take a value, so that the word after them is not taken for a command.
 const GLOBAL_WITH_VALUE: [&str; 2] = ["--root", "--config"];
 

@@ -35,7 +35,7 @@ pub async fn run(args: &Args, session: &Session) -> Result<ExitCode, Report> {
     let name = parse_name(&args.name)?;
     let platform = platform(args.platform.as_ref());
     let pull = async |context: &solver::RunContext| stored::pull(session, &name, &platform, context).await;
-    let pulled = shown(mode(args.quiet)?, &format!("pulling {}", name.familiar()), pull).await?;
+    let pulled = shown(session, mode(args.quiet)?, &format!("pulling {}", name.familiar()), pull).await?;
     if !args.quiet {
         if let Some(digest) = pulled.digest {
             println!("Digest: {digest}");

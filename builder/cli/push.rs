@@ -45,13 +45,13 @@ pub async fn run(args: &Args, session: &Session) -> Result<ExitCode, Report> {
         let permitted = session.remote.client.check_push(name.repository()).await;
         permitted.map_err(|source| PushError::Registry { name: name.to_string(), source: Box::new(source) })?;
         let output = OutputSpec::of(OutputKind::Image { push: true, by_digest: false });
-        let artifact = image.artifact(session, &output, context, false).await?;
+        let package = image.package(session, &output, context, false).await?;
         tokio::select! {
             () = context.cancelled.cancelled() => return Err(crate::worker::WorkError::Cancelled.into()),
-            pushed = export::push(&session.remote, &artifact, &name, false, &context.progress) => pushed?,
+            pushed = export::push(&session.remote, &package, &name, false, &context.progress) => pushed?,
         };
-        outputs::keep_manifest(session, &artifact)?;
-        let manifest = &artifact.manifest_descriptor;
+        outputs::keep_manifests(session, &package)?;
+        let manifest = package.descriptor().clone();
         session.store.put_image(&ImageRecord {
             name: name.to_string(),
             config: image.id,
@@ -63,9 +63,9 @@ pub async fn run(args: &Args, session: &Session) -> Result<ExitCode, Report> {
             kind: ImageKind::Tagged,
         })?;
         make_durable(session).await?;
-        Ok(artifact.manifest_descriptor)
+        Ok(manifest)
     };
-    let manifest = shown(mode(args.quiet)?, &format!("pushing {}", name.familiar()), push).await?;
+    let manifest = shown(session, mode(args.quiet)?, &format!("pushing {}", name.familiar()), push).await?;
     println!("{}: digest: {} size: {}", name.familiar(), manifest.digest, manifest.size);
     Ok(ExitCode::SUCCESS)
 }

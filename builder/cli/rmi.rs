@@ -7,7 +7,7 @@ use snapshotter::CollectPolicy;
 
 use crate::report::Report;
 use crate::session::Session;
-use crate::stored::Stored;
+use crate::stored::{Stored, StoredError};
 
 /// Remove images
 ///
@@ -34,7 +34,8 @@ pub async fn run(args: &Args, session: &Session) -> Result<ExitCode, Report> {
     for text in &args.images {
         let image = match Stored::find(&session.store, text) {
             Ok(image) => image,
-            Err(_) if args.force => continue,
+            // Only that there is none may be passed over; a store that cannot be read may not.
+            Err(StoredError::Missing(_)) if args.force => continue,
             Err(error) => {
                 first_failure.get_or_insert(Report::from(error));
                 continue;

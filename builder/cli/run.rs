@@ -23,7 +23,7 @@ use crate::terminal::{self, Raw};
 use crate::worker::{WorkError, etc_files};
 
 /// rbuild itself failed, and the program was not started.
-const EXIT_OWN: u8 = 125;
+pub(super) const EXIT_OWN: u8 = 125;
 /// How long a terminal may still print after the program has ended.
 const LAST_WORDS: std::time::Duration = std::time::Duration::from_secs(2);
 
@@ -141,7 +141,7 @@ async fn contained(args: &Args, session: &Session) -> Result<ExitStatus, Failed>
     };
     let lowers = match image.is_here(session) {
         true => prepare(&quiet).await.map_err(Report::from)?,
-        false => shown(mode(false)?, &format!("fetching layers of {}", image.label()), prepare).await?,
+        false => shown(session, mode(false)?, &format!("fetching layers of {}", image.label()), prepare).await?,
     };
     let changes = session.store.prepare()?;
     let overlay = executor::Overlay {
@@ -181,7 +181,7 @@ async fn find(args: &Args, session: &Session) -> Result<Stored, Report> {
     }
     let name = parse_name(text)?;
     let pull = async |context: &RunContext| stored::pull(session, &name, &wanted, context).await;
-    let pulled = shown(mode(false)?, &format!("pulling {}", name.familiar()), pull).await?;
+    let pulled = shown(session, mode(false)?, &format!("pulling {}", name.familiar()), pull).await?;
     Ok(pulled.image)
 }
 

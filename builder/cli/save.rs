@@ -8,7 +8,7 @@ use registry::Reference;
 use solver::RunContext;
 
 use super::transfer::{mode, on_thread, shown};
-use crate::export::{Archive, Artifact, Destination, OutputKind, OutputSpec};
+use crate::export::{Archive, Destination, OutputKind, OutputSpec, Package};
 use crate::outputs::{self, OutputError};
 use crate::report::Report;
 use crate::session::Session;
@@ -52,17 +52,17 @@ pub async fn run(args: &Args, session: &Session) -> Result<ExitCode, Report> {
     // As a push would pack them, so that an image has one digest wherever it goes.
     let output = OutputSpec::of(OutputKind::Docker(None));
     let collect = async |context: &RunContext| -> Result<_, OutputError> {
-        let mut artifacts: Vec<(Artifact, Vec<Reference>)> = Vec::with_capacity(images.len());
+        let mut packages: Vec<(Package, Vec<Reference>)> = Vec::with_capacity(images.len());
         for (image, names) in &images {
-            artifacts.push((image.artifact(session, &output, context, true).await?, names.clone()));
+            packages.push((image.package(session, &output, context, true).await?, names.clone()));
         }
-        Ok(artifacts)
+        Ok(packages)
     };
     // Only downloads are worth a display.
     let all_here = images.iter().all(|(image, _)| image.is_here(session));
-    let artifacts = shown(mode(all_here)?, "collecting layers", collect).await?;
+    let packages = shown(session, mode(all_here)?, "collecting layers", collect).await?;
     on_thread(move || {
-        let images = artifacts.iter().map(|(artifact, names)| (artifact, names.clone())).collect();
+        let images = packages.iter().map(|(package, names)| (package, names.clone())).collect();
         outputs::write_archive(&Archive { images, docker: true }, &destination)
     })
     .await?;

@@ -11,9 +11,11 @@ use tokio_util::sync::CancellationToken;
 use super::build::cancel_on_signal;
 use crate::progress::{self, Mode};
 use crate::report::Report;
+use crate::session::Session;
 
 /// Does `work` as one vertex of a progress display.
 pub(super) async fn shown<T, E>(
+    session: &Session,
     mode: Mode,
     name: &str,
     work: impl AsyncFnOnce(&RunContext) -> Result<T, E>,
@@ -28,7 +30,9 @@ where
     let signals = tokio::spawn(cancel_on_signal(cancelled.clone()));
     let vertex = progress.vertex(name);
     let context = RunContext { progress: vertex.clone(), cancelled: cancelled.clone() };
+    let notices = session.notices.attach(&progress);
     let result = vertex.during(work(&context)).await;
+    drop(notices);
     signals.abort();
     drop(display.finish());
     result.map_err(|error| match cancelled.is_cancelled() {

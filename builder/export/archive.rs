@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use graph::Digest;
 
-use super::artifact::{Artifact, Descriptor, OCI_INDEX};
+use super::artifact::{Descriptor, OCI_INDEX, Package};
 
 /// An archive that could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -34,7 +34,7 @@ pub enum ArchiveError {
 #[derive(Debug, Clone)]
 pub struct Archive<'a> {
     /// The images, each with its names.
-    pub images: Vec<(&'a Artifact, Vec<registry::Reference>)>,
+    pub images: Vec<(&'a Package, Vec<registry::Reference>)>,
     /// Add docker's `manifest.json`, so that `docker load` takes it.
     pub docker: bool,
 }
@@ -98,7 +98,7 @@ impl Archive<'_> {
         let mut seen = BTreeSet::new();
         let mut pieces = Vec::new();
         let blob_name = |digest: &Digest| format!("blobs/sha256/{}", digest.hex());
-        for (image, _) in &self.images {
+        for image in self.images.iter().flat_map(|(package, _)| &package.images) {
             for layer in &image.layers {
                 if seen.insert(layer.descriptor.digest) {
                     let missing = || io::Error::new(io::ErrorKind::NotFound, "its bytes are not in the store");
@@ -116,6 +116,11 @@ impl Archive<'_> {
                 }
             }
         }
+        for (bytes, descriptor) in self.images.iter().filter_map(|(package, _)| package.index.as_ref()) {
+            if seen.insert(descriptor.digest) {
+                pieces.push((blob_name(&descriptor.digest), Piece::Bytes(bytes.clone())));
+            }
+        }
         pieces.push(("index.json".into(), Piece::Bytes(self.index())));
         if self.docker {
             pieces.push(("manifest.json".into(), Piece::Bytes(self.docker_manifest())));
@@ -126,12 +131,14 @@ impl Archive<'_> {
 
     fn index(&self) -> Vec<u8> {
         let mut manifests = Vec::new();
-        for (image, names) in &self.images {
+        for (package, names) in &self.images {
+            let mut descriptor = package.descriptor().clone();
+            descriptor.annotations.extend(package.annotations.clone());
             if names.is_empty() {
-                manifests.push(image.manifest_descriptor.clone());
+                manifests.push(descriptor.clone());
             }
             for name in names {
-                let mut descriptor = image.manifest_descriptor.clone();
+                let mut descriptor = descriptor.clone();
                 descriptor.annotations.insert("io.containerd.image.name".into(), name.to_string());
                 if let Some(tag) = name.tag() {
                     descriptor.annotations.insert("org.opencontainers.image.ref.name".into(), tag.to_owned());
@@ -148,6 +155,7 @@ impl Archive<'_> {
         let images: Vec<_> = self
             .images
             .iter()
+            .filter_map(|(package, names)| Some((package.images.first()?, names)))
             .map(|(image, names)| {
                 let tags: Vec<String> = names.iter().map(registry::Reference::familiar).collect();
                 serde_json::json!({

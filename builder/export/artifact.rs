@@ -1,8 +1,9 @@
 //! An image ready to leave: config, manifest, and layers as files of the store.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use graph::Digest;
+use graph::{Digest, Platform};
 use serde::Serialize;
 
 /// Media types of what is exported.
@@ -12,18 +13,22 @@ pub struct MediaTypes {
     pub manifest: &'static str,
     /// Of the config.
     pub config: &'static str,
+    /// Of the index.
+    pub index: &'static str,
 }
 
 /// `application/vnd.oci.…` (image-spec, media-types.md).
 pub const OCI: MediaTypes = MediaTypes {
     manifest: "application/vnd.oci.image.manifest.v1+json",
     config: "application/vnd.oci.image.config.v1+json",
+    index: OCI_INDEX,
 };
 
 /// `application/vnd.docker.…` (distribution, manifest-v2-2.md).
 pub const DOCKER: MediaTypes = MediaTypes {
     manifest: "application/vnd.docker.distribution.manifest.v2+json",
     config: "application/vnd.docker.container.image.v1+json",
+    index: "application/vnd.docker.distribution.manifest.list.v2+json",
 };
 
 /// The media type of an index.
@@ -39,16 +44,19 @@ pub struct Descriptor {
     pub digest: Digest,
     /// Bytes.
     pub size: u64,
+    /// Of an image, where an index names it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub platform: Option<Platform>,
     /// Free-form.
-    #[serde(skip_serializing_if = "std::collections::BTreeMap::is_empty")]
-    pub annotations: std::collections::BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
 }
 
 impl Descriptor {
     /// Without annotations.
     #[must_use]
     pub fn new(media_type: impl Into<String>, digest: Digest, size: u64) -> Self {
-        Self { media_type: media_type.into(), digest, size, annotations: Default::default() }
+        Self { media_type: media_type.into(), digest, size, platform: None, annotations: Default::default() }
     }
 }
 
@@ -85,8 +93,8 @@ struct Manifest<'a> {
     media_type: &'a str,
     config: &'a Descriptor,
     layers: Vec<&'a Descriptor>,
-    #[serde(skip_serializing_if = "std::collections::BTreeMap::is_empty")]
-    annotations: &'a std::collections::BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    annotations: &'a BTreeMap<String, String>,
 }
 
 impl Artifact {
@@ -96,7 +104,7 @@ impl Artifact {
         config: Vec<u8>,
         layers: Vec<LayerBlob>,
         types: MediaTypes,
-        annotations: &std::collections::BTreeMap<String, String>,
+        annotations: &BTreeMap<String, String>,
     ) -> Self {
         let config_descriptor = Descriptor::new(types.config, Digest::of(&config), config.len() as u64);
         let manifest = Manifest {
@@ -109,5 +117,67 @@ impl Artifact {
         let manifest = serde_json::to_vec_pretty(&manifest).expect("a manifest has string keys only");
         let manifest_descriptor = Descriptor::new(types.manifest, Digest::of(&manifest), manifest.len() as u64);
         Self { config, config_descriptor, layers, manifest, manifest_descriptor }
+    }
+}
+
+/// What leaves under one name: an image, or images for several platforms with their index.
+#[derive(Debug, Clone)]
+pub struct Package {
+    /// The images; one where there is no index.
+    pub images: Vec<Artifact>,
+    /// The index's JSON and descriptor.
+    pub index: Option<(Vec<u8>, Descriptor)>,
+    /// What an OCI layout's own index says of it beside its name.
+    pub annotations: BTreeMap<String, String>,
+}
+
+impl Package {
+    /// One image.
+    #[must_use]
+    pub fn single(image: Artifact) -> Self {
+        Self { images: vec![image], index: None, annotations: BTreeMap::new() }
+    }
+
+    /// Images by platform, and what the index says of each and of itself.
+    #[must_use]
+    pub fn multi(
+        images: Vec<(Platform, Artifact, BTreeMap<String, String>)>,
+        types: MediaTypes,
+        annotations: &BTreeMap<String, String>,
+    ) -> Self {
+        #[derive(Serialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Index<'a> {
+            schema_version: u32,
+            media_type: &'a str,
+            manifests: Vec<Descriptor>,
+            #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+            annotations: &'a BTreeMap<String, String>,
+        }
+        let manifests = images.iter().map(|(platform, image, annotations)| Descriptor {
+            platform: Some(platform.clone()),
+            annotations: annotations.clone(),
+            ..image.manifest_descriptor.clone()
+        });
+        let index = Index { schema_version: 2, media_type: types.index, manifests: manifests.collect(), annotations };
+        let bytes = serde_json::to_vec_pretty(&index).expect("an index has string keys only");
+        let descriptor = Descriptor::new(types.index, Digest::of(&bytes), bytes.len() as u64);
+        let images = images.into_iter().map(|(_, image, _)| image).collect();
+        Self { images, index: Some((bytes, descriptor)), annotations: BTreeMap::new() }
+    }
+
+    /// All layers of all images.
+    pub fn layers(&self) -> impl Iterator<Item = &LayerBlob> {
+        self.images.iter().flat_map(|image| &image.layers)
+    }
+
+    /// What its name leads to.
+    #[must_use]
+    pub fn descriptor(&self) -> &Descriptor {
+        match (&self.index, self.images.as_slice()) {
+            (Some((_, descriptor)), _) => descriptor,
+            (None, [image, ..]) => &image.manifest_descriptor,
+            (None, []) => unreachable!("a package without an index is one image"),
+        }
     }
 }

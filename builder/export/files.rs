@@ -1,13 +1,66 @@
 //! The root file system as one tar, or as files of the caller's.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
+use std::sync::Arc;
 
-use snapshotter::layer::{LayerError, extract_tree, write_tree};
+use snapshotter::layer::{Entry, EntryKind, LayerError, LayerIndex, Tree, extract_tree, join, write_tree};
 
 use super::Destination;
 use crate::worker::ReadableTree;
+
+/// The root file system of one platform, as part of what is written.
+pub(crate) struct Part {
+    pub(crate) tree: ReadableTree,
+    /// The directory that it goes to; empty: the top.
+    pub(crate) prefix: String,
+}
+
+/// Parts as one tree. With `mtime` all files have that time. The path of a file that two parts have is the error.
+pub(crate) fn combined(parts: Vec<Part>, mtime: Option<i64>) -> Result<ReadableTree, String> {
+    if let [Part { tree, prefix }] = parts.as_slice()
+        && prefix.is_empty()
+        && mtime.is_none()
+    {
+        return Ok(tree.clone());
+    }
+    let mut seen = HashSet::new();
+    let mut layers = Vec::new();
+    let mut places = Vec::new();
+    for part in parts {
+        let placed = |path: &[u8]| match part.prefix.as_bytes() {
+            [] => path.to_vec(),
+            prefix if path.is_empty() => prefix.to_vec(),
+            prefix => join(prefix, path),
+        };
+        let twice =
+            part.tree.tree.walk(b"", |found| match found.entry.is_dir() || seen.insert(placed(&found.entry.path)) {
+                true => Ok(()),
+                false => Err(String::from_utf8_lossy(&found.entry.path).into_owned()),
+            });
+        twice?;
+        for (number, layer) in part.tree.tree.layers().iter().enumerate() {
+            let entries = layer.entries().iter().map(|entry| {
+                let mut entry = Entry { path: placed(&entry.path), ..entry.clone() };
+                if let EntryKind::Hardlink { target } = &mut entry.kind {
+                    *target = placed(target);
+                }
+                entry.mtime = mtime.map_or(entry.mtime, |mtime| (mtime, 0));
+                entry
+            });
+            layers.push(Arc::new(LayerIndex::new(entries.collect())));
+            places.push((Arc::clone(&part.tree.open), number, part.prefix.clone()));
+        }
+    }
+    let open = move |layer: usize, path: &[u8]| {
+        let (open, number, prefix) = places.get(layer).ok_or(io::ErrorKind::NotFound)?;
+        let path = path.strip_prefix(prefix.as_bytes()).unwrap_or(path);
+        open(*number, path.strip_prefix(b"/").unwrap_or(path))
+    };
+    Ok(ReadableTree { tree: Arc::new(Tree::new(layers)), open: Arc::new(open) })
+}
 
 /// Writes all that `tree` shows as a tar, owners kept.
 ///

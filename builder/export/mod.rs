@@ -1,14 +1,19 @@
 //! What becomes of a result: the store's images, archives, directories, registries, engines.
 
+mod annotations;
 mod archive;
 mod artifact;
+mod engine;
 mod files;
 mod push;
 mod spec;
 
+pub use annotations::{AnnotationPlace, Annotations};
 pub use archive::{Archive, ArchiveError};
-pub use artifact::{Artifact, DOCKER, Descriptor, LayerBlob, MediaTypes, OCI};
-pub(crate) use files::{write_local, write_tar};
+pub use artifact::{Artifact, DOCKER, Descriptor, LayerBlob, MediaTypes, OCI, Package};
+pub use engine::{EngineError, find_engine};
+pub(crate) use engine::{engine_has, load_into, name_in};
+pub(crate) use files::{Part, combined, write_local, write_tar};
 pub use push::{PushError, Pushed, push};
 pub(crate) use spec::csv;
-pub use spec::{Destination, GZIP, LayerCompression, OutputError, OutputKind, OutputSpec};
+pub use spec::{Destination, GZIP, Keeping, LayerCompression, OutputError, OutputKind, OutputSpec};

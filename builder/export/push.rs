@@ -1,5 +1,6 @@
 //! To a registry: blobs in parallel, those that are there or can be mounted not at all, the manifest last.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
 
@@ -8,7 +9,7 @@ use registry::{BlobSource, Reference, Repository};
 use solver::{Status, VertexProgress};
 use tokio::io::AsyncRead;
 
-use super::{Artifact, Descriptor};
+use super::{Artifact, Descriptor, LayerBlob, Package};
 use crate::images::{Remote, registry_descriptor};
 
 /// An image that could not be pushed.
@@ -41,21 +42,62 @@ pub struct Pushed {
     pub reused: u64,
 }
 
-/// Sends an image.
+/// Sends an image, or several and their index.
 ///
 /// # Errors
 /// The registry refused, or a layer is missing here.
 pub async fn push(
     remote: &Remote,
-    artifact: &Artifact,
+    package: &Package,
     name: &Reference,
     by_digest: bool,
     progress: &VertexProgress,
 ) -> Result<Pushed, PushError> {
+    let mut blobs = BTreeSet::new();
+    let images = package.images.iter().map(|image| {
+        // A layer that two images share goes once.
+        let layers = image.layers.iter().filter(|layer| blobs.insert(layer.descriptor.digest)).collect();
+        send_blobs(remote, image, layers, name, progress)
+    });
+    let sent = try_join_all(images.collect::<Vec<_>>()).await?;
+    for image in &package.images {
+        let by_digest = by_digest || package.index.is_some();
+        put_manifest(remote, name, by_digest, &image.manifest_descriptor, &image.manifest).await?;
+    }
+    if let Some((index, descriptor)) = &package.index {
+        put_manifest(remote, name, by_digest, descriptor, index).await?;
+    }
+    Ok(sent.iter().fold(Pushed::default(), |total, sent| Pushed {
+        uploaded: total.uploaded + sent.uploaded,
+        reused: total.reused + sent.reused,
+    }))
+}
+
+async fn put_manifest(
+    remote: &Remote,
+    name: &Reference,
+    by_digest: bool,
+    descriptor: &Descriptor,
+    bytes: &[u8],
+) -> Result<(), PushError> {
     let failed = |source| PushError::Registry { name: name.to_string(), source: Box::new(source) };
     let local = |why: String| PushError::Local { name: name.to_string(), why };
-    let config = bytes::Bytes::from(artifact.config.clone());
-    let layers = artifact.layers.iter().map(|layer| async {
+    let digest = descriptor.digest.to_string().parse().map_err(|error| local(format!("{error}")))?;
+    let target = if by_digest { name.repository().with_digest(digest) } else { name.clone() };
+    let bytes = bytes::Bytes::copy_from_slice(bytes);
+    remote.client.put_manifest(&target, &descriptor.media_type, bytes).await.map(drop).map_err(failed)
+}
+
+async fn send_blobs(
+    remote: &Remote,
+    image: &Artifact,
+    layers: Vec<&LayerBlob>,
+    name: &Reference,
+    progress: &VertexProgress,
+) -> Result<Pushed, PushError> {
+    let local = |why: String| PushError::Local { name: name.to_string(), why };
+    let config = bytes::Bytes::from(image.config.clone());
+    let layers = layers.into_iter().map(|layer| async move {
         let known = remote.locations(&layer.descriptor.digest).map_err(|error| local(error.to_string()))?;
         let source: Box<dyn BlobSource> = match &layer.path {
             Some(path) => Box::new(path.clone()),
@@ -63,20 +105,12 @@ pub async fn push(
         };
         send(remote, name, &layer.descriptor, source.as_ref(), &known, progress).await
     });
-    let (config, layers) = tokio::try_join!(
-        send(remote, name, &artifact.config_descriptor, &config, &[], progress),
-        try_join_all(layers)
-    )?;
-    let digest = artifact.manifest_descriptor.digest.to_string().parse().map_err(|error| local(format!("{error}")))?;
-    let target = if by_digest { name.repository().with_digest(digest) } else { name.clone() };
-    let manifest = artifact.manifest.clone().into();
-    remote.client.put_manifest(&target, &artifact.manifest_descriptor.media_type, manifest).await.map_err(failed)?;
-    let mut total = config;
-    for layer in layers {
-        total.uploaded += layer.uploaded;
-        total.reused += layer.reused;
-    }
-    Ok(total)
+    let (config, layers) =
+        tokio::try_join!(send(remote, name, &image.config_descriptor, &config, &[], progress), try_join_all(layers))?;
+    Ok(layers.iter().fold(config, |total, layer| Pushed {
+        uploaded: total.uploaded + layer.uploaded,
+        reused: total.reused + layer.reused,
+    }))
 }
 
 async fn send(

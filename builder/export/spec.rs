@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use snapshotter::layer::compress::Compression;
 
+use super::Annotations;
+
 /// What layers are compressed with unless said otherwise: what every engine reads.
 pub const GZIP: Compression = Compression::Gzip { level: 6 };
 
@@ -18,6 +20,39 @@ pub struct OutputSpec {
     pub compression: LayerCompression,
     /// OCI media types (the default of this builder); otherwise Docker's.
     pub oci_media_types: bool,
+    /// Times of new files later than SOURCE_DATE_EPOCH become it; `None`: if there is one.
+    pub rewrite_timestamp: Option<bool>,
+    /// In place of SOURCE_DATE_EPOCH, for this output.
+    pub epoch: Option<i64>,
+    /// The layers of the build become one.
+    pub squash: bool,
+    /// Annotations of this output.
+    pub annotations: Annotations,
+    /// Files of each platform in a directory of their own; `None`: if there are several.
+    pub platform_split: Option<bool>,
+    /// What the store does with an image.
+    pub keeping: Keeping,
+    /// What was asked for and changes nothing, each a sentence.
+    pub notes: Vec<String>,
+}
+
+/// What the store does with an image that is built.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Keeping {
+    /// It gets its names there.
+    pub name: bool,
+    /// Its layers are unpacked at once.
+    pub unpack: bool,
+    /// A name by digest for an image without a name.
+    pub dangling_prefix: Option<String>,
+    /// A name by digest beside each name.
+    pub canonical: bool,
+}
+
+impl Default for Keeping {
+    fn default() -> Self {
+        Self { name: true, unpack: false, dangling_prefix: None, canonical: false }
+    }
 }
 
 /// How layers of an image output are compressed.
@@ -87,6 +122,13 @@ impl OutputSpec {
             names: Vec::new(),
             compression: LayerCompression { algorithm: GZIP, force: false },
             oci_media_types: true,
+            rewrite_timestamp: None,
+            epoch: None,
+            squash: false,
+            annotations: Annotations::default(),
+            platform_split: None,
+            keeping: Keeping::default(),
+            notes: Vec::new(),
         }
     }
 }
@@ -122,6 +164,28 @@ fn parse(spec: &str) -> Result<OutputSpec, String> {
     output.oci_media_types = fields.flag("oci-mediatypes", output.oci_media_types)?;
     output.names = fields.take("name").map(|names| names.split(',').map(str::to_owned).collect()).unwrap_or_default();
     output.compression = fields.compression()?;
+    output.rewrite_timestamp = fields.optional_flag("rewrite-timestamp")?;
+    output.epoch = fields.epoch()?;
+    if matches!(output.kind, OutputKind::Tar(_) | OutputKind::Local(_)) {
+        output.platform_split = fields.optional_flag("platform-split")?;
+        if let Some(mode) = fields.take("mode").filter(|mode| mode != "copy") {
+            return Err(format!("mode={mode:?} is not supported; there is copy, which leaves other files alone"));
+        }
+    }
+    if matches!(output.kind, OutputKind::Image { .. }) {
+        output.keeping = Keeping {
+            name: fields.flag("store", true)?,
+            unpack: fields.flag("unpack", false)?,
+            dangling_prefix: fields.take("dangling-name-prefix").filter(|prefix| !prefix.is_empty()),
+            canonical: fields.flag("name-canonical", false)?,
+        };
+        if fields.flag("registry.insecure", false)? {
+            let how = "insecure = true under [registry.\"HOST\"] in the configuration file says that of a registry";
+            return Err(format!("registry.insecure is not taken here: {how}"));
+        }
+    }
+    output.annotations = fields.annotations()?;
+    output.notes = fields.without_effect()?;
     fields.end()?;
     Ok(output)
 }
@@ -142,7 +206,11 @@ impl Fields {
         }
         let pair = |field: &String| {
             let (key, value) = field.split_once('=').ok_or_else(|| format!("{field:?} is not key=value"))?;
-            Ok((key.trim().to_ascii_lowercase(), value.to_owned()))
+            let key = key.trim();
+            // Of an annotation's key the case counts.
+            let end = if key.to_ascii_lowercase().starts_with("annotation") { key.find('.') } else { None };
+            let (name, rest) = key.split_at(end.unwrap_or(key.len()));
+            Ok((name.to_ascii_lowercase() + rest, value.to_owned()))
         };
         fields.iter().map(pair).collect::<Result<_, String>>().map(Self)
     }
@@ -157,10 +225,14 @@ impl Fields {
     }
 
     fn flag(&mut self, key: &str, default: bool) -> Result<bool, String> {
+        Ok(self.optional_flag(key)?.unwrap_or(default))
+    }
+
+    fn optional_flag(&mut self, key: &str) -> Result<Option<bool>, String> {
         match self.take(key).as_deref() {
-            None => Ok(default),
-            Some("" | "1" | "true" | "True" | "TRUE" | "t" | "T") => Ok(true),
-            Some("0" | "false" | "False" | "FALSE" | "f" | "F") => Ok(false),
+            None => Ok(None),
+            Some("" | "1" | "true" | "True" | "TRUE" | "t" | "T") => Ok(Some(true)),
+            Some("0" | "false" | "False" | "FALSE" | "f" | "F") => Ok(Some(false)),
             Some(other) => Err(format!("{key}={other:?} is neither true nor false")),
         }
     }
@@ -198,11 +270,47 @@ impl Fields {
             None | Some("gzip") => Compression::Gzip { level: u32::try_from(number(6, 9)?).unwrap_or(6) },
             Some("zstd") => Compression::Zstd { level: number(3, 22)? },
             Some("uncompressed") => Compression::None,
+            Some("estargz") => {
+                return Err("compression=estargz is not supported; gzip and zstd layers work wherever it does".into());
+            }
             Some(other) => {
                 return Err(format!("compression={other:?} is not supported; there are gzip, zstd and uncompressed"));
             }
         };
         Ok(LayerCompression { algorithm, force })
+    }
+
+    fn epoch(&mut self) -> Result<Option<i64>, String> {
+        let Some(text) = self.take("source-date-epoch").filter(|text| !text.is_empty()) else { return Ok(None) };
+        text.parse().map(Some).map_err(|_| format!("source-date-epoch={text:?} is not a number of seconds"))
+    }
+
+    fn annotations(&mut self) -> Result<Annotations, String> {
+        let mut annotations = Annotations::default();
+        let mut others = Vec::with_capacity(self.0.len());
+        for (key, value) in std::mem::take(&mut self.0) {
+            if !annotations.take(&key, &value)? {
+                others.push((key, value));
+            }
+        }
+        self.0 = others;
+        Ok(annotations)
+    }
+
+    /// Keys that others know and that ask for what is the case anyway, or means nothing any more.
+    fn without_effect(&mut self) -> Result<Vec<String>, String> {
+        let mut notes = Vec::new();
+        for key in ["buildinfo", "buildinfo-attrs"] {
+            if self.take(key).is_some() {
+                notes.push(format!("{key} of --output is ignored: images hold no build information"));
+            }
+        }
+        for key in ["prefer-nondist-layers", "oci-artifact", "attestation-inline"] {
+            if self.flag(key, false)? {
+                return Err(format!("{key} is not supported"));
+            }
+        }
+        Ok(notes)
     }
 
     fn end(self) -> Result<(), String> {
@@ -251,6 +359,14 @@ mod tests {
             OutputSpec::parse("type=image,\"name=a:1,b:2\",push=true,compression=zstd,compression-level=9").unwrap();
         assert_eq!(named.names, ["a:1", "b:2"]);
         assert_eq!(named.compression.algorithm, Compression::Zstd { level: 9 });
+        let keys = "type=image,name=a,store=false,unpack=true,name-canonical=true,rewrite-timestamp=false,\
+                    annotation.Org.X=1,buildinfo=true,source-date-epoch=7,dangling-name-prefix=none";
+        let kept = OutputSpec::parse(keys).unwrap();
+        let keeping = Keeping { name: false, unpack: true, dangling_prefix: Some("none".into()), canonical: true };
+        assert_eq!(kept.keeping, keeping);
+        assert_eq!((kept.rewrite_timestamp, kept.epoch, kept.notes.len()), (Some(false), Some(7), 1));
+        let manifest = super::super::AnnotationPlace::Manifest;
+        assert_eq!(kept.annotations.at(manifest, None).into_keys().collect::<Vec<_>>(), ["Org.X"]);
     }
 
     #[test]
@@ -263,6 +379,13 @@ mod tests {
             ("type=image,push=maybe", "neither true nor false"),
             ("type=image,compression=gzip,compression-level=10", "from 0 to 9"),
             ("type=image,\"name=a", "quote"),
+            ("type=image,compression=estargz", "estargz is not supported"),
+            ("type=local,dest=x,mode=delete", "not supported"),
+            ("type=tar,dest=-,platform-split=perhaps", "neither true nor false"),
+            ("type=oci,dest=x,annotation-layer.a=b", "no place"),
+            ("type=oci,dest=x,unpack=true", "\"unpack\" is not known"),
+            ("type=image,registry.insecure=true", "configuration file"),
+            ("type=oci,dest=x,source-date-epoch=now", "number of seconds"),
         ] {
             let error = OutputSpec::parse(spec).unwrap_err().to_string();
             assert!(error.contains(why), "{spec}: {error}");

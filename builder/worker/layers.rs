@@ -87,14 +87,19 @@ impl Layers {
         if !missing.is_empty() {
             self.unpack(context, &layers).await?;
         }
+        self.here(&layers)?.ok_or(WorkError::LayerLost(*chain))
+    }
+
+    /// What some layers of a stack show, and their bytes, if all of these are on this machine already.
+    pub(crate) fn here(&self, layers: &[LayerRecord]) -> Result<Option<ReadableTree>, WorkError> {
         let mut indexes = Vec::with_capacity(layers.len());
         let mut places = Vec::with_capacity(layers.len());
-        for layer in &layers {
-            let index = self.index(&layer.chain)?.ok_or(WorkError::LayerLost(layer.chain))?;
+        for layer in layers {
+            let Some(index) = self.index(&layer.chain)? else { return Ok(None) };
             let place = match (self.store.snapshot(&layer.chain)?, self.store.blob_path(&layer.diff_id)) {
                 (Some(snapshot), _) => BytesAt::Directory(snapshot.fs().to_owned()),
                 (None, Some(tar)) => BytesAt::Tar(tar, Arc::clone(&index)),
-                (None, None) => return Err(WorkError::LayerLost(layer.chain)),
+                (None, None) => return Ok(None),
             };
             indexes.push(index);
             places.push(place);
@@ -103,7 +108,7 @@ impl Layers {
             Some(place) => place.open(path),
             None => Err(io::ErrorKind::NotFound.into()),
         };
-        Ok(ReadableTree { tree: Arc::new(Tree::new(indexes)), open: Arc::new(open) })
+        Ok(Some(ReadableTree { tree: Arc::new(Tree::new(indexes)), open: Arc::new(open) }))
     }
 
     fn index(&self, chain: &Digest) -> Result<Option<Arc<LayerIndex>>, WorkError> {

@@ -23,6 +23,7 @@ mod index;
 mod mend;
 mod read;
 mod sparse;
+mod squash;
 mod state;
 mod tree;
 mod write;
@@ -35,6 +36,7 @@ pub use export::{Extracted, extract_tree, open_in, write_tree};
 pub use index::{LayerIndex, hash_entry};
 pub use mend::{Mended, mend};
 pub use read::{Member, MemberKind, Piece, TarReader};
+pub use squash::squash;
 pub use tree::{Found, Resolved, Tree};
 pub use write::{Expect, LayerWriter, WRITER_VERSION, Written};
 
