@@ -9,6 +9,8 @@ mod http;
 mod layers;
 mod mask;
 mod merge;
+mod places;
+mod roots;
 mod secrets;
 mod source;
 
@@ -35,6 +37,7 @@ pub use git::GitError;
 pub use http::HttpError;
 pub use layers::{BlobTypes, Layers};
 pub use secrets::{SecretError, Secrets};
+pub(crate) use roots::StepRoot;
 pub(crate) use source::{clone_context, download_context};
 
 /// An operation that could not be carried out.
