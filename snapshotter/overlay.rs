@@ -153,14 +153,11 @@ fn magic(root: &Path) -> Result<u64, StoreError> {
 }
 
 fn describe(error: &OverlayUnusable, magic: u64) -> String {
-    let mut text = error.to_string();
-    if let OverlayUnusable::Marks(source) = error {
-        text = format!("{text}: {source}");
+    match error {
+        _ if magic == OVERLAYFS_SUPER_MAGIC => "the store is on an overlay itself".to_owned(),
+        OverlayUnusable::Marks(source) => format!("{error}: {source}"),
+        other => other.to_string(),
     }
-    if magic == OVERLAYFS_SUPER_MAGIC {
-        text = format!("the store is on an overlay itself ({text})");
-    }
-    text
 }
 
 /// Why overlays cannot be used.
