@@ -28,10 +28,10 @@ mod rootless;
 mod sandbox;
 #[path = "e2e/security.rs"]
 mod security;
-#[path = "e2e/storage.rs"]
-mod storage;
 #[path = "e2e/support.rs"]
 mod self_test;
 #[path = "e2e/sources.rs"]
 mod sources;
+#[path = "e2e/storage.rs"]
+mod storage;
 mod support;

@@ -25,11 +25,7 @@ enum Held {
 
 impl Volumes {
     /// VOLUME of the image. One that the image has as a directory, in a root that can be written, needs nothing.
-    pub(super) async fn of_image(
-        session: &Session,
-        image: &Stored,
-        read_only: bool,
-    ) -> Result<Self, Report> {
+    pub(super) async fn of_image(session: &Session, image: &Stored, read_only: bool) -> Result<Self, Report> {
         let mut volumes = Self { mounts: Vec::new(), _held: Vec::new() };
         if image.config.config.volumes.is_empty() {
             return Ok(volumes);

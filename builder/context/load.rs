@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use frontend::SourceFile;
 use rustix::fs::{Mode, OFlags};
-use snapshotter::layer::{Bytes, EntryKind};
 use snapshotter::layer::compress::{self, Detected};
+use snapshotter::layer::{Bytes, EntryKind};
 
 use super::{ContextError, Ignore, LocalContext, Place};
 use crate::worker::archive_tree;

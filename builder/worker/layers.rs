@@ -12,9 +12,7 @@ use graph::Digest;
 use rustix::fs::OFlags;
 use sha2::Digest as _;
 use snapshotter::layer::compress::Compression;
-use snapshotter::layer::{
-    Applied, ApplyOptions, LayerIndex, Marks, Mended, Tree, apply, compress, mend, write_upper,
-};
+use snapshotter::layer::{Applied, ApplyOptions, LayerIndex, Marks, Mended, Tree, apply, compress, mend, write_upper};
 use snapshotter::{Active, LayerRecord, Store};
 use solver::{RunContext, Status};
 use tokio::sync::Semaphore;

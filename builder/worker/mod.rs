@@ -36,8 +36,8 @@ pub(crate) use file::{ReadableTree, archive_tree, wildcard};
 pub use git::GitError;
 pub use http::HttpError;
 pub use layers::{BlobTypes, Layers};
-pub use secrets::{SecretError, Secrets};
 pub(crate) use roots::StepRoot;
+pub use secrets::{SecretError, Secrets};
 pub(crate) use source::{clone_context, download_context};
 
 /// An operation that could not be carried out.

@@ -107,7 +107,8 @@ mod tests {
         }
         assert_eq!(places.open.lock().unwrap().len(), MAX_OPEN);
         // One descriptor serves readers that read at the same time.
-        let (mut one, mut other) = (places.bytes(200, b"file").unwrap().reader(), places.bytes(200, b"file").unwrap().reader());
+        let (mut one, mut other) =
+            (places.bytes(200, b"file").unwrap().reader(), places.bytes(200, b"file").unwrap().reader());
         let mut byte = [0];
         one.read_exact(&mut byte).unwrap();
         other.read_exact(&mut byte).unwrap();

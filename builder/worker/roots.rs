@@ -58,8 +58,7 @@ impl StepRoot {
                 remove(active.fs())?;
                 super::exec::forget_parents(active.fs(), stubs, &below.tree);
                 let made = commit_upper(active.fs(), &options)?;
-                let record =
-                    LayerRecord::own(parent, made.diff_id, made.content, made.size, jiff::Timestamp::now());
+                let record = LayerRecord::own(parent, made.diff_id, made.content, made.size, jiff::Timestamp::now());
                 store.commit(active, &record, &made.index.encode())?;
                 Ok(record)
             }
@@ -69,8 +68,7 @@ impl StepRoot {
                 let blob = store.blob_writer()?;
                 let (made, blob) = commit_native(active.fs(), &below.tree, &populated, &options, blob)?;
                 blob.commit(Some(&made.diff_id))?;
-                let record =
-                    LayerRecord::own(parent, made.diff_id, made.content, made.size, jiff::Timestamp::now());
+                let record = LayerRecord::own(parent, made.diff_id, made.content, made.size, jiff::Timestamp::now());
                 store.put_index(&record.chain, &made.index.encode())?;
                 store.put_layer(&record)?;
                 Ok(record)

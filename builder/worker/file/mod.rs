@@ -17,9 +17,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use graph::{CopyAction, FileAction, FileOp};
-use snapshotter::layer::{
-    ApplyOptions, Bytes, Entry, LayerError, Populated, Sharing, Tree, populate, split,
-};
+use snapshotter::layer::{ApplyOptions, Bytes, Entry, LayerError, Populated, Sharing, Tree, populate, split};
 
 use copy::{Copy, Source};
 pub(crate) use select::copied_digest;
