@@ -243,10 +243,10 @@ impl Disk {
             }
             let node = state.node(id);
             let fd = self.dir(state, id)?;
-            if let NodeKind::Dir { opaque: true, .. } = node.kind {
-                if let Some(key) = opaque_key(self.options.marks) {
-                    xattr::set(&*fd, key, b"y").map_err(|e| LayerError::held("setxattr", &state.path(id))(e))?;
-                }
+            if let NodeKind::Dir { opaque: true, .. } = node.kind
+                && let Some(key) = opaque_key(self.options.marks)
+            {
+                xattr::set(&*fd, key, b"y").map_err(|e| LayerError::held("setxattr", &state.path(id))(e))?;
             }
             self.describe_dir(&fd, &node.meta, || state.path(id))?;
             self.open.remove(&id);

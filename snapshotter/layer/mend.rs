@@ -40,7 +40,6 @@ pub enum Mended {
 /// below, `open_tar` the layer's uncompressed stream, needed only where paths lead elsewhere. Mending again does nothing.
 ///
 /// After an error the directory is to be removed.
-#[expect(clippy::too_many_arguments, reason = "a layer, what lies below it, and the two ways to bytes")]
 pub fn mend<R: Read>(
     dir: &Path,
     index: &mut LayerIndex,

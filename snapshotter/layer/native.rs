@@ -102,7 +102,7 @@ struct Stamp {
 
 impl Stamp {
     fn of(stat: &Stat) -> Self {
-        Self { inode: stat.st_ino, changed: (stat.st_ctime as i64, stat.st_ctime_nsec as i64) }
+        Self { inode: stat.st_ino, changed: (stat.st_ctime, stat.st_ctime_nsec as i64) }
     }
 }
 
