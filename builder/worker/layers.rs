@@ -75,7 +75,7 @@ impl Layers {
     }
 
     /// The directories of a stack, the topmost first, as overlay wants them. Never empty.
-    pub(super) async fn directories(
+    pub(crate) async fn directories(
         &self,
         context: &RunContext,
         chain: Option<&Digest>,

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, hash_map};
 use std::sync::Arc;
 
 use snapshotter::layer::{
-    Entry, EntryKind, Finger, LayerError, MAX_PATHS, Tree, ancestors, cmp_paths, is_within, split,
+    Entry, EntryKind, Finger, LayerError, MAX_PATH, MAX_PATHS, Tree, ancestors, cmp_paths, is_within, split,
 };
 
 use super::FileError;
@@ -151,7 +151,9 @@ impl<'a> Staging<'a> {
                 done.push(b'/');
             }
             done.extend_from_slice(&name);
-            LayerError::check_length(&done)?;
+            if done.len() > MAX_PATH {
+                LayerError::check_length(&done)?;
+            }
             if let Some(Entry { kind: EntryKind::Symlink { target }, .. }) = self.get(&done) {
                 links += 1;
                 if links > MAX_LINKS {
