@@ -6,7 +6,7 @@ use std::sync::Arc;
 use executor::Launcher;
 use executor::rootless::Tier;
 use registry::{Client, Settings};
-use snapshotter::layer::{ApplyOptions, Marks, Ownership};
+use snapshotter::layer::{ApplyOptions, Ownership};
 use snapshotter::{Store, StoreError};
 
 use crate::cli::Global;
@@ -101,8 +101,7 @@ fn apply_options(tier: &Tier) -> ApplyOptions {
         Tier::SingleId { .. } => Ownership::Skip,
         Tier::Root | Tier::SubordinateIds { .. } => Ownership::Keep,
     };
-    let marks = if in_user_namespace() { Marks::User } else { Marks::Trusted };
-    ApplyOptions { marks, ownership }
+    ApplyOptions { userxattr: in_user_namespace(), ownership }
 }
 
 /// Whether uids are mapped (user_namespaces(7)).

@@ -30,8 +30,8 @@ mod sandbox;
 mod security;
 #[path = "e2e/support.rs"]
 mod self_test;
+#[path = "e2e/shared_cache.rs"]
+mod shared_cache;
 #[path = "e2e/sources.rs"]
 mod sources;
-#[path = "e2e/storage.rs"]
-mod storage;
 mod support;

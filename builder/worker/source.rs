@@ -7,9 +7,9 @@ use std::sync::Arc;
 use graph::{
     ContentDigest, CopyAction, FileAction, FileOp, GitSource, HttpSource, ImageSource, KeyHasher, LocalSource, SourceOp,
 };
-use snapshotter::layer::{Bytes, Entry, LayerIndex, Tree};
+use snapshotter::layer::{Entry, LayerIndex, Tree};
 use snapshotter::{CacheRecord, StatCache};
-use solver::RunContext;
+use solver::{RunContext, Worker as _};
 use tokio_util::sync::CancellationToken;
 
 use super::file::{self, ReadableTree};
@@ -31,8 +31,8 @@ impl BuildWorker {
     /// The image was resolved before; its layers come when something needs them.
     fn image(&self, image: &ImageSource) -> Result<Rootfs, WorkError> {
         let Some(chain) = chain_of(&image.diff_ids) else { return Ok(Rootfs::empty()) };
-        let layers = self.store.chain_layers(&chain)?;
-        let content = layers.iter().fold(Rootfs::empty().content, |below, layer| stacked(below, layer.content));
+        // By diff ids, even where this store knows more of a layer because it made it: another machine does not.
+        let content = image.diff_ids.iter().fold(Rootfs::empty().content, |below, id| stacked(below, (*id).into()));
         Ok(Rootfs { chain: Some(chain), content })
     }
 
@@ -96,7 +96,7 @@ impl BuildWorker {
         path: &str,
         look: bool,
     ) -> Result<Rootfs, WorkError> {
-        if look && let Some(found) = self.recorded_source(&key)? {
+        if look && let Some(found) = self.recorded_source(context, &key).await {
             return Ok(found);
         }
         let op = FileOp { base: None, actions: vec![FileAction::Copy(Box::new(same_place(path)))] };
@@ -105,12 +105,15 @@ impl BuildWorker {
         Ok(rootfs)
     }
 
-    fn recorded_source(&self, key: &ContentDigest) -> Result<Option<Rootfs>, WorkError> {
-        let record = self.store.lookup(key)?;
-        Ok(record.map(|record| Rootfs { chain: record.chain, content: record.content }))
+    async fn recorded_source(&self, context: &RunContext, key: &ContentDigest) -> Option<Rootfs> {
+        match self.lookup(context, key).await? {
+            Output::Layers(rootfs) => Some(rootfs),
+            Output::Local(_) | Output::Hollow(_) => None,
+        }
     }
 
     fn record_source(&self, key: ContentDigest, rootfs: &Rootfs) -> Result<(), WorkError> {
+        self.note(vec![key], key, rootfs.chain, rootfs.content, false);
         let record = CacheRecord { chain: rootfs.chain, content: rootfs.content, definition: key };
         Ok(self.store.save(&[key], &record)?)
     }
@@ -124,7 +127,7 @@ impl BuildWorker {
             .optional(source.subdir.as_deref().map(str::as_bytes));
         hasher.number(u64::from(source.keep_git_dir)).number(u64::from(source.submodules));
         let key = hasher.finish();
-        if let Some(found) = self.recorded_source(&key)? {
+        if let Some(found) = self.recorded_source(context, &key).await {
             return Ok(found);
         }
         let checkout = git::checkout(source, &commit, &self.scratch, &context.cancelled).await?;
@@ -157,7 +160,7 @@ impl BuildWorker {
         let usable = match latest {
             Some((digest, validators)) => {
                 let fits = source.checksum.is_none_or(|checksum| checksum.to_string() == *digest);
-                self.recorded_source(&key(digest))?.filter(|_| fits).map(|found| (found, validators))
+                self.recorded_source(context, &key(digest)).await.filter(|_| fits).map(|found| (found, validators))
             }
             None => None,
         };
@@ -190,8 +193,8 @@ fn single_file(mut entry: Entry, download: &http::Download) -> Result<ReadableTr
         *digest = ContentDigest::from_bytes(*hasher.finalize().as_bytes());
     }
     let tree = Arc::new(Tree::new(vec![Arc::new(LayerIndex::new(vec![entry]))]));
-    let bytes = move |_: usize, _: &[u8]| Ok(Bytes::Whole(std::fs::File::open(&path)?));
-    Ok(ReadableTree { tree, bytes: Arc::new(bytes) })
+    let open = move |_: usize, _: &[u8]| Ok(Box::new(std::fs::File::open(&path)?) as Box<dyn std::io::Read + Send>);
+    Ok(ReadableTree { tree, open: Arc::new(open) })
 }
 
 /// A plain name, whatever the URL says (CVE-2026-33747).
@@ -243,22 +246,22 @@ impl BuildWorker {
 
     async fn lay(
         &self,
-        context: &RunContext,
+        _context: &RunContext,
         op: &FileOp,
         base: &Rootfs,
         base_tree: &ReadableTree,
         trees: Vec<ReadableTree>,
     ) -> Result<Rootfs, WorkError> {
-        let (store, op, parent, base_tree, created) =
+        let (store, op, parent, base_tree, now) =
             (Arc::clone(&self.store), op.clone(), base.chain, base_tree.clone(), self.now);
-        let (scratch, token) = (self.scratch.clone(), context.cancelled.clone());
+        let scratch = self.scratch.clone();
         let record = blocking(move || {
-            let (now, cancelled) = ((created.as_second(), 0), &|| token.is_cancelled());
-            let work = file::Work { op: &op, base: &base_tree, inputs: &trees, now, scratch: &scratch, cancelled };
+            let now_seconds = (now.as_second(), 0);
+            let work = file::Work { op: &op, base: &base_tree, inputs: &trees, now: now_seconds, scratch: &scratch };
             let plan = work.plan()?;
             let (written, blob) = plan.write(&work, store.blob_writer()?)?;
             blob.commit(Some(&written.diff_id))?;
-            let record = snapshotter::LayerRecord::own(parent, written.diff_id, written.content, written.size, created);
+            let record = snapshotter::LayerRecord::own(parent, written.diff_id, written.content, written.size, now);
             store.put_index(&record.chain, &written.index.encode())?;
             store.put_layer(&record)?;
             Ok(record)

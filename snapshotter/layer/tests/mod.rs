@@ -2,7 +2,6 @@
 
 mod attacks;
 mod compression;
-mod native;
 mod roundtrip;
 mod stacks;
 mod support;
