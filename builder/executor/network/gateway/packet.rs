@@ -213,13 +213,13 @@ mod tests {
         let ip = Ipv4Packet::new_checked(&bytes[..]).expect("IPv4");
         assert!(ip.verify_checksum());
         let udp = UdpPacket::new_checked(ip.payload()).expect("UDP");
-        assert!(udp.verify_checksum(&from.ip(), &to.ip()));
+        assert!(udp.verify_checksum(&from.ip().into(), &to.ip().into()));
         assert_eq!((udp.src_port(), udp.dst_port(), udp.payload()), (53, 4000, &b"odd"[..]));
 
         let (from, to) = ends(["[fd00::1]:53", "[fd00::2]:4000"]);
         let bytes = datagram(from, to, b"even").expect("packet");
         let ip = Ipv6Packet::new_checked(&bytes[..]).expect("IPv6");
-        assert!(UdpPacket::new_checked(ip.payload()).expect("UDP").verify_checksum(&from.ip(), &to.ip()));
+        assert!(UdpPacket::new_checked(ip.payload()).expect("UDP").verify_checksum(&from.ip().into(), &to.ip().into()));
         let parsed = Packet::parse(&bytes).expect("our own");
         assert_eq!((parsed.ends(), parsed.data()), (Some((from, to)), Some(&b"even"[..])));
     }
