@@ -20,8 +20,8 @@ use tokio::net::unix::pipe;
 
 use super::mask::Mask;
 use super::secrets::Secrets;
-use crate::network::{self, Connected, StepNetwork};
 use super::{BuildWorker, Output, Rootfs, StartFailure, WorkError, blocking};
+use crate::network::{self, Connected, StepNetwork};
 
 /// What steps may do beyond the default, and what they are given.
 #[derive(Debug, Default)]

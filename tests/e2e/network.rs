@@ -65,7 +65,8 @@ fn host_gateway_is_the_machine() {
         let args = ["--no-cache", "--network", network, "--add-host", "me:host-gateway"];
         env.build(&context, &args).ok().contains(" on all addresses");
     }
-    let run = env.rbuild(["run", "--network=private", "--add-host=me:host-gateway", "busybox", "sh", "-c", &script]).ok();
+    let run =
+        env.rbuild(["run", "--network=private", "--add-host=me:host-gateway", "busybox", "sh", "-c", &script]).ok();
     assert_eq!(run.stdout, "on all addresses");
 }
 
@@ -126,7 +127,8 @@ fn what_a_step_sends_arrives_whole_with_its_end() {
         write!(connection, "got {}", bytes.len()).expect("the other direction is still open");
         bytes
     });
-    let script = format!("head -c 20000000 /dev/urandom > /f; sha256sum < /f; nc {} {} < /f", address.ip(), address.port());
+    let script =
+        format!("head -c 20000000 /dev/urandom > /f; sha256sum < /f; nc {} {} < /f", address.ip(), address.port());
     let context = env.dockerfile("c", &format!("FROM busybox\nRUN {script}\n"));
     let out = env.build(&context, &["--network=private"]).timeout(60).ok();
     let bytes = received.join().expect("the server");
@@ -144,7 +146,11 @@ fn steps_at_the_same_time_have_a_loopback_each() {
              wget -q -O /out http://127.0.0.1:7777/\n"
         )
     };
-    let text = format!("{}{}FROM busybox\nCOPY --from=a /out /a\nCOPY --from=b /out /b\nRUN cat /a /b\n", stage("a"), stage("b"));
+    let text = format!(
+        "{}{}FROM busybox\nCOPY --from=a /out /a\nCOPY --from=b /out /b\nRUN cat /a /b\n",
+        stage("a"),
+        stage("b")
+    );
     let out = env.build(&env.dockerfile("c", &text), &["--network=private"]).ok();
     assert!(out.stderr.contains(" page of a\n") && out.stderr.contains(" page of b\n"), "{}", out.stderr);
 }

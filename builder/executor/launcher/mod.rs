@@ -77,7 +77,8 @@ impl Launcher {
         match process::clone(Namespaces::PID, None)? {
             Cloned::Parent { pid, pidfd } => {
                 drop(theirs);
-                let shared = Shared { socket: Some(ours), pid, pidfd, greeting: OnceLock::new(), network: Default::default() };
+                let shared =
+                    Shared { socket: Some(ours), pid, pidfd, greeting: OnceLock::new(), network: Default::default() };
                 Ok(Self { shared: Arc::new(shared) })
             }
             Cloned::Child => {
@@ -126,7 +127,8 @@ impl Launcher {
     pub async fn private_network(&self) -> Result<Subnet, Error> {
         let ask = || async {
             self.check()?;
-            let doing = |cause: sys::Error| Error::Sandbox { action: "ask for a network".to_owned(), cause: cause.into() };
+            let doing =
+                |cause: sys::Error| Error::Sandbox { action: "ask for a network".to_owned(), cause: cause.into() };
             let (ours, theirs) = socket::pair().map_err(doing)?;
             self.send(wire::NETWORK, &[theirs.as_fd()]).await?;
             drop(theirs);

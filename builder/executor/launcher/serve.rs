@@ -133,7 +133,8 @@ impl Server {
         let gateways = self.steps.iter().filter_map(|step| step.gateway.as_ref()?.watched());
         polled.extend(makers.chain(gateways).map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
         let again = Timespec { tv_sec: 0, tv_nsec: 2_000_000 };
-        match rustix::event::poll(&mut polled, (!self.leaving.is_empty() || !self.closing.is_empty()).then_some(&again)) {
+        match rustix::event::poll(&mut polled, (!self.leaving.is_empty() || !self.closing.is_empty()).then_some(&again))
+        {
             Err(Errno::INTR) | Ok(0) => return Ok(Ready::default()),
             other => other?,
         };
@@ -142,11 +143,7 @@ impl Server {
             let steps = self.steps.iter().enumerate();
             steps.filter(|(index, _)| happened[1 + 2 * index + offset]).map(|(_, step)| step.pid).collect()
         };
-        Ok(Ready {
-            asked: happened[0],
-            ended: pids(0),
-            ordered: pids(1),
-        })
+        Ok(Ready { asked: happened[0], ended: pids(0), ordered: pids(1) })
     }
 
     /// Takes the next request; false when rbuild is gone.
@@ -302,7 +299,8 @@ struct Ready {
 
 /// Whether the machine has a way to addresses of IPv6, for which the kernel is asked; nothing is sent.
 fn reaches_v6() -> bool {
-    const SOMEBODY: (std::net::Ipv6Addr, u16) = (std::net::Ipv6Addr::new(0x2001, 0x4860, 0x4860, 0, 0, 0, 0, 0x8888), 53);
+    const SOMEBODY: (std::net::Ipv6Addr, u16) =
+        (std::net::Ipv6Addr::new(0x2001, 0x4860, 0x4860, 0, 0, 0, 0, 0x8888), 53);
     std::net::UdpSocket::bind((std::net::Ipv6Addr::UNSPECIFIED, 0)).is_ok_and(|socket| socket.connect(SOMEBODY).is_ok())
 }
 

@@ -42,7 +42,9 @@ fn private(subnet: Subnet) -> sys::Result<Made> {
         None => setting("net/ipv6/conf/default/disable_ipv6", "1"),
         Some(_) => {
             // No address that is not given, and no question whether somebody has it already.
-            for (name, value) in [("addr_gen_mode", "1"), ("accept_ra", "0"), ("dad_transmits", "0"), ("router_solicitations", "0")] {
+            for (name, value) in
+                [("addr_gen_mode", "1"), ("accept_ra", "0"), ("dad_transmits", "0"), ("router_solicitations", "0")]
+            {
                 setting(&format!("net/ipv6/conf/default/{name}"), value);
             }
         }
@@ -86,7 +88,8 @@ fn setting(name: &str, value: &str) {
 fn try_out(frames: &OwnedFd, gateway: IpAddr) -> sys::Result<()> {
     const DISCARD: u16 = 9;
     let call = || format!("sendto({gateway}:{DISCARD}) in a private network");
-    let socket = rustix::net::socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None).call(call)?;
+    let socket =
+        rustix::net::socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None).call(call)?;
     rustix::net::sendto(&socket, b"?", SendFlags::empty(), &SocketAddr::new(gateway, DISCARD)).call(call)?;
     let patience = Timespec { tv_sec: 2, tv_nsec: 0 };
     let arrived = rustix::event::poll(&mut [PollFd::from_borrowed_fd(frames.as_fd(), PollFlags::IN)], Some(&patience));

@@ -104,7 +104,8 @@ impl Pool {
                 let sent = match make::make(self.kind) {
                     Ok(made) => {
                         let frames = made.frames.iter().map(AsFd::as_fd);
-                        let descriptors: Vec<BorrowedFd<'_>> = [made.namespace.as_fd()].into_iter().chain(frames).collect();
+                        let descriptors: Vec<BorrowedFd<'_>> =
+                            [made.namespace.as_fd()].into_iter().chain(frames).collect();
                         socket::send(&theirs, b"made", &descriptors, true)
                     }
                     Err(error) => socket::send(&theirs, &failure(&error), &[], true),
@@ -132,7 +133,7 @@ impl Pool {
         let Some(maker) = &self.making else { return Ok(()) };
         let mut buffer = [0; 1024];
         match socket::receive(&maker.socket, &mut buffer, false) {
-            Err(error) if error.errno() == Errno::AGAIN => return Ok(()),
+            Err(error) if error.errno() == Errno::AGAIN => Ok(()),
             Ok(message) if !message.descriptors.is_empty() => {
                 let mut descriptors = message.descriptors.into_iter();
                 if let Some(namespace) = descriptors.next() {

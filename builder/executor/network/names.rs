@@ -5,7 +5,6 @@ use std::net::IpAddr;
 use super::Subnet;
 use crate::spec::Forward;
 
-
 /// So many the C library takes notice of.
 const MAX_SERVERS: usize = 3;
 const DNS: u16 = 53;

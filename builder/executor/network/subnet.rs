@@ -75,9 +75,7 @@ impl Subnet {
     pub(crate) fn contains(&self, address: IpAddr) -> bool {
         match address {
             IpAddr::V4(address) => u32::from(address) & mask_of(PREFIX) == u32::from(Ipv4Addr::from(self.base)),
-            IpAddr::V6(address) => {
-                self.v6().is_some_and(|v6| address.segments()[..4] == v6.gateway.segments()[..4])
-            }
+            IpAddr::V6(address) => self.v6().is_some_and(|v6| address.segments()[..4] == v6.gateway.segments()[..4]),
         }
     }
 

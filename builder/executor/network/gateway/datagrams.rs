@@ -1,7 +1,7 @@
 //! What has no connections: UDP, and echo requests. Each pair of ends has a socket of the machine for as long as it is used.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -153,7 +153,7 @@ fn open(target: SocketAddr, echo: bool) -> Result<Option<OwnedFd>, Unreachable> 
         rustix::net::socket_with(family, SocketType::DGRAM, flags, None).map_err(|_| ())
     };
     let Ok(socket) = socket else { return Ok(None) };
-    let target = if echo { SocketAddr::new(IpAddr::from(target.ip()), 0) } else { target };
+    let target = if echo { SocketAddr::new(target.ip(), 0) } else { target };
     rustix::net::connect(&socket, &target).map_err(|_| Unreachable::Host)?;
     Ok(Some(socket))
 }

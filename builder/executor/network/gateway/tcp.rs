@@ -136,7 +136,14 @@ impl Connections {
             }
             let Stage::Open { handle, heard_end, told_end } = &mut connection.state else { continue };
             let stack = self.sockets.get_mut::<Socket<'_>>(*handle);
-            let passed = pass(stack, &connection.socket, &mut connection.readable, &mut connection.writable, heard_end, told_end);
+            let passed = pass(
+                stack,
+                &connection.socket,
+                &mut connection.readable,
+                &mut connection.writable,
+                heard_end,
+                told_end,
+            );
             moved |= passed.is_ok_and(|moved| moved);
             let ended = *heard_end && *told_end && stack.send_queue() == 0;
             if passed.is_err() {
@@ -160,9 +167,8 @@ impl Connections {
     /// Lets the stack send what it has, and forgets connections that it has thereby told to be broken.
     pub(super) fn flush(&mut self, interface: &mut Interface, device: &mut Device, now: Instant) {
         interface.poll(now, device, &mut self.sockets);
-        let broken = |(key, connection): (&u64, &Connection)| {
-            matches!(connection.state, Stage::Broken(_)).then_some(*key)
-        };
+        let broken =
+            |(key, connection): (&u64, &Connection)| matches!(connection.state, Stage::Broken(_)).then_some(*key);
         for key in self.by_key.iter().filter_map(broken).collect::<Vec<_>>() {
             self.forget(key);
         }
@@ -232,10 +238,11 @@ fn pass(
 ) -> Result<bool, Errno> {
     let mut moved = false;
     while *writable && stack.can_recv() {
-        let sent = stack.recv(|bytes| match rustix::net::send(socket, bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
-            Ok(length) => (length, Ok(())),
-            Err(error) => (0, Err(error)),
-        });
+        let sent =
+            stack.recv(|bytes| match rustix::net::send(socket, bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
+                Ok(length) => (length, Ok(())),
+                Err(error) => (0, Err(error)),
+            });
         match sent {
             Ok(Ok(())) => moved = true,
             Ok(Err(Errno::AGAIN)) => *writable = false,
