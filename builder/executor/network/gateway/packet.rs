@@ -227,7 +227,7 @@ mod tests {
     #[test]
     fn what_cannot_be_delivered_is_told_with_its_header() {
         let (from, to) = ends(["10.0.0.2:4000", "192.0.2.1:9"]);
-        let original = datagram(from, to, &[7; 200]).expect("packet");
+        let original = datagram(from, to, &[7; 20]).expect("packet");
         let answer = unreachable(&original, Unreachable::Port).expect("packet");
         let ip = Ipv4Packet::new_checked(&answer[..]).expect("IPv4");
         let icmp = Icmpv4Packet::new_checked(ip.payload()).expect("ICMP");
