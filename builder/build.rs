@@ -13,11 +13,13 @@ use solver::{Options, Progress, RunContext, SolveError};
 use tokio_util::sync::CancellationToken;
 
 use crate::cache::{self, CacheFrom, Imports, Recorded};
+use crate::check;
 use crate::context::{self, ContextArg, ContextError, LocalContext, Place, Wanted};
 use crate::export::OutputSpec;
 use crate::image::{self, BuiltLayer};
 use crate::images::{ImageError, parse_name};
 use crate::network::{HOST_GATEWAY, StepNetwork};
+use crate::named::{self, Layouts, NamedContexts};
 use crate::session::{Session, SessionError};
 use crate::worker::{BuildWorker, Rootfs, StepPolicy, WorkError};
 
@@ -36,6 +38,10 @@ pub struct Request {
     pub platforms: Vec<Platform>,
     /// `--build-context NAME=DIRECTORY`
     pub directories: BTreeMap<String, PathBuf>,
+    /// `--build-context NAME=target:STAGE`
+    pub targets: BTreeMap<String, String>,
+    /// `--build-context NAME=oci-layout://DIRECTORY`
+    pub layouts: Layouts,
     /// `--pull`
     pub pull: bool,
     /// Where the result goes.
@@ -147,14 +153,20 @@ pub async fn build(
     progress: &Progress,
     cancelled: &CancellationToken,
 ) -> Result<Built, BuildError> {
-    let Request { context, file, frontend: options, platforms, directories, pull, policy, parallel, .. } = request;
+    let Request { context, file, frontend: mut options, platforms, directories, pull, policy, parallel, .. } = request;
+    let bases = Bases { session, layouts: &request.layouts, pull };
     let imports = Imports::new(request.cache_from, session.remote.clone(), Arc::clone(&session.store));
     let loaded = load(session, context, file, progress, cancelled).await?;
+    options.ignored = Some(Arc::new(loaded.context.ignore.patterns().clone()));
     let source = loaded.dockerfile.source;
-    let plans = plans(&source, &options, &platforms)?;
-    let lowered = plans.iter().map(|plan| lower(session, plan, &source, pull, progress, cancelled));
+    let mut each = options_for(&options, &platforms);
+    for options in &mut each {
+        add_targets(&bases, options, &request.targets, &source, progress, cancelled).await?;
+    }
+    let plans = each.iter().map(|options| plan(&source, options)).collect::<Result<Vec<_>, _>>()?;
+    let lowered = plans.iter().map(|plan| lower(&bases, plan, &source, progress, cancelled));
     let lowered = futures_util::future::try_join_all(lowered).await?;
-    warn(&lowered, progress);
+    warn(&lowered, &source, progress)?;
     let contexts = contexts(loaded.context, directories)?;
     let epoch = plans.first().and_then(|plan| plan.options().source_date_epoch);
     let epoch = epoch.and_then(|seconds| jiff::Timestamp::from_second(seconds).ok());
@@ -170,16 +182,17 @@ pub async fn build(
     Ok(Built { images, epoch, source, hits: solved.hits, misses: solved.misses, results })
 }
 
-/// One plan for each platform: what a Dockerfile means may depend on it from the first line on.
-fn plans(
-    source: &SourceFile,
-    options: &frontend::Options,
-    platforms: &[Platform],
-) -> Result<Vec<frontend::Plan>, BuildError> {
-    let plan =
-        |options: &frontend::Options| frontend::plan(source, options).map_err(|problems| wrong(source, problems));
+/// Where base images come from.
+pub(crate) struct Bases<'a> {
+    pub(crate) session: &'a Session,
+    pub(crate) layouts: &'a Layouts,
+    pub(crate) pull: bool,
+}
+
+/// Options for each platform: what a Dockerfile means may depend on it from the first line on.
+pub(crate) fn options_for(options: &frontend::Options, platforms: &[Platform]) -> Vec<frontend::Options> {
     if platforms.is_empty() {
-        return Ok(vec![plan(options)?]);
+        return vec![options.clone()];
     }
     let multi_platform = platforms.len() > 1;
     let options = platforms.iter().map(|platform| frontend::Options {
@@ -188,7 +201,29 @@ fn plans(
         multi_platform,
         ..options.clone()
     });
-    options.map(|options| plan(&options)).collect()
+    options.collect()
+}
+
+fn plan(source: &SourceFile, options: &frontend::Options) -> Result<frontend::Plan, BuildError> {
+    frontend::plan(source, options).map_err(|problems| wrong(source, problems))
+}
+
+/// Adds the contexts that are targets of the same Dockerfile. These do not see each other.
+pub(crate) async fn add_targets(
+    bases: &Bases<'_>,
+    options: &mut frontend::Options,
+    targets: &BTreeMap<String, String>,
+    source: &SourceFile,
+    progress: &Progress,
+    cancelled: &CancellationToken,
+) -> Result<(), BuildError> {
+    let alone = options.clone();
+    for (name, target) in targets {
+        let plan = plan(source, &frontend::Options { target: Some(target.clone()), ..alone.clone() })?;
+        let LoweredFor { lowered, .. } = lower(bases, &plan, source, progress, cancelled).await?;
+        options.named_contexts.insert(name.clone(), ContextSource::Target(Arc::new(lowered)));
+    }
+    Ok(())
 }
 
 /// A Dockerfile lowered for one platform, and the images that it stands upon.
@@ -199,26 +234,35 @@ struct LoweredFor {
 }
 
 async fn lower(
-    session: &Session,
+    from: &Bases<'_>,
     plan: &frontend::Plan,
     source: &SourceFile,
-    pull: bool,
     progress: &Progress,
     cancelled: &CancellationToken,
 ) -> Result<LoweredFor, BuildError> {
-    let (images, bases) = resolve_images(session, plan, source, pull, progress, cancelled).await?;
+    let (images, bases) = resolve_images(from, plan, source, progress, cancelled).await?;
     let lowered = frontend::lower(plan, &images).map_err(|problems| wrong(source, problems))?;
     Ok(LoweredFor { lowered, bases })
 }
 
 /// What is said of one platform need not be said of the next.
-fn warn(lowered: &[LoweredFor], progress: &Progress) {
+fn warn(lowered: &[LoweredFor], source: &SourceFile, progress: &Progress) -> Result<(), BuildError> {
     let mut said = BTreeSet::new();
     for warning in lowered.iter().flat_map(|one| &one.lowered.warnings) {
         let text = warning.to_string();
         if said.insert(text.clone()) {
             progress.warn(text);
         }
+    }
+    for finding in lowered.iter().flat_map(|one| &one.lowered.findings) {
+        let found = check::event(source, finding);
+        if said.insert(found.message.clone()) {
+            progress.found(found);
+        }
+    }
+    match lowered.iter().find_map(|one| one.lowered.violation.clone()) {
+        Some(violation) => Err(wrong(source, violation.into())),
+        None => Ok(()),
     }
 }
 
@@ -241,7 +285,7 @@ fn wrong(source: &SourceFile, problems: Diagnostics) -> BuildError {
     BuildError::Dockerfile { source_file: source.clone(), problems }
 }
 
-async fn load(
+pub(crate) async fn load(
     session: &Session,
     argument: ContextArg,
     file: Option<String>,
@@ -295,10 +339,9 @@ async fn place(
 
 /// Asks for images until the frontend misses none: triggers of a base may name further ones.
 async fn resolve_images(
-    session: &Session,
+    from: &Bases<'_>,
     plan: &frontend::Plan,
     source: &SourceFile,
-    pull: bool,
     progress: &Progress,
     cancelled: &CancellationToken,
 ) -> Result<(Images, Vec<Vec<Digest>>), BuildError> {
@@ -313,7 +356,7 @@ async fn resolve_images(
             let vertex = progress.vertex(&format!("[internal] load metadata for {}", request.reference));
             let found = tokio::select! {
                 () = cancelled.cancelled() => return Err(BuildError::Cancelled),
-                found = vertex.during(session.remote.find(request, pull)) => found,
+                found = vertex.during(named::find(from.session, from.layouts, request, from.pull)) => found,
             };
             found.map_err(|error| BuildError::Base {
                 source_file: source.clone(),
@@ -449,50 +492,13 @@ fn finish(
     Ok(BuiltImage { platform: lowered.platform, rootfs, base_layers, unfinished, config, id })
 }
 
-/// Parses what `--build-context` gives: what the frontend is told, and directories of the caller.
-///
-/// # Errors
-/// What is wrong with one of them.
-pub fn named_contexts(
-    specs: &[String],
-) -> Result<(BTreeMap<String, ContextSource>, BTreeMap<String, PathBuf>), String> {
-    let (mut sources, mut directories) = (BTreeMap::new(), BTreeMap::new());
-    for spec in specs {
-        let (name, value) =
-            spec.split_once('=').ok_or_else(|| format!("--build-context {spec:?} is not NAME=SOURCE"))?;
-        let name = name.to_ascii_lowercase();
-        let source = if let Some(image) = value.strip_prefix("docker-image://") {
-            ContextSource::Image(image.to_owned())
-        } else if value.starts_with("oci-layout://") || value.starts_with("target:") {
-            return Err(format!("--build-context {spec:?}: sources of this kind are not supported yet"));
-        } else {
-            match ContextArg::parse(value) {
-                ContextArg::Git(url) => ContextSource::Git(url),
-                ContextArg::Http(url) => ContextSource::Http { url, unpack: true },
-                ContextArg::Stdin => {
-                    return Err(format!("--build-context {spec:?}: standard input cannot be used here"));
-                }
-                ContextArg::Directory(path) => {
-                    if !Path::new(&path).is_dir() {
-                        return Err(format!("--build-context {spec:?}: {} is not a directory", path.display()));
-                    }
-                    directories.insert(name.clone(), path);
-                    ContextSource::Local
-                }
-            }
-        };
-        sources.insert(name, source);
-    }
-    Ok((sources, directories))
-}
-
 impl Request {
     /// From the command line.
     ///
     /// # Errors
     /// A value that cannot be, in words.
     pub fn from_args(args: &crate::cli::build::Args, config: &crate::config::Config) -> Result<Self, String> {
-        let (named_contexts, directories) = named_contexts(&args.build_contexts)?;
+        let NamedContexts { sources, directories, targets, layouts } = NamedContexts::parse(&args.build_contexts)?;
         let tags = args.tags.iter().map(|tag| parse_name(tag).map_err(|error| error.to_string()));
         let tags: Vec<Reference> = tags.collect::<Result<_, _>>()?;
         let platforms = platforms(&args.platforms)?;
@@ -532,7 +538,7 @@ impl Request {
             no_cache,
             network,
             extra_hosts: args.add_hosts.iter().map(|host| add_host(host)).collect::<Result<_, _>>()?,
-            named_contexts,
+            named_contexts: sources,
             ..frontend::Options::default()
         };
         Ok(Self {
@@ -542,6 +548,8 @@ impl Request {
             frontend,
             platforms,
             directories,
+            targets,
+            layouts,
             pull: args.pull,
             outputs: args.output_specs()?,
             policy,

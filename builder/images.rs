@@ -40,6 +40,9 @@ pub enum ImageError {
         /// What is wrong.
         why: String,
     },
+    /// An OCI layout.
+    #[error(transparent)]
+    Layout(Box<dyn std::error::Error + Send + Sync>),
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),

@@ -5,6 +5,7 @@
 
 pub mod build;
 pub mod cache;
+pub mod check;
 pub mod cli;
 pub mod config;
 pub mod context;
@@ -15,6 +16,7 @@ pub mod images;
 pub mod import;
 pub mod network;
 pub mod notices;
+pub mod named;
 pub mod outputs;
 pub mod progress;
 pub mod report;

@@ -106,17 +106,36 @@ impl fmt::Display for Diagnostics {
 
 impl std::error::Error for Diagnostics {}
 
+/// As BuildKit's checks look for it: the nearest of `names`, the first of several. None if one is `given` itself.
+pub(crate) fn near_miss<'a>(given: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    if given.len() > 64 {
+        return None;
+    }
+    let mut nearest: Option<(usize, &str)> = None;
+    for name in names {
+        if name == given {
+            return None;
+        }
+        let distance = strsim::levenshtein(given, name);
+        if distance < nearest.map_or(3, |(distance, _)| distance) {
+            nearest = Some((distance, name));
+        }
+    }
+    nearest.map(|(_, name)| name)
+}
+
 /// The name nearest to what was typed, if it is at most two edits away. Case is not counted as an edit.
 fn closest<'a>(given: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     // A name this long is no slip of the finger, and the distance costs its square.
     if given.is_empty() || given.len() > 64 {
         return None;
     }
-    let given = given.to_lowercase();
+    let lower = given.to_lowercase();
     names
         .into_iter()
-        .map(|name| (strsim::damerau_levenshtein(&given, &name.to_lowercase()), name))
-        .filter(|(distance, name)| (1..=2).contains(distance) && *distance < name.len())
+        .filter(|name| *name != given)
+        .map(|name| (strsim::damerau_levenshtein(&lower, &name.to_lowercase()), name))
+        .filter(|(distance, name)| *distance <= 2 && *distance < name.len())
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, name)| name)
 }
@@ -133,6 +152,7 @@ mod tests {
             ("copi", Some("COPY")),
             ("ENTRYPIONT", Some("ENTRYPOINT")),
             ("RUN", None),
+            ("Run", Some("RUN")),
             ("frobnicate", None),
             ("", None),
         ] {

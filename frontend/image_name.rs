@@ -107,7 +107,12 @@ fn is_digest(digest: &str) -> bool {
     digest.split_once(':').is_some_and(|(algorithm, hex)| {
         algorithm.bytes().next().is_some_and(|b| b.is_ascii_alphabetic())
             && algorithm.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'+' | b'.'))
-            && hex.len() >= 32
+            && match algorithm {
+                "sha256" => hex.len() == 64,
+                "sha384" => hex.len() == 96,
+                "sha512" => hex.len() == 128,
+                _ => false,
+            }
             && hex.bytes().all(|b| b.is_ascii_hexdigit())
     })
 }
@@ -138,6 +143,7 @@ mod tests {
             ("", ""),
             ("a b", ""),
             ("a@sha256:12", ""),
+            ("a@sha256:0123456789abcdef0123456789abcdef", ""),
         ] {
             assert_eq!(normalise(short).unwrap_or_default(), full, "{short}");
         }

@@ -1,6 +1,6 @@
 //! What the builder found out about images, and what it is asked to find out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use graph::{Digest, ImageConfig, Platform};
 
@@ -34,7 +34,10 @@ pub struct ResolvedImage {
 
 /// The resolved images, by full reference and platform.
 #[derive(Clone, Debug, Default)]
-pub struct Images(BTreeMap<(String, Platform), ResolvedImage>);
+pub struct Images {
+    known: BTreeMap<(String, Platform), ResolvedImage>,
+    unknown: BTreeSet<(String, Platform)>,
+}
 
 impl Images {
     /// No image is known.
@@ -45,12 +48,26 @@ impl Images {
 
     /// Adds what was found for [`ImageRequest::reference`] and [`ImageRequest::platform`].
     pub fn insert(&mut self, reference: String, platform: Platform, image: ResolvedImage) {
-        self.0.insert((reference, platform), image);
+        self.known.insert((reference, platform), image);
+    }
+
+    /// For checks: the image cannot be had, and what depends on it is not to be checked.
+    pub fn insert_unknown(&mut self, reference: String, platform: Platform) {
+        let config = ImageConfig::scratch(&platform);
+        let image = ResolvedImage { config, config_digest: Digest::of(b""), manifest_digest: None };
+        self.unknown.insert((reference.clone(), platform.clone()));
+        self.known.insert((reference, platform), image);
+    }
+
+    /// Whether it was put here by [`insert_unknown`](Self::insert_unknown).
+    #[must_use]
+    pub fn is_unknown(&self, reference: &str, platform: &Platform) -> bool {
+        self.unknown.contains(&(reference.to_owned(), platform.clone()))
     }
 
     /// What is known of an image.
     #[must_use]
     pub fn get(&self, reference: &str, platform: &Platform) -> Option<&ResolvedImage> {
-        self.0.get(&(reference.to_owned(), platform.clone()))
+        self.known.get(&(reference.to_owned(), platform.clone()))
     }
 }

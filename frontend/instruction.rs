@@ -63,6 +63,7 @@ fn read(source: &SourceFile) -> (Dockerfile, Vec<Diagnostic>) {
         escape: lines.escape,
         instructions: Vec::with_capacity(lines.lines.len()),
         warnings: lines.warnings,
+        empty_continuations: lines.empty_continuations,
     };
     let mut problems = lines.problems;
     for line in lines.lines {

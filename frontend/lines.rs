@@ -13,9 +13,10 @@ mod joined;
 mod json;
 
 use crate::diagnostic::Diagnostic;
-use crate::instruction::{Directive, Heredoc, Word};
+use crate::instruction::{Directive, EmptyContinuation, Heredoc, Word};
 use crate::source::{SourceFile, Span};
 
+pub(crate) use directive::check_comment;
 pub use directive::{SyntaxDirective, detect_syntax};
 pub(crate) use head::{Head, SPACES};
 pub use heredoc::{HeredocWord, parse_heredoc};
@@ -32,6 +33,7 @@ pub(crate) struct Lines {
     pub(crate) lines: Vec<LogicalLine>,
     pub(crate) problems: Vec<Diagnostic>,
     pub(crate) warnings: Vec<Diagnostic>,
+    pub(crate) empty_continuations: Vec<EmptyContinuation>,
 }
 
 /// What one instruction consists of.
@@ -77,7 +79,14 @@ fn trimmed_word(text: &str, start: usize) -> Word {
 
 impl Lines {
     fn new() -> Self {
-        Self { directives: Vec::new(), escape: '\\', lines: Vec::new(), problems: Vec::new(), warnings: Vec::new() }
+        Self {
+            directives: Vec::new(),
+            escape: '\\',
+            lines: Vec::new(),
+            problems: Vec::new(),
+            warnings: Vec::new(),
+            empty_continuations: Vec::new(),
+        }
     }
 }
 
@@ -188,7 +197,7 @@ impl<'a> Reader<'a> {
     /// Reads the rest of the instruction that begins with `line`.
     fn logical_line(&mut self, mut line: Line<'a>, comments: &mut Vec<Word>) {
         let mut text = Joined::default();
-        let mut empty: Option<Span> = None;
+        let mut empty: Vec<Span> = Vec::new();
         loop {
             match continued(line.text, self.lines.escape) {
                 None => {
@@ -203,7 +212,7 @@ impl<'a> Reader<'a> {
                 match next.text.trim_start().chars().next() {
                     Some('#') => {}
                     Some(_) => break Some(next),
-                    None => empty = empty.or(Some(next.span())),
+                    None => empty.push(next.span()),
                 }
             };
             match next {
@@ -211,11 +220,10 @@ impl<'a> Reader<'a> {
                 None => break,
             }
         }
-        if let Some(span) = empty {
-            self.lines.warnings.push(
-                Diagnostic::new(span, "an empty line stands inside a continued instruction")
-                    .with_hint("remove it, or begin it with #"),
-            );
+        if let Some(last) = empty.last() {
+            // At the end of the file the empty line may be the last of the instruction.
+            let end = if last.start > line.start { *last } else { line.span() };
+            self.lines.empty_continuations.push(EmptyContinuation { lines: empty, end });
         }
         if text.as_str().trim().is_empty() {
             self.lines.problems.push(

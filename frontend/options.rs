@@ -6,6 +6,7 @@ use std::sync::Arc;
 use graph::{NetworkMode, Platform};
 
 use crate::Lowered;
+use crate::dockerignore::Patterns;
 
 /// Everything that influences how a Dockerfile is lowered.
 #[derive(Clone, Debug)]
@@ -36,6 +37,10 @@ pub struct Options {
     pub context: ContextSource,
     /// `--build-context NAME=…`, in the form given: `NAME` replaces a stage or an image of that name.
     pub named_contexts: BTreeMap<String, ContextSource>,
+    /// All stages are lowered, not only those that the target needs: for checks.
+    pub all_stages: bool,
+    /// The rules of the main context's ignore file, for the check that warns of sources that are ignored.
+    pub ignored: Option<Arc<Patterns>>,
     /// Seconds since 1970 for the new history entries; a numeric `SOURCE_DATE_EPOCH` build argument is used when `None`.
     pub source_date_epoch: Option<i64>,
 }
@@ -56,6 +61,8 @@ impl Default for Options {
             hostname: None,
             context: ContextSource::Local,
             named_contexts: BTreeMap::new(),
+            all_stages: false,
+            ignored: None,
             source_date_epoch: None,
         }
     }

@@ -1,14 +1,16 @@
 //! From a Dockerfile to a plan: parsed, its global scope evaluated, its stages named. What remains open is what only the
 //! base images can say.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use graph::{ContentDigest, Platform};
 
 use crate::expand::Expander;
 use crate::images::{ImageRequest, Images};
-use crate::instruction::{ArgInstruction, FromInstruction, Instruction, InstructionKind};
+use crate::instruction::{ArgInstruction, Dockerfile, FromInstruction, Instruction, InstructionKind};
+use crate::lint::{self, Linter};
 use crate::options::{NoCache, Options};
+use crate::outline::{GlobalArg, OutlineArg, description};
 use crate::reach::Reach;
 use crate::scope::{Scope, automatic_args};
 use crate::stage::{NewStage, Stages};
@@ -26,9 +28,13 @@ pub struct Plan {
     pub(crate) global: Scope,
     /// Time of the new history entries.
     pub(crate) created: Option<String>,
+    /// The ARGs before the first FROM.
+    pub(crate) global_args: BTreeMap<String, GlobalArg>,
     /// Names of all ARGs of the file.
     pub(crate) declared_args: BTreeSet<String>,
     pub(crate) warnings: Vec<Diagnostic>,
+    /// With what the checks of the text found.
+    pub(crate) linter: Linter,
 }
 
 impl Plan {
@@ -66,9 +72,13 @@ impl Plan {
 /// Parses a Dockerfile and settles what its stages are. Everything that can be wrong without knowing an image is reported
 /// here.
 pub fn plan(source: &SourceFile, options: &Options) -> Result<Plan, Diagnostics> {
+    crate::syntax::check(source, options)?;
     let dockerfile = crate::parse(source)?;
+    let mut linter = Linter::new(check_options(&dockerfile, options)?);
+    lint::text(&mut linter, source, &dockerfile);
     let mut options = options.clone();
     let expander = Expander::new(dockerfile.escape);
+    let warnings = dockerfile.warnings;
     let (global_args, blocks) = split(dockerfile.instructions);
     let Some(last) = blocks.last() else {
         let message = "the Dockerfile contains no stages to build";
@@ -82,17 +92,20 @@ pub fn plan(source: &SourceFile, options: &Options) -> Result<Plan, Diagnostics>
     }
     apply_settings(&mut options);
     let mut global = automatic_args(&options, target_name.as_deref());
+    check_defaults(&mut linter, &global_args, &blocks, &global, expander);
     let mut declared_args = BTreeSet::new();
-    for (span, arg) in &global_args {
+    let mut outline = BTreeMap::new();
+    for (head, arg) in &global_args {
         declare(&arg.args, &mut declared_args);
-        evaluate_global(arg, *span, &mut global, expander, &options)?;
+        evaluate_global(head, arg, &mut global, expander, &options, &mut outline)?;
     }
     let created = creation_time(&mut options, &global)?;
 
     let mut stages = Stages::default();
     let mut problems = Vec::new();
     for block in &blocks {
-        match new_stage(&block.from, block.span, &global, expander) {
+        let facts = Facts { source, global: &global, declared: &declared_args, expander };
+        match new_stage(block, &facts, &mut linter) {
             Ok(stage) => problems.extend(stages.add(stage, &options).err()),
             Err(problem) => problems.push(problem),
         }
@@ -123,32 +136,85 @@ pub fn plan(source: &SourceFile, options: &Options) -> Result<Plan, Diagnostics>
     }
     stages.settle_lone();
     let target = stages.target(options.target.as_deref())?;
-    let mut warnings = dockerfile.warnings;
+    let mut warnings = warnings;
     warnings.extend(unknown_filters(&options, &stages));
     let source = source.clone();
-    Ok(Plan { source, options, expander, stages, target, global, created, declared_args, warnings })
+    Ok(Plan {
+        source,
+        options,
+        expander,
+        stages,
+        target,
+        global,
+        created,
+        global_args: outline,
+        declared_args,
+        warnings,
+        linter,
+    })
 }
 
 /// A FROM and the instructions that belong to it.
 struct Block {
     from: FromInstruction,
-    span: Span,
+    /// The FROM as a whole.
+    head: Instruction,
     instructions: Vec<Instruction>,
 }
 
-fn split(instructions: Vec<Instruction>) -> (Vec<(Span, ArgInstruction)>, Vec<Block>) {
+fn split(instructions: Vec<Instruction>) -> (Vec<(Instruction, ArgInstruction)>, Vec<Block>) {
     let (mut global, mut blocks) = (Vec::new(), Vec::<Block>::new());
     for instruction in instructions {
-        let span = instruction.span;
-        match (instruction.kind, blocks.last_mut()) {
-            (InstructionKind::From(from), _) => blocks.push(Block { from, span, instructions: Vec::new() }),
-            (InstructionKind::Arg(arg), None) => global.push((span, arg)),
+        match (&instruction.kind, blocks.last_mut()) {
+            (InstructionKind::From(from), _) => {
+                blocks.push(Block { from: from.clone(), head: instruction, instructions: Vec::new() });
+            }
+            (InstructionKind::Arg(arg), None) => {
+                let arg = arg.clone();
+                global.push((instruction, arg));
+            }
             // The parser lets nothing else stand before the first FROM.
             (_, None) => {}
-            (kind, Some(block)) => block.instructions.push(Instruction { kind, ..instruction }),
+            (_, Some(block)) => block.instructions.push(instruction),
         }
     }
     (global, blocks)
+}
+
+/// Which checks run: the build argument goes before the directive.
+fn check_options(dockerfile: &Dockerfile, options: &Options) -> Result<lint::Config, Diagnostic> {
+    const NAME: &str = "BUILDKIT_DOCKERFILE_CHECK";
+    if let Some(text) = options.build_args.get(NAME) {
+        return lint::Config::parse(text)
+            .map_err(|error| Diagnostic::new(Span::default(), format!("failed to parse {NAME}: {error}")));
+    }
+    let Some(directive) = dockerfile.directive("check") else { return Ok(lint::Config::default()) };
+    let value = directive.value.text.split(' ').next().unwrap_or_default();
+    lint::Config::parse(value).map_err(|error| {
+        Diagnostic::new(directive.value.span, format!("failed to parse check options: {error}"))
+            .with_hint("for instance # check=skip=JSONArgsRecommended;error=true")
+    })
+}
+
+/// What each FROM names if no build argument is given.
+fn check_defaults(
+    linter: &mut Linter,
+    global_args: &[(Instruction, ArgInstruction)],
+    blocks: &[Block],
+    automatic: &Scope,
+    expander: Expander,
+) {
+    let mut defaults = automatic.clone();
+    for definition in global_args.iter().flat_map(|(_, arg)| &arg.args) {
+        let Some(default) = &definition.value else { continue };
+        // What cannot be expanded is reported where it counts.
+        let Ok(value) = defaults.expand(expander, &default.text) else { return };
+        defaults.set(&definition.name.text, value);
+    }
+    for block in blocks {
+        let Ok(name) = defaults.expand(expander, &block.from.image.text) else { return };
+        lint::invalid_default_arg::check(linter, block.head.span, &block.from.image.text, &name);
+    }
 }
 
 fn declare(args: &[crate::instruction::ArgDefinition], declared: &mut BTreeSet<String>) {
@@ -166,21 +232,37 @@ fn apply_settings(options: &mut Options) {
 }
 
 fn evaluate_global(
+    head: &Instruction,
     arg: &ArgInstruction,
-    span: Span,
     global: &mut Scope,
     expander: Expander,
     options: &Options,
+    outline: &mut BTreeMap<String, GlobalArg>,
 ) -> Result<(), Diagnostic> {
+    let span = head.span;
     for definition in &arg.args {
         let name = &definition.name.text;
+        let mut needs = BTreeSet::new();
         if let Some(value) = options.build_args.get(name) {
             global.set(name, value);
         } else if let Some(default) = &definition.value {
-            let value =
-                global.expand(expander, &default.text).map_err(|error| Diagnostic::new(span, error.to_string()))?;
-            global.set(name, value);
+            let done = expander.process_word(&default.text, global);
+            let done = done.map_err(|error| Diagnostic::new(span, error.to_string()))?;
+            global.set(name, done.text);
+            needs = done.used;
+            // A default that is made of the one before is made of what that was made of.
+            if needs.remove(name)
+                && let Some(before) = outline.get(name)
+            {
+                needs.extend(before.needs.iter().cloned());
+            }
         }
+        // Declared without a value, it may still have that of an automatic argument, which is not its own.
+        let given = options.build_args.contains_key(name) || definition.value.is_some();
+        let value = global.value(name).filter(|_| given).unwrap_or_default().to_owned();
+        let description = description(&head.comments, name);
+        let arg = OutlineArg { name: name.clone(), description, value, span };
+        outline.insert(name.clone(), GlobalArg { arg, needs });
     }
     Ok(())
 }
@@ -204,7 +286,20 @@ fn creation_time(options: &mut Options, global: &Scope) -> Result<Option<String>
     Ok(Some(time.to_string()))
 }
 
-fn new_stage(from: &FromInstruction, span: Span, global: &Scope, expander: Expander) -> Result<NewStage, Diagnostic> {
+/// What a FROM may refer to.
+struct Facts<'a> {
+    source: &'a SourceFile,
+    global: &'a Scope,
+    /// ARGs before the first FROM, also those without a value.
+    declared: &'a BTreeSet<String>,
+    expander: Expander,
+}
+
+fn new_stage(block: &Block, facts: &Facts<'_>, linter: &mut Linter) -> Result<NewStage, Diagnostic> {
+    let Facts { source, global, declared, expander } = *facts;
+    let (from, span) = (&block.from, block.head.span);
+    let comments = &block.head.comments;
+    let mut from_args = BTreeSet::new();
     let expand = |word: &crate::instruction::Word| {
         expander.process_word(&word.text, global).map_err(|error| Diagnostic::new(word.span, error.to_string()))
     };
@@ -219,7 +314,10 @@ fn new_stage(from: &FromInstruction, span: Span, global: &Scope, expander: Expan
             }
         }
     };
+    let set: Vec<&str> = global.names().collect();
     let image = expand(&from.image)?;
+    from_args.extend(image.used.iter().cloned());
+    lint::undefined_arg_in_from::check(linter, comments, span, &image.unset, declared, &set);
     if image.text.is_empty() {
         let message = format!("base name ({}) should not be blank", from.image.text);
         return Err(suggest(Diagnostic::new(from.image.span, message), &image.unset));
@@ -228,6 +326,11 @@ fn new_stage(from: &FromInstruction, span: Span, global: &Scope, expander: Expan
         None => None,
         Some(word) => {
             let text = expand(word)?;
+            from_args.extend(text.used.iter().cloned());
+            lint::undefined_arg_in_from::check(linter, comments, span, &text.unset, declared, &set);
+            let target = global.value("TARGETPLATFORM");
+            lint::redundant_platform::check(linter, source, &block.head, from, &text, target);
+            lint::from_platform_const::check(linter, &block.head, from, &text);
             if text.text.is_empty() {
                 let message = format!("empty platform value from expression {}", word.text);
                 return Err(suggest(Diagnostic::new(word.span, message), &text.unset));
@@ -247,6 +350,8 @@ fn new_stage(from: &FromInstruction, span: Span, global: &Scope, expander: Expan
         name: from.name.as_ref().map(|name| name.text.clone()),
         platform,
         span,
+        description: from.name.as_ref().map_or(String::new(), |name| description(comments, &name.text)),
+        from_args,
     })
 }
 

@@ -28,7 +28,7 @@ pub(crate) struct Reach {
 impl Reach {
     pub(crate) fn compute(plan: &Plan, images: &Images) -> Result<Self, Diagnostics> {
         let mut reach = Self::default();
-        let mut open = vec![plan.target];
+        let mut open = if plan.options.all_stages { (0..plan.stages.list.len()).collect() } else { vec![plan.target] };
         reach.want(plan, images, &Origin::Main, &plan.options.target_platform, None);
         while let Some(number) = open.pop() {
             if !reach.stages.insert(number) {

@@ -4,7 +4,7 @@
 //! A FROM only sees the stages above it; a `--from` is looked up among all, so that a reference in the wrong direction is
 //! reported as such instead of becoming an image of that name.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use graph::Platform;
 
@@ -58,6 +58,10 @@ pub(crate) struct Stage {
     pub(crate) origin: Origin,
     /// `--platform`.
     pub(crate) platform: Option<Platform>,
+    /// The comment above it.
+    pub(crate) description: String,
+    /// The ARGs in its FROM.
+    pub(crate) from_args: BTreeSet<String>,
     /// A named context took the stage's place: its instructions do not count.
     pub(crate) replaced: bool,
     pub(crate) steps: Vec<Step>,
@@ -101,19 +105,31 @@ impl Stages {
 
     /// Adds a stage whose FROM was expanded to `image`.
     pub(crate) fn add(&mut self, from: NewStage, options: &Options) -> Result<(), Diagnostic> {
-        let NewStage { image, image_span, name, platform, span } = from;
+        let NewStage { image, image_span, name, platform, span, description, from_args } = from;
         let wanted = platform.as_ref().unwrap_or(&options.target_platform);
         let context = name.as_deref().and_then(|name| find_context(options, name, wanted));
         let replaced = context.is_some();
         let origin = match context {
             Some(key) => Origin::Context(key),
+            // Stages are called by lower-case names, and here the name must be written so.
+            None if image.chars().any(char::is_uppercase) => self.foreign(&image, wanted, options, image_span)?,
             None => self.origin(&image, wanted, options, image_span)?,
         };
         let label = name.clone().unwrap_or_else(|| format!("stage-{}", self.list.len()));
         if let Some(name) = &name {
             self.by_name.insert(name.to_lowercase(), self.list.len());
         }
-        self.list.push(Stage { name, label, span, origin, platform, replaced, steps: Vec::new() });
+        self.list.push(Stage {
+            name,
+            label,
+            span,
+            origin,
+            platform,
+            description,
+            from_args,
+            replaced,
+            steps: Vec::new(),
+        });
         Ok(())
     }
 
@@ -122,6 +138,11 @@ impl Stages {
         if let Some(stage) = self.find(name) {
             return Ok(Origin::Stage(stage));
         }
+        self.foreign(name, platform, options, span)
+    }
+
+    /// What a name means that is no stage.
+    fn foreign(&self, name: &str, platform: &Platform, options: &Options, span: Span) -> Result<Origin, Diagnostic> {
         if name == "scratch" {
             return Ok(Origin::Empty);
         }
@@ -238,6 +259,8 @@ pub(crate) struct NewStage {
     pub(crate) name: Option<String>,
     pub(crate) platform: Option<Platform>,
     pub(crate) span: Span,
+    pub(crate) description: String,
+    pub(crate) from_args: BTreeSet<String>,
 }
 
 /// The key of the named context that replaces `name`, the one for `platform` first. Names are compared in Docker's short

@@ -14,6 +14,23 @@ use crate::VertexKeys;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct VertexId(pub u64);
 
+/// What a check of the Dockerfile found.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Found {
+    /// One line, with the check's name in front and the line behind.
+    pub message: String,
+    /// What the check is about.
+    pub detail: String,
+    /// Where it is explained.
+    pub url: Option<String>,
+    /// The Dockerfile's name.
+    pub file: String,
+    /// Its text.
+    pub text: String,
+    /// The instruction.
+    pub span: Span,
+}
+
 /// One thing that happened. Events of one vertex arrive in order; `Announced` is its first.
 #[derive(Clone, Debug)]
 pub enum Event {
@@ -74,6 +91,8 @@ pub enum Event {
         /// One line.
         message: String,
     },
+    /// A check of the Dockerfile found something; the build goes on.
+    Found(Arc<Found>),
     /// It ended.
     Completed {
         /// The vertex.
@@ -209,6 +228,11 @@ impl Progress {
     /// A warning about the build as a whole.
     pub fn warn(&self, message: impl Into<String>) {
         self.emit(Event::Warning { vertex: None, message: message.into() });
+    }
+
+    /// What a check of the Dockerfile found.
+    pub fn found(&self, found: Found) {
+        self.emit(Event::Found(Arc::new(found)));
     }
 
     fn emit(&self, event: Event) {

@@ -8,6 +8,7 @@ use graph::Digest;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
+use super::lint::{self, Call};
 use crate::build::{self, BuildError, Built, Request};
 use crate::cache::{self, CacheTo};
 use crate::config::Engine;
@@ -112,6 +113,12 @@ pub struct Args {
     /// Allow what a Dockerfile may ask for: network.host, security.insecure
     #[arg(long = "allow", value_name = "ENTITLEMENT", value_delimiter = ',')]
     pub allow: Vec<String>,
+    /// Check the Dockerfile instead of building it (`--call=check`)
+    #[arg(long)]
+    pub check: bool,
+    /// What to do: build, check, outline (what the target can be given) or targets; `,format=json` for programs
+    #[arg(long, value_name = "METHOD", default_value = "build")]
+    pub call: String,
     /// Steps that may run at the same time
     #[arg(long, value_name = "N")]
     pub max_parallelism: Option<usize>,
@@ -155,6 +162,11 @@ impl Obsolete {
 /// What a person is to be told.
 pub async fn run(args: &Args, session: &Session) -> Result<ExitCode, Report> {
     let mut request = Request::from_args(args, &session.config).map_err(|why| Report::new(why).with_exit_code(2))?;
+    let call = if args.check { Ok((Call::Check, false)) } else { Call::parse(&args.call) };
+    let (call, json) = call.map_err(|why| Report::new(why).with_exit_code(2))?;
+    if call != Call::Build {
+        return lint::call(call, json, request, session).await;
+    }
     let caches = args.cache_specs().map_err(|why| Report::new(why).with_exit_code(2))?;
     let mut outputs = default_outputs(std::mem::take(&mut request.outputs), session.config.load);
     args.amend(&mut outputs).map_err(|why| Report::new(why).with_exit_code(2))?;
@@ -357,6 +369,20 @@ impl Args {
             caches.push(CacheTo::inline());
         }
         Ok(caches)
+    }
+
+    /// The options that a command line gives, for commands that take some of them.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn from_line(words: impl IntoIterator<Item = String>) -> Result<Self, String> {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            args: Args,
+        }
+        let line = <Line as clap::Parser>::try_parse_from(words);
+        line.map(|line| line.args).map_err(|error| error.to_string())
     }
 
     /// What `--output`, `--push` and `--load` ask for.

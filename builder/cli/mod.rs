@@ -5,6 +5,7 @@ pub mod history;
 pub mod images;
 pub mod import;
 pub mod inspect;
+pub mod lint;
 pub mod load;
 pub mod login;
 pub mod pull;
@@ -64,6 +65,7 @@ pub enum Command {
     Images(images::Args),
     Import(import::Args),
     Inspect(inspect::Args),
+    Lint(lint::Args),
     Load(load::Args),
     Login(login::LoginArgs),
     Logout(login::LogoutArgs),
@@ -87,6 +89,7 @@ pub async fn run(cli: Cli, start: Start) -> Result<ExitCode, Report> {
         Command::Images(args) => images::run(&args, &session).await,
         Command::Import(args) => import::run(&args, &session).await,
         Command::Inspect(args) => inspect::run(&args, &session).await,
+        Command::Lint(args) => lint::run(&args, &session).await,
         Command::Load(args) => load::run(&args, &session).await,
         Command::Login(args) => login::login(&args, &session).await,
         Command::Logout(args) => login::logout(&args).await,

@@ -244,8 +244,12 @@ impl Render for Plain {
         for id in waiting {
             self.print(trace, id, now, out);
         }
-        if !trace.warnings.is_empty() && !self.first {
+        let found = trace.found_lines();
+        if !(trace.warnings.is_empty() && found.is_empty()) && !self.first {
             out.push(b'\n');
+        }
+        for line in found {
+            let _ = writeln!(out, "{line}");
         }
         for warning in &trace.warnings {
             let _ = writeln!(out, "WARN: {warning}");

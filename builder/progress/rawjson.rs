@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use jiff::Timestamp;
 use serde::Serialize;
-use solver::{Event, LogStream, VertexId};
+use solver::{Event, Found, LogStream, VertexId};
 
 use super::Render;
 use super::trace::{End, Part, Trace, Vertex};
@@ -68,12 +68,57 @@ struct JsonLog {
     timestamp: String,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, Default)]
 struct JsonWarning {
     #[serde(skip_serializing_if = "Option::is_none")]
     vertex: Option<String>,
     level: u8,
     short: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    detail: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    url: Option<String>,
+    #[serde(rename = "sourceInfo", skip_serializing_if = "Option::is_none")]
+    source_info: Option<JsonSource>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    range: Vec<JsonRange>,
+}
+
+#[derive(Serialize)]
+struct JsonSource {
+    filename: String,
+    data: String,
+    language: &'static str,
+}
+
+#[derive(Serialize)]
+struct JsonRange {
+    start: JsonPosition,
+    end: JsonPosition,
+}
+
+#[derive(Serialize)]
+struct JsonPosition {
+    line: u32,
+}
+
+fn json_found(found: &Found) -> JsonWarning {
+    JsonWarning {
+        vertex: None,
+        level: 1,
+        short: base64(found.message.as_bytes()),
+        detail: vec![base64(found.detail.as_bytes())],
+        url: found.url.clone(),
+        source_info: Some(JsonSource {
+            filename: found.file.clone(),
+            data: base64(found.text.as_bytes()),
+            language: "Dockerfile",
+        }),
+        range: vec![JsonRange {
+            start: JsonPosition { line: found.span.first },
+            end: JsonPosition { line: found.span.last },
+        }],
+    }
 }
 
 fn is_zero(number: &u64) -> bool {
@@ -105,8 +150,10 @@ impl Render for RawJson {
             }
             Event::Warning { vertex, message } => {
                 let vertex = vertex.and_then(|vertex| digest(trace, vertex));
-                self.current.warnings.push(JsonWarning { vertex, level: 1, short: base64(message.as_bytes()) });
+                let short = base64(message.as_bytes());
+                self.current.warnings.push(JsonWarning { vertex, level: 1, short, ..JsonWarning::default() });
             }
+            Event::Found(found) => self.current.warnings.push(json_found(found)),
             Event::Keyed { .. } | Event::Used { .. } => {}
         }
         if self.log_bytes >= LOG_PER_DOCUMENT {

@@ -28,6 +28,8 @@ pub(super) struct Trace {
     failed: Option<VertexId>,
     /// About the build as a whole.
     pub(super) warnings: Vec<String>,
+    /// What checks of the Dockerfile found.
+    pub(super) found: Vec<String>,
 }
 
 /// A vertex.
@@ -184,6 +186,11 @@ impl Trace {
                     warnings.push(text::neutralise_lines(message));
                 }
             }
+            Event::Found(found) => {
+                if self.found.len() < KEPT_WARNINGS {
+                    self.found.push(text::neutralise_lines(&found.message));
+                }
+            }
             Event::Completed { vertex, at, error } => self.complete(*vertex, *at, error.as_deref(), lines),
             Event::Keyed { .. } | Event::Used { .. } => {}
         }
@@ -201,6 +208,17 @@ impl Trace {
                 });
             }
         }
+    }
+
+    /// The lines about what checks found, as docker has them.
+    pub(super) fn found_lines(&self) -> Vec<String> {
+        let count = self.found.len();
+        if count == 0 {
+            return Vec::new();
+        }
+        let plural = if count == 1 { "" } else { "s" };
+        let head = format!("{count} warning{plural} found (rbuild build --check shows more):");
+        std::iter::once(head).chain(self.found.iter().map(|found| format!(" - {found}"))).collect()
     }
 
     /// Vertices that work.

@@ -111,7 +111,7 @@ impl Render for Tty {
     }
 
     fn finish(&mut self, trace: &Trace, now: SystemTime, out: &mut Vec<u8>) {
-        if trace.begun.is_some() || !trace.warnings.is_empty() {
+        if trace.begun.is_some() || !trace.warnings.is_empty() || !trace.found.is_empty() {
             self.draw(trace, now, true, out);
         }
     }
@@ -158,6 +158,9 @@ fn frame(trace: &Trace, now: SystemTime, columns: usize, rows: usize, log_lines:
     if last {
         for warning in &trace.warnings {
             lines.extend(wrapped(&format!("WARN: {warning}"), columns));
+        }
+        for line in trace.found_lines() {
+            lines.extend(wrapped(&line, columns));
         }
     }
     lines.truncate(rows);

@@ -59,7 +59,7 @@ impl Excerpt {
         Self { message: Some(message), hint: problem.hint.clone(), ..Self::of_place(source, problem.span) }
     }
 
-    pub(super) fn render(&self, text: &mut String, colour: bool) {
+    pub(crate) fn render(&self, text: &mut String, colour: bool) {
         let source = SourceFile::new(self.file.as_str(), self.text.as_str());
         let count = source.line_count();
         let (first, last) = (self.lines.0, self.lines.1.max(self.lines.0).min(count));

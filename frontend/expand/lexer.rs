@@ -223,7 +223,7 @@ impl Lexer<'_> {
             Some(':') => match self.next() {
                 None => Err(ExpandReason::MissingEnd('}')),
                 Some(modifier @ ('-' | '+' | '?')) => self.conditional(name, modifier, true),
-                Some(other) => Err(ExpandReason::UnsupportedModifier(format!(":{other}"))),
+                Some(other) => self.unknown_modifier(name, other),
             },
             Some(modifier @ ('-' | '+' | '?')) => self.conditional(name, modifier, false),
             Some(end @ ('#' | '%')) => self.trimmed(name, end),
@@ -256,6 +256,19 @@ impl Lexer<'_> {
                 };
                 Err(ExpandReason::Required { name: name.to_owned(), message })
             }
+        }
+    }
+
+    /// `${v:x}`, which means nothing. Where unset variables are kept, it is kept as well.
+    fn unknown_modifier(&mut self, name: &str, modifier: char) -> Result<String, ExpandReason> {
+        let unsupported = ExpandReason::UnsupportedModifier(format!(":{modifier}"));
+        if !self.modes.keep_unset || matches!(modifier, '#' | '%') {
+            return Err(unsupported);
+        }
+        let word = self.operand('}', false)?;
+        match self.lookup(name) {
+            None => Ok(format!("${{{name}:{modifier}{word}}}")),
+            Some(_) => Err(unsupported),
         }
     }
 

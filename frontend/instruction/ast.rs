@@ -47,6 +47,17 @@ pub struct Dockerfile {
     pub instructions: Vec<Instruction>,
     /// What was accepted but is probably not meant.
     pub warnings: Vec<Diagnostic>,
+    /// Empty lines inside of instructions.
+    pub empty_continuations: Vec<EmptyContinuation>,
+}
+
+/// Empty lines inside of one instruction.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct EmptyContinuation {
+    /// The lines, without their endings.
+    pub lines: Vec<Span>,
+    /// The instruction's last line.
+    pub end: Span,
 }
 
 impl Dockerfile {

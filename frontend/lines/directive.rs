@@ -39,6 +39,12 @@ pub(super) fn parse(line: Line<'_>, comment: &str) -> Option<Directive> {
     Some(Directive { name, value: Word::new(value, Span::new(start, start + value.len())), span: line.span() })
 }
 
+/// The value of a `check` directive that stands in a comment above an instruction.
+pub(crate) fn check_comment(comment: &str) -> Option<String> {
+    let directive = parse(Line { text: comment, start: 0 }, "")?;
+    (directive.name == "check").then_some(directive.value.text)
+}
+
 /// The frontend that a file asks for. Unlike the parser, this also accepts the notations of other languages: a shebang
 /// in front, `//` as comment mark, or a JSON object with a `syntax` member.
 #[must_use]

@@ -144,6 +144,8 @@ fn heredocs_are_cut_out() {
             "RUN a \\\n <<A\nx \\\n# y\nA\nRUN b",
             vec![("RUN a  <<A", vec![pair("A", "x \\\n# y\n")]), ("RUN b", vec![])],
         ),
+        // What will be refused later does not hide a here-document.
+        ("COPY ${b:x} <<A /\nx\nA", vec![("COPY ${b:x} <<A /", vec![pair("A", "x\n")])]),
         ("RUN <<A\r\nx\r\nA\r\n", vec![("RUN <<A", vec![pair("A", "x\r\n")])]),
         ("ONBUILD --x copy <<A /x\nA\n", vec![("ONBUILD --x copy <<A /x", vec![pair("A", "")])]),
         // These are none.

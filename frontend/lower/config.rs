@@ -8,24 +8,42 @@ use crate::instruction::{
     HealthcheckInstruction, KeyValue, LabelInstruction, MaintainerInstruction, ShellInstruction, StopsignalInstruction,
     UserInstruction, VolumeInstruction, Word,
 };
+use crate::lint;
+use crate::outline::{OutlineArg, description};
 use crate::scope::is_build_setting;
+use crate::stage::Step;
 use crate::{Diagnostic, Span};
 
-use super::stage_state::StageState;
-use super::{Lowering, expose, signal};
+use super::stage_state::{ShellForm, StageState};
+use super::{Lowering, comments, expose, signal};
 
 impl Lowering<'_> {
     /// Makes the argument a variable: from the command line, from its default, or from the global scope.
-    pub(super) fn arg(&mut self, state: &mut StageState, arg: &ArgInstruction) -> Result<(), Diagnostic> {
+    pub(super) fn arg(&mut self, state: &mut StageState, step: &Step, arg: &ArgInstruction) -> Result<(), Diagnostic> {
         let plan = self.plan;
         let mut texts = Vec::with_capacity(arg.args.len());
         for definition in &arg.args {
             let name = &definition.name.text;
+            lint::secrets::check(&mut self.linter, comments(step), state.place, "ARG", name);
             let value = match (plan.options.build_args.get(name), &definition.value) {
                 (Some(given), _) => Some(given.clone()),
                 (None, Some(default)) => Some(self.word(state, default)?),
                 (None, None) => plan.global.value(name).map(str::to_owned),
             };
+            let used = self.uses.entry(state.number).or_default();
+            used.names.insert(name.clone());
+            if plan.options.build_args.contains_key(name)
+                || definition.value.is_some()
+                || plan.global.value(name).is_none()
+            {
+                let arg = OutlineArg {
+                    name: name.clone(),
+                    description: description(comments(step), name),
+                    value: value.clone().unwrap_or_default(),
+                    span: state.place,
+                };
+                used.own.insert(name.clone(), arg);
+            }
             if let Some(value) = &value
                 && !is_build_setting(name)
             {
@@ -44,11 +62,14 @@ impl Lowering<'_> {
         Ok(())
     }
 
-    pub(super) fn env(&mut self, state: &mut StageState, env: &EnvInstruction) -> Result<(), Diagnostic> {
+    pub(super) fn env(&mut self, state: &mut StageState, step: &Step, env: &EnvInstruction) -> Result<(), Diagnostic> {
         // All values of a line are expanded before the first of them is set.
         let pairs = self.pairs(state, &env.vars)?;
+        let source = self.text_of(state);
+        lint::legacy_key_value::check(&mut self.linter, source, state.place, &step.instruction, &env.vars);
         let mut text = "ENV".to_owned();
         for (name, value) in &pairs {
+            lint::secrets::check(&mut self.linter, comments(step), state.place, "ENV", name);
             text.push_str(&format!(" {name}={value}"));
             state.scope.set(name, value);
             set_env(&mut state.image.config.env, name, value);
@@ -57,8 +78,15 @@ impl Lowering<'_> {
         Ok(())
     }
 
-    pub(super) fn label(&mut self, state: &mut StageState, label: &LabelInstruction) -> Result<(), Diagnostic> {
+    pub(super) fn label(
+        &mut self,
+        state: &mut StageState,
+        step: &Step,
+        label: &LabelInstruction,
+    ) -> Result<(), Diagnostic> {
         let pairs = self.pairs(state, &label.labels)?;
+        let source = self.text_of(state);
+        lint::legacy_key_value::check(&mut self.linter, source, state.place, &step.instruction, &label.labels);
         let mut text = "LABEL".to_owned();
         for (name, value) in pairs {
             text.push_str(&format!(" {name}={value}"));
@@ -72,7 +100,9 @@ impl Lowering<'_> {
         pairs.iter().map(|pair| Ok((self.word(state, &pair.key)?, self.word(state, &pair.value)?))).collect()
     }
 
-    pub(super) fn cmd(&mut self, state: &mut StageState, cmd: &CmdInstruction) -> Result<(), Diagnostic> {
+    pub(super) fn cmd(&mut self, state: &mut StageState, step: &Step, cmd: &CmdInstruction) -> Result<(), Diagnostic> {
+        let before = state.last_cmd.replace(state.place);
+        self.check_command(state, step, before, &cmd.command, true);
         let args = command_args(state, &cmd.command);
         state.record(format!("CMD {}", go_quoted_list(&args)), Layer::None);
         state.image.config.cmd = non_empty(args);
@@ -81,12 +111,38 @@ impl Lowering<'_> {
         Ok(())
     }
 
+    /// Checks a CMD or ENTRYPOINT; `before` is the one that it makes void.
+    fn check_command(
+        &mut self,
+        state: &mut StageState,
+        step: &Step,
+        before: Option<Span>,
+        command: &CommandLine,
+        is_cmd: bool,
+    ) {
+        let instruction = &step.instruction;
+        if let Some(before) = before {
+            lint::multiple_instructions::check(&mut self.linter, before, instruction);
+        }
+        let CommandLine::Shell(command) = command else { return };
+        if state.image.config.shell.as_ref().is_none_or(Vec::is_empty) {
+            lint::json_args::check(&mut self.linter, state.place, instruction);
+            if !state.onbuild {
+                let form = ShellForm { is_cmd, span: state.place, command: command.clone() };
+                state.shell_forms.push(form);
+            }
+        }
+    }
+
     /// A new entry point does not fit the inherited command, so that is dropped; one of the same stage was meant for it.
     pub(super) fn entrypoint(
         &mut self,
         state: &mut StageState,
+        step: &Step,
         entrypoint: &EntrypointInstruction,
     ) -> Result<(), Diagnostic> {
+        let before = state.last_entrypoint.replace(state.place);
+        self.check_command(state, step, before, &entrypoint.command, false);
         let args = command_args(state, &entrypoint.command);
         state.record(format!("ENTRYPOINT {}", go_quoted_list(&args)), Layer::None);
         state.image.config.entrypoint = non_empty(args);
@@ -99,8 +155,12 @@ impl Lowering<'_> {
     pub(super) fn healthcheck(
         &mut self,
         state: &mut StageState,
+        step: &Step,
         check: &HealthcheckInstruction,
     ) -> Result<(), Diagnostic> {
+        if let Some(before) = state.last_healthcheck.replace(state.place) {
+            lint::multiple_instructions::check(&mut self.linter, before, &step.instruction);
+        }
         let nanoseconds = |duration: std::time::Duration| i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX);
         let check = match check {
             HealthcheckInstruction::None => {
@@ -160,13 +220,22 @@ impl Lowering<'_> {
         Ok(())
     }
 
-    pub(super) fn expose(&mut self, state: &mut StageState, expose: &ExposeInstruction) -> Result<(), Diagnostic> {
+    pub(super) fn expose(
+        &mut self,
+        state: &mut StageState,
+        step: &Step,
+        expose: &ExposeInstruction,
+    ) -> Result<(), Diagnostic> {
         let mut ports = Vec::new();
         for word in &expose.ports {
             let problem = |message: String| Diagnostic::new(word.span, message);
             let list = self.plan.expander.process_words(&word.text, &state.scope);
             for text in list.map_err(|error| problem(error.to_string()))?.words {
-                ports.extend(expose::ports(&text).map_err(problem)?);
+                let found = expose::ports(&text).map_err(problem)?;
+                let (linter, comments, own) = (&mut self.linter, comments(step), !state.onbuild);
+                lint::expose_proto_casing::check(linter, comments, state.place, word, &text, own);
+                lint::expose_invalid_format::check(linter, comments, state.place, word, &text, own);
+                ports.extend(found);
             }
         }
         state.record(format!("EXPOSE {}", go_list(&ports)), Layer::None);
@@ -227,6 +296,7 @@ fn command_args(state: &StageState, command: &CommandLine) -> Vec<String> {
 pub(super) fn with_shell(state: &StageState, line: String) -> Vec<String> {
     let mut args = match &state.image.config.shell {
         Some(shell) if !shell.is_empty() => shell.clone(),
+        _ if state.image.os == "windows" => ["cmd", "/S", "/C"].map(str::to_owned).to_vec(),
         _ => vec!["/bin/sh".to_owned(), "-c".to_owned()],
     };
     args.push(line);

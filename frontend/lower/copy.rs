@@ -8,12 +8,13 @@ use graph::{
 use crate::expand::Expander;
 use crate::image_state::Layer;
 use crate::instruction::{AddInstruction, CopyInstruction, CopySource, InlineFile, Word};
+use crate::lint;
 use crate::stage::{Origin, Step};
 use crate::{Diagnostic, Span};
 
 use super::stage_state::StageState;
 use super::tree::plain_copy;
-use super::{Lowering, git, owner, path};
+use super::{Lowering, comments, git, owner, path};
 
 /// What COPY and ADD ask for, in one form.
 pub(super) struct Request<'a> {
@@ -178,7 +179,8 @@ impl Lowering<'_> {
             }
         }
         let place = |word: Option<&Word>| word.map_or(request.dest.span, |word| word.span);
-        if checksum.is_some() && request.sources.len() != 1 {
+        let paths = request.sources.iter().filter(|source| matches!(source, CopySource::Path(_))).count();
+        if checksum.is_some() && paths != 1 {
             let message = "checksum can't be specified for multiple sources";
             return Err(Diagnostic::new(place(request.checksum), message).with_hint("use one ADD for each source"));
         }
@@ -243,6 +245,16 @@ impl Lowering<'_> {
             let place = request.checksum.map_or(span, |word| word.span);
             return Err(Diagnostic::new(place, "checksum requires HTTP(S) or Git sources")
                 .with_hint(format!("{source} is a path of the build context")));
+        }
+        if let (Origin::Main, Some(patterns)) = (origin, self.plan.options.ignored.clone()) {
+            lint::copy_ignored_file::check(
+                &mut self.linter,
+                comments(step),
+                state.place,
+                &patterns,
+                request.keyword,
+                source,
+            );
         }
         let tree = self.copy_tree(state, step, origin, request)?;
         let from = match tree {
@@ -315,7 +327,7 @@ impl Lowering<'_> {
         builder: &mut Builder,
     ) -> Result<(), Diagnostic> {
         let data = if file.expand {
-            let expanded = state.scope.expand(Expander::for_heredoc(), &file.data);
+            let expanded = self.expand(state, Expander::for_heredoc(), &file.data);
             expanded.map_err(|error| Diagnostic::new(file.span, error.to_string()))?
         } else {
             file.data.clone()

@@ -42,9 +42,11 @@ fn split(text: &str) -> (&str, &str, &str) {
 }
 
 fn port_range(text: &str) -> Option<(u16, u16)> {
-    let number = |text: &str| text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse::<u16>().ok()).flatten();
+    // Go's numbers may have a sign.
+    let number = |text: &str| text.parse::<i64>().ok().and_then(|port| u16::try_from(port).ok());
     match text.split_once('-') {
         None => number(text).map(|port| (port, port)),
+        Some((first, last)) if first == last => number(first).map(|port| (port, port)),
         Some((first, last)) => {
             let (first, last) = (number(first)?, number(last)?);
             (first <= last).then_some((first, last))
@@ -66,10 +68,12 @@ mod tests {
             ("127.0.0.1:8080-8090:80", "80/tcp"),
             ("[::1]:1:2", "2/tcp"),
             ("0", "0/tcp"),
+            ("+1", "1/tcp"),
+            ("5-5", "5/tcp"),
         ] {
             assert_eq!(ports(text).unwrap().join(" "), want, "{text}");
         }
-        for text in ["", "/tcp", "80/x", "x", "65536", "2-1", "a:80", "x:1:2", "1-3:1-2", "+1", "-1"] {
+        for text in ["", "/tcp", "80/x", "x", "65536", "2-1", "a:80", "x:1:2", "1-3:1-2", "-1", "5-", "-"] {
             assert!(ports(text).is_err(), "{text}");
         }
     }

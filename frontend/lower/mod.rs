@@ -17,16 +17,20 @@ mod stage_state;
 mod tree;
 mod workdir;
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 
 use graph::{Graph, ImageConfig, NodeId, Op, Platform, ProxyEnv};
 
+use crate::expand::{ExpandError, Expander};
 use crate::images::Images;
 use crate::instruction::{InstructionKind, Word};
+use crate::lint::{self, Finding, Linter};
+use crate::outline::{self, Outline, StageUse};
 use crate::plan::Plan;
 use crate::reach::Reach;
-use crate::scope::{is_predefined, proxy_env};
+use crate::scope::{is_build_setting, is_predefined, proxy_env};
 use crate::stage::{Origin, Step};
 use crate::{Diagnostic, Diagnostics, Span};
 
@@ -46,6 +50,12 @@ pub struct Lowered {
     pub platform: Platform,
     /// What was accepted but is probably not meant. One that is about the command line has an empty span at 0.
     pub warnings: Vec<Diagnostic>,
+    /// What the checks found, in the order of the file.
+    pub findings: Vec<Finding>,
+    /// The findings as the error that `check=error=true` makes of them.
+    pub violation: Option<Diagnostic>,
+    /// What the target can be given.
+    pub outline: Outline,
     /// The directories of the caller that the graph reads.
     pub local_contexts: Vec<LocalContext>,
     /// What an SBOM scanner should look at beside the result.
@@ -111,6 +121,11 @@ struct Lowering<'a> {
     imported: HashMap<String, Option<NodeId>>,
     locals: BTreeMap<String, BTreeSet<String>>,
     warnings: Vec<Diagnostic>,
+    linter: Linter,
+    /// What was used and is not set, by the instruction at hand.
+    undefined: RefCell<Vec<String>>,
+    /// What each stage uses of what it can be given.
+    uses: BTreeMap<usize, StageUse>,
     declared: BTreeSet<String>,
     scan: ScanTargets,
 }
@@ -135,6 +150,9 @@ impl<'a> Lowering<'a> {
             imported: HashMap::new(),
             locals: BTreeMap::new(),
             warnings: plan.warnings.clone(),
+            linter: plan.linter.clone(),
+            undefined: RefCell::new(Vec::new()),
+            uses: BTreeMap::new(),
             declared: plan.declared_args.clone(),
             scan: ScanTargets::default(),
         }
@@ -150,7 +168,10 @@ impl<'a> Lowering<'a> {
             state.settle_image();
             for step in triggers.iter().chain(&stage.steps) {
                 state.onbuild = step.onbuild;
-                self.step(&mut state, step).map_err(|problem| match step.onbuild {
+                state.place = if step.onbuild { stage.span } else { step.instruction.span };
+                let done = self.step(&mut state, step);
+                self.report_undefined(&state, step);
+                done.map_err(|problem| match step.onbuild {
                     // The places inside a trigger are not places of the Dockerfile.
                     true => {
                         let message = format!("ONBUILD {} of the base: {}", step.instruction.code(), problem.message);
@@ -159,6 +180,7 @@ impl<'a> Lowering<'a> {
                     false => problem,
                 })?;
             }
+            self.mend_commands(&state);
             self.note_scan(number, &state);
         }
         self.roots.insert(number, state.root);
@@ -174,17 +196,17 @@ impl<'a> Lowering<'a> {
             InstructionKind::Run(run) => self.run(state, step, run),
             InstructionKind::Copy(copy) => self.copy(state, step, &copy::Request::of_copy(copy)),
             InstructionKind::Add(add) => self.copy(state, step, &copy::Request::of_add(add)),
-            InstructionKind::Workdir(workdir) => self.workdir(state, instruction, workdir),
-            InstructionKind::Arg(arg) => self.arg(state, arg),
-            InstructionKind::Env(env) => self.env(state, env),
-            InstructionKind::Label(label) => self.label(state, label),
-            InstructionKind::Cmd(cmd) => self.cmd(state, cmd),
-            InstructionKind::Entrypoint(entrypoint) => self.entrypoint(state, entrypoint),
-            InstructionKind::Healthcheck(check) => self.healthcheck(state, check),
+            InstructionKind::Workdir(workdir) => self.workdir(state, step, workdir),
+            InstructionKind::Arg(arg) => self.arg(state, step, arg),
+            InstructionKind::Env(env) => self.env(state, step, env),
+            InstructionKind::Label(label) => self.label(state, step, label),
+            InstructionKind::Cmd(cmd) => self.cmd(state, step, cmd),
+            InstructionKind::Entrypoint(entrypoint) => self.entrypoint(state, step, entrypoint),
+            InstructionKind::Healthcheck(check) => self.healthcheck(state, step, check),
             InstructionKind::Shell(shell) => self.shell(state, shell),
             InstructionKind::User(user) => self.user(state, user),
             InstructionKind::Volume(volume) => self.volume(state, volume, instruction.span),
-            InstructionKind::Expose(expose) => self.expose(state, expose),
+            InstructionKind::Expose(expose) => self.expose(state, step, expose),
             InstructionKind::Stopsignal(signal) => self.stop_signal(state, signal),
             InstructionKind::Maintainer(maintainer) => self.maintainer(state, maintainer),
             InstructionKind::Onbuild(onbuild) => {
@@ -198,10 +220,32 @@ impl<'a> Lowering<'a> {
 
     /// A word with the stage's variables in it.
     fn word(&self, state: &StageState, word: &Word) -> Result<String, Diagnostic> {
-        state
-            .scope
-            .expand(self.plan.expander, &word.text)
+        self.expand(state, self.plan.expander, &word.text)
             .map_err(|error| Diagnostic::new(word.span, error.to_string()))
+    }
+
+    /// Expands a text, and notes which of its variables nothing sets.
+    fn expand(&self, state: &StageState, expander: Expander, text: &str) -> Result<String, ExpandError> {
+        let done = expander.process_word(text, &state.scope)?;
+        // What an ARG declares may be without a value; of a base that is not known anything may be set.
+        let args = |name: &String| state.args.iter().any(|(arg, _)| arg == name);
+        if !state.base_unknown {
+            let undefined = done.unset.iter().filter(|name| !is_build_setting(name) && !args(name));
+            let messages = undefined.map(|name| lint::undefined_var::message(name, state.scope.names()));
+            self.undefined.borrow_mut().extend(messages);
+        }
+        Ok(done.text)
+    }
+
+    fn report_undefined(&mut self, state: &StageState, step: &Step) {
+        for message in self.undefined.take() {
+            lint::undefined_var::check(&mut self.linter, comments(step), state.place, message);
+        }
+    }
+
+    /// The text in which an instruction stands; a trigger does not stand in the Dockerfile.
+    fn text_of(&self, state: &StageState) -> Option<&'a crate::SourceFile> {
+        (!state.onbuild).then_some(&self.plan.source)
     }
 
     fn optional_word(&self, state: &StageState, word: Option<&Word>) -> Result<Option<String>, Diagnostic> {
@@ -258,8 +302,19 @@ impl<'a> Lowering<'a> {
             paths: if paths.contains("/") { vec!["/".to_owned()] } else { paths.into_iter().collect() },
         });
         let local_contexts = local_contexts.collect();
-        let Self { graph, warnings, scan, .. } = Self { locals: BTreeMap::new(), ..self };
-        Lowered { graph, root: state.root, config, platform, warnings, local_contexts, scan }
+        let (findings, violation) = self.linter.finish();
+        Lowered {
+            graph: self.graph,
+            root: state.root,
+            config,
+            platform,
+            warnings: self.warnings,
+            findings,
+            violation,
+            outline: outline::collect(plan, &self.uses),
+            local_contexts,
+            scan: self.scan,
+        }
     }
 
     fn warn_unused_args(&mut self) {
@@ -278,6 +333,11 @@ impl<'a> Lowering<'a> {
         let hinted = hints.take(20).find(|warning| warning.hint.is_some());
         self.warnings.push(hinted.unwrap_or(warning));
     }
+}
+
+/// The comments that may switch checks off; those above a trigger stand in another file.
+fn comments(step: &Step) -> &[Word] {
+    if step.onbuild { &[] } else { &step.instruction.comments }
 }
 
 fn upper_keyword(text: &str) -> String {

@@ -6,6 +6,7 @@ use graph::{
 
 use crate::Diagnostic;
 use crate::instruction::{Mount as Options, MountFlag, MountType};
+use crate::outline::OutlineMount;
 use crate::stage::Origin;
 
 use super::stage_state::StageState;
@@ -57,7 +58,8 @@ impl Mounts {
         self
     }
 
-    fn secret(&mut self, mount: &Options) {
+    /// Gives its id back.
+    fn secret(&mut self, mount: &Options) -> String {
         let id = if mount.source.is_empty() { &mount.id } else { &mount.source };
         let id = match id.as_str() {
             "" => path::base_name(&mount.target).unwrap_or_default(),
@@ -67,7 +69,7 @@ impl Mounts {
             let name = if name.is_empty() { id.to_owned() } else { name.clone() };
             self.secret_env.push(SecretEnv { id: id.to_owned(), name, required: mount.required });
             if mount.target.is_empty() {
-                return;
+                return id.to_owned();
             }
         }
         let dest = match mount.target.as_str() {
@@ -82,6 +84,7 @@ impl Mounts {
             required: mount.required,
         });
         self.secrets.push(Mount { dest, kind, readonly: mount.read_only });
+        id.to_owned()
     }
 
     fn ssh(&mut self, mount: &Options) -> Result<(), String> {
@@ -118,10 +121,23 @@ impl Lowering<'_> {
         let problem = |message: String| Diagnostic::new(flag.value.span, message);
         match mount.kind {
             MountType::Secret => {
-                mounts.secret(mount);
+                if path::clean(&mount.target) == "/" && !mount.target.is_empty() {
+                    return Err(problem(format!("invalid mount target {:?}", mount.target)));
+                }
+                let (name, span) = (mounts.secret(mount), state.place);
+                let secrets = &mut self.uses.entry(state.number).or_default().secrets;
+                secrets.push(OutlineMount { name, required: mount.required, span });
                 return Ok(());
             }
-            MountType::Ssh => return mounts.ssh(mount).map_err(problem),
+            MountType::Ssh => {
+                if path::clean(&mount.target) == "/" && !mount.target.is_empty() {
+                    return Err(problem(format!("invalid mount target {:?}", mount.target)));
+                }
+                let name = if mount.id.is_empty() { "default".to_owned() } else { mount.id.clone() };
+                let agents = &mut self.uses.entry(state.number).or_default().ssh;
+                agents.push(OutlineMount { name, required: mount.required, span: state.place });
+                return mounts.ssh(mount).map_err(problem);
+            }
             MountType::Bind | MountType::Cache | MountType::Tmpfs => {}
         }
         let dest = path::join(&state.cwd(), &mount.target);

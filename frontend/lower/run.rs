@@ -35,7 +35,7 @@ impl Lowering<'_> {
         let options = &self.plan.options;
         let mut mount_options = Vec::with_capacity(run.mounts.len());
         for flag in &run.mounts {
-            mount_options.push(flag.resolve(|text| state.scope.expand(self.plan.expander, text))?);
+            mount_options.push(flag.resolve(|text| self.expand(state, self.plan.expander, text))?);
         }
         let Command { args, script, summary } = command(state, run, instruction)?;
 

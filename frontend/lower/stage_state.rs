@@ -2,11 +2,12 @@
 
 use graph::{ImageConfig, Meta, NodeId, Platform};
 
-use crate::Diagnostic;
 use crate::image_state::{self, DEFAULT_PATH, Layer, env_name};
-use crate::instruction::{Instruction, InstructionKind};
+use crate::instruction::{Instruction, InstructionKind, Word};
+use crate::lint;
 use crate::scope::{Scope, cross_target};
 use crate::stage::{Origin, Stage};
+use crate::{Diagnostic, Span};
 
 use super::{Lowering, path};
 
@@ -21,15 +22,38 @@ pub(super) struct StageState {
     pub(super) args: Vec<(String, Option<String>)>,
     pub(super) image: ImageConfig,
     pub(super) platform: Platform,
+    /// Position of the stage.
+    pub(super) number: usize,
     pub(super) label: String,
     pub(super) ignore_cache: bool,
     /// A CMD of this stage, which a later ENTRYPOINT does not clear.
     pub(super) cmd_set: bool,
     /// The instruction at hand is a trigger.
     pub(super) onbuild: bool,
+    /// Where findings about the instruction at hand are shown: a trigger's at the FROM that brought it.
+    pub(super) place: Span,
+    /// Nothing is known of the base image.
+    pub(super) base_unknown: bool,
+    /// The last instruction of each of these kinds, if this stage has one.
+    pub(super) last_cmd: Option<Span>,
+    pub(super) last_entrypoint: Option<Span>,
+    pub(super) last_healthcheck: Option<Span>,
+    /// CMD and ENTRYPOINT in shell form, of which a change to the exec form may turn out to be safe.
+    pub(super) shell_forms: Vec<ShellForm>,
+    /// There was a WORKDIR in this file.
+    pub(super) workdir_set: bool,
     /// Time of new history entries.
     pub(super) created: Option<String>,
     progress: Progress,
+}
+
+/// A CMD or ENTRYPOINT that a shell runs.
+#[derive(Clone)]
+pub(super) struct ShellForm {
+    pub(super) is_cmd: bool,
+    /// The instruction.
+    pub(super) span: Span,
+    pub(super) command: Word,
 }
 
 /// The `[build 2/5]` in front of names.
@@ -118,7 +142,18 @@ impl Lowering<'_> {
             let mut state = self.take_state(base);
             state.image.config.on_build.clear();
             state.label.clone_from(&stage.label);
-            return Ok(StageState { ignore_cache, cmd_set: false, onbuild: false, progress, ..state });
+            return Ok(StageState {
+                number,
+                ignore_cache,
+                cmd_set: false,
+                onbuild: false,
+                last_cmd: None,
+                last_entrypoint: None,
+                last_healthcheck: None,
+                shell_forms: Vec::new(),
+                progress,
+                ..state
+            });
         }
         let platform = match &stage.platform {
             Some(platform) if stage.origin != Origin::Empty => platform.clone(),
@@ -130,15 +165,27 @@ impl Lowering<'_> {
             args: Vec::new(),
             image: image_state::empty_image(&platform),
             platform,
+            number,
             label: stage.label.clone(),
             ignore_cache,
             cmd_set: false,
             onbuild: false,
+            place: stage.span,
+            base_unknown: false,
+            last_cmd: None,
+            last_entrypoint: None,
+            last_healthcheck: None,
+            shell_forms: Vec::new(),
+            workdir_set: false,
             created: plan.created.clone(),
             progress,
         };
         if let Some(image) = self.base_config(&stage.origin, &state.platform)? {
-            self.check_platform(stage, &state.platform, &image);
+            state.base_unknown = self.is_unknown(&stage.origin, &state.platform);
+            // An image without layers is nothing that could be of a wrong platform.
+            if !state.base_unknown && !image.rootfs.diff_ids.is_empty() {
+                self.check_platform(stage, &state.platform, &image);
+            }
             state.image = image;
         }
         state.image.created = None;
@@ -175,14 +222,25 @@ impl Lowering<'_> {
     }
 
     fn check_platform(&mut self, stage: &Stage, wanted: &Platform, image: &ImageConfig) {
-        let is = image.platform();
-        if (&is.os, &is.architecture) != (&wanted.os, &wanted.architecture) && !is.architecture.is_empty() {
-            let name = match &stage.origin {
-                Origin::Image(name) => &name.written,
-                _ => &stage.label,
-            };
-            let message = format!("base image {name} was pulled with platform {wanted}, but is made for {is}");
-            self.warnings.push(Diagnostic::new(stage.span, message));
+        let name = match &stage.origin {
+            Origin::Image(name) => &name.written,
+            _ => return,
+        };
+        lint::invalid_base_platform::check(&mut self.linter, stage.span, name, wanted, &image.platform());
+    }
+
+    /// Attaches the exec form to what was found of commands in shell form, where it means the same: a CMD that no
+    /// ENTRYPOINT takes as arguments, an ENTRYPOINT that no CMD is appended to.
+    pub(super) fn mend_commands(&mut self, state: &StageState) {
+        for form in &state.shell_forms {
+            let config = &state.image.config;
+            let alone = if form.is_cmd { config.entrypoint.is_none() } else { config.cmd.is_none() };
+            if !alone || state.base_unknown {
+                continue;
+            }
+            if let Some(edit) = lint::json_args::exec_form(&self.plan.source, &form.command) {
+                self.linter.mend(&lint::json_args::RULE, form.span, edit);
+            }
         }
     }
 

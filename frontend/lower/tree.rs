@@ -179,6 +179,11 @@ impl<'a> Lowering<'a> {
         })
     }
 
+    /// Whether nothing is known of a base image but its name.
+    pub(super) fn is_unknown(&self, origin: &Origin, platform: &Platform) -> bool {
+        origin_image(self.plan, origin).is_some_and(|name| self.images.is_unknown(&name.full, platform))
+    }
+
     /// Notes that `path` of a local directory is read.
     pub(super) fn use_path(&mut self, origin: &Origin, path: &str) {
         let name = match origin {

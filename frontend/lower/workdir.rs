@@ -4,19 +4,26 @@ use graph::{FileAction, FileOp, MkdirAction, Op};
 
 use crate::Diagnostic;
 use crate::image_state::Layer;
-use crate::instruction::{Instruction, WorkdirInstruction};
+use crate::instruction::WorkdirInstruction;
+use crate::lint;
+use crate::stage::Step;
 
 use super::stage_state::StageState;
-use super::{Lowering, owner, path};
+use super::{Lowering, comments, owner, path};
 
 impl Lowering<'_> {
     pub(super) fn workdir(
         &mut self,
         state: &mut StageState,
-        instruction: &Instruction,
+        step: &Step,
         workdir: &WorkdirInstruction,
     ) -> Result<(), Diagnostic> {
         let wanted = self.word(state, &workdir.path)?;
+        let instruction = &step.instruction;
+        // Only the first one matters: it is the base of all others.
+        if !std::mem::replace(&mut state.workdir_set, true) {
+            lint::workdir_relative::check(&mut self.linter, comments(step), state.place, &wanted);
+        }
         let current = &state.image.config.working_dir;
         // An absolute path goes into the config as it was written; only a relative one has to be worked out.
         let dir = match wanted.as_str() {

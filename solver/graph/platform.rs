@@ -22,7 +22,14 @@ impl Platform {
     /// The platform of this machine.
     #[must_use]
     pub fn host() -> Self {
-        let (architecture, variant) = normalise(std::env::consts::ARCH, "");
+        let own = match std::env::consts::ARCH {
+            "x86" => "386",
+            "loongarch64" => "loong64",
+            "powerpc64" if cfg!(target_endian = "little") => "ppc64le",
+            "powerpc64" => "ppc64",
+            own => own,
+        };
+        let (architecture, variant) = normalise(own, "");
         Self { os: "linux".into(), architecture, variant }
     }
 }
@@ -45,26 +52,41 @@ impl FromStr for Platform {
         }
         let lower: Vec<String> = parts.iter().map(|p| p.to_ascii_lowercase()).collect();
         let (os, architecture, variant) = match lower.as_slice() {
-            [one] if matches!(one.as_str(), "linux" | "windows" | "darwin" | "freebsd") => {
+            [os] if is_known_os(os) => {
                 let host = Self::host();
-                (one.clone(), host.architecture, host.variant)
+                (os.clone(), host.architecture, host.variant)
             }
-            [arch] => ("linux".into(), arch.clone(), String::new()),
+            [arch] if is_known_architecture(&normalise(arch, "").0) => ("linux".into(), arch.clone(), String::new()),
             [os, arch] => (os.clone(), arch.clone(), String::new()),
             [os, arch, variant] => (os.clone(), arch.clone(), variant.clone()),
             _ => return Err(bad()),
         };
+        let os = if os == "macos" { "darwin".to_owned() } else { os };
         let (architecture, variant) = normalise(&architecture, &variant);
         Ok(Self { os, architecture, variant })
     }
 }
 
+/// A single word must be one of Go's names: otherwise any slip would be an architecture.
+fn is_known_os(os: &str) -> bool {
+    const KNOWN: &str = "aix android darwin dragonfly freebsd hurd illumos ios js linux macos nacl netbsd openbsd plan9 \
+                         solaris windows zos";
+    KNOWN.split_whitespace().any(|known| known == os)
+}
+
+fn is_known_architecture(architecture: &str) -> bool {
+    const KNOWN: &str = "386 amd64 amd64p32 arm armbe arm64 arm64be loong64 mips mips64 mips64le mips64p32 mips64p32le \
+                         mipsle ppc ppc64 ppc64le riscv riscv64 s390 s390x sparc sparc64 wasm";
+    KNOWN.split_whitespace().any(|known| known == architecture)
+}
+
 fn normalise(arch: &str, variant: &str) -> (String, String) {
     let (arch, variant) = match (arch, variant) {
-        ("i386" | "x86", _) => ("386", ""),
+        ("i386", _) => ("386", ""),
         ("x86_64" | "x86-64" | "amd64", "v1" | "") => ("amd64", ""),
         ("x86_64" | "x86-64", v) => ("amd64", v),
-        ("aarch64" | "arm64", "8" | "v8" | "") => ("arm64", ""),
+        ("aarch64" | "arm64", "8" | "v8" | "v8.0" | "") => ("arm64", ""),
+        ("aarch64" | "arm64", "9" | "9.0" | "v9.0") => ("arm64", "v9"),
         ("aarch64", v) => ("arm64", v),
         ("armhf", _) => ("arm", "v7"),
         ("armel", _) => ("arm", "v6"),
@@ -104,7 +126,7 @@ mod tests {
         ] {
             assert_eq!(text.parse::<Platform>().unwrap().to_string(), want, "{text}");
         }
-        for text in ["", "linux/", "a/b/c/d", "linux/am d64"] {
+        for text in ["", "x", "amd46", "linux/", "a/b/c/d", "linux/am d64"] {
             assert!(text.parse::<Platform>().is_err(), "{text}");
         }
     }

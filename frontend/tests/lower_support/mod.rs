@@ -1,6 +1,8 @@
 //! Reads cases, builds images for them, prints graphs and configs.
 
-use frontend::{ContextSource, Diagnostics, Images, Lowered, NoCache, Options, ResolvedImage, SourceFile, lower, plan};
+use frontend::{
+    ContextSource, Diagnostics, Finding, Images, Lowered, NoCache, Options, ResolvedImage, SourceFile, lower, plan,
+};
 use graph::{Digest, ImageConfig, NetworkMode, Op, Platform};
 use serde_json::Value;
 
@@ -114,9 +116,17 @@ pub(crate) fn lower_case(case: &Case<'_>) -> String {
         let lowered = lower(&plan, &images)?;
         let warnings = Diagnostics(lowered.warnings.clone()).render(&source);
         let warnings: String = warnings.lines().map(|line| format!("warning: {line}\n")).collect();
-        Ok(format!("{asked}{warnings}{}", print(&lowered)))
+        let findings: String = lowered.findings.iter().map(|finding| lint_line(&source, finding)).collect();
+        Ok(format!("{asked}{warnings}{findings}{}", print(&lowered)))
     };
     result().unwrap_or_else(|problems| problems.render(&source))
+}
+
+/// What a check found.
+pub(crate) fn lint_line(source: &SourceFile, finding: &Finding) -> String {
+    let lines = source.lines(finding.span);
+    let mends = if finding.edits.is_empty() { "" } else { " [can be mended]" };
+    format!("check {}-{} {}: {}{mends}\n", lines.first, lines.last, finding.rule.name, finding.message)
 }
 
 /// The graph, a node per paragraph, then the config and its history.
