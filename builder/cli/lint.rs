@@ -51,6 +51,9 @@ pub enum Format {
     Sarif,
 }
 
+/// Rounds of mending at most.
+const ROUNDS: usize = 5;
+
 /// What `--call` asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Call {
@@ -165,34 +168,42 @@ async fn quietly<T>(
     let signals = tokio::spawn(build::cancel_on_signal(cancelled.clone()));
     let done = work(progress, cancelled).await;
     signals.abort();
-    display.finish();
+    let _ = display.finish();
     done.map_err(Report::from)
 }
 
-/// Writes the mended file, and checks what became of it.
-async fn mend(args: &Args, session: &Session, checked: Checked) -> Result<Checked, Report> {
-    let (text, mended) = frontend::lint::apply(&checked.source, &checked.findings);
-    if mended == 0 {
-        return Ok(checked);
-    }
+/// Writes the mended file, until nothing is left that can be mended: of changes that touch each other only one is made at a
+/// time.
+async fn mend(args: &Args, session: &Session, mut checked: Checked) -> Result<Checked, Report> {
     let path = match (args.file.as_deref(), Path::new(&args.context)) {
         (Some("-"), _) => return Err(Report::new("--fix needs a file that can be written").with_exit_code(2)),
         (Some(file), _) => Path::new(file).to_owned(),
         (None, context) => context.join("Dockerfile"),
     };
-    let current = std::fs::read(&path).ok();
-    if current.as_deref() != Some(checked.source.text().as_bytes()) {
-        return Err(Report::new(format!("{} is not what was checked, so nothing was changed", path.display()))
-            .with_hint("--fix changes UTF-8 files of a local context; name the Dockerfile with -f"));
+    let mut all = 0;
+    for _ in 0..ROUNDS {
+        let (text, mended) = frontend::lint::apply(&checked.source, &checked.findings);
+        if mended == 0 {
+            break;
+        }
+        let current = std::fs::read(&path).ok();
+        if current.as_deref() != Some(checked.source.text().as_bytes()) {
+            return Err(Report::new(format!("{} is not what was checked, so nothing was changed", path.display()))
+                .with_hint("--fix changes UTF-8 files of a local context; name the Dockerfile with -f"));
+        }
+        std::fs::write(&path, text).map_err(|error| {
+            let mut report = Report::new(format!("cannot write {}", path.display()));
+            report.caused_by(error.to_string());
+            report
+        })?;
+        all += mended;
+        checked = look(request(args, session)?, session, true).await?;
     }
-    std::fs::write(&path, text).map_err(|error| {
-        let mut report = Report::new(format!("cannot write {}", path.display()));
-        report.caused_by(error.to_string());
-        report
-    })?;
-    let plural = if mended == 1 { "" } else { "s" };
-    eprintln!("{}: {mended} finding{plural} mended", path.display());
-    look(request(args, session)?, session, true).await
+    if all > 0 {
+        let plural = if all == 1 { "" } else { "s" };
+        eprintln!("{}: {all} finding{plural} mended", path.display());
+    }
+    Ok(checked)
 }
 
 fn finish(checked: &Checked, format: Format) -> Result<ExitCode, Report> {

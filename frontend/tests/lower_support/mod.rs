@@ -1,5 +1,8 @@
 //! Reads cases, builds images for them, prints graphs and configs.
 
+use std::sync::Arc;
+
+use frontend::dockerignore::Patterns;
 use frontend::{
     ContextSource, Diagnostics, Finding, Images, Lowered, NoCache, Options, ResolvedImage, SourceFile, lower, plan,
 };
@@ -56,6 +59,10 @@ impl<'a> Case<'a> {
                 "--build-context" => {
                     let (name, value) = pair();
                     options.named_contexts.insert(name, context(&value));
+                }
+                "ignored" => {
+                    let text = rest.replace("\\n", "\n");
+                    options.ignored = Some(Arc::new(Patterns::parse(&text).unwrap()));
                 }
                 "image" => images.push(rest.split_once(' ').unwrap_or((rest, "{}"))),
                 _ => panic!("unknown option in a case: {line}"),
@@ -120,6 +127,24 @@ pub(crate) fn lower_case(case: &Case<'_>) -> String {
         Ok(format!("{asked}{warnings}{findings}{}", print(&lowered)))
     };
     result().unwrap_or_else(|problems| problems.render(&source))
+}
+
+/// Lowers all stages of a text with the options of a case.
+#[allow(dead_code)] // Not every test that includes this module checks.
+pub(crate) fn checked(case: &Case<'_>, text: &str) -> Result<Lowered, Diagnostics> {
+    let (options, configs) = case.options();
+    let plan = plan(&SourceFile::new("Dockerfile", text), &Options { all_stages: true, ..options })?;
+    let mut images = Images::new();
+    loop {
+        let missing = plan.missing_images(&images)?;
+        if missing.is_empty() {
+            return lower(&plan, &images);
+        }
+        for request in missing {
+            let config = configs.iter().find(|(name, _)| *name == request.written).map_or("{}", |(_, config)| config);
+            images.insert(request.reference, request.platform.clone(), image(config, &request.platform));
+        }
+    }
 }
 
 /// What a check found.
