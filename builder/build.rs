@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
@@ -18,8 +18,8 @@ use crate::context::{self, ContextArg, ContextError, LocalContext, Place, Wanted
 use crate::export::OutputSpec;
 use crate::image::{self, BuiltLayer};
 use crate::images::{ImageError, parse_name};
-use crate::network::{HOST_GATEWAY, StepNetwork};
 use crate::named::{self, Layouts, NamedContexts};
+use crate::network::{HOST_GATEWAY, StepNetwork};
 use crate::session::{Session, SessionError};
 use crate::worker::{BuildWorker, Rootfs, StepPolicy, WorkError};
 

@@ -58,8 +58,7 @@ impl NamedContexts {
         for spec in specs {
             let (name, value) =
                 spec.split_once('=').ok_or_else(|| format!("--build-context {spec:?} is not NAME=SOURCE"))?;
-            all.add(name.to_ascii_lowercase(), value)
-                .map_err(|why| format!("--build-context {spec:?}: {why}"))?;
+            all.add(name.to_ascii_lowercase(), value).map_err(|why| format!("--build-context {spec:?}: {why}"))?;
         }
         Ok(all)
     }
@@ -139,9 +138,7 @@ impl Layout {
             Ok(Found { resolved, config: image.id, chain, local: true })
         });
         let found = found.await.map_err(|error| ImageError::Layout(Box::new(std::io::Error::other(error))))?;
-        found.map_err(|source| {
-            ImageError::Layout(Box::new(LayoutError { directory: self.directory.clone(), source }))
-        })
+        found.map_err(|source| ImageError::Layout(Box::new(LayoutError { directory: self.directory.clone(), source })))
     }
 }
 

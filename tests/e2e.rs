@@ -6,6 +6,8 @@ mod apt;
 mod build;
 #[path = "e2e/cache.rs"]
 mod cache;
+#[path = "e2e/checks.rs"]
+mod checks;
 #[path = "e2e/concurrency.rs"]
 mod concurrency;
 #[path = "e2e/failures.rs"]

@@ -91,9 +91,7 @@ pub fn layout_image(
     };
     let images: Vec<_> = index.manifests().iter().filter(|descriptor| !is_attestation(descriptor)).collect();
     let chosen = match (&wanted.digest, &wanted.tag, images.as_slice()) {
-        (Some(digest), ..) => {
-            images.iter().find(|image| image.digest().to_string() == digest.to_string()).copied()
-        }
+        (Some(digest), ..) => images.iter().find(|image| image.digest().to_string() == digest.to_string()).copied(),
         (None, None, [only]) => Some(*only),
         (None, tag, _) => {
             let tag = tag.as_deref().unwrap_or("latest");
