@@ -69,7 +69,7 @@ impl Session {
     /// What cannot be opened or read.
     pub fn open(global: &Global, start: Start) -> Result<Self, SessionError> {
         let Start { tier, launcher } = start;
-        let is_root = tier == Tier::Root;
+        let is_root = matches!(tier, Tier::Root | Tier::Confined { .. });
         let config = Config::load(global.config.as_deref(), is_root)?;
         let root = global.root.clone().or_else(|| snapshotter::default_root(is_root, |name| std::env::var_os(name)));
         let root = root.ok_or(SessionError::NoRoot)?;
@@ -99,14 +99,8 @@ impl Session {
 fn apply_options(tier: &Tier) -> ApplyOptions {
     let ownership = match tier {
         Tier::SingleId { .. } => Ownership::Skip,
-        Tier::Root | Tier::SubordinateIds { .. } => Ownership::Keep,
+        Tier::Root | Tier::SubordinateIds { .. } | Tier::Confined { .. } => Ownership::Keep,
     };
-    let marks = if in_user_namespace() { Marks::User } else { Marks::Trusted };
+    let marks = if sys::namespace::in_user_namespace() { Marks::User } else { Marks::Trusted };
     ApplyOptions { marks, ownership }
-}
-
-/// Whether uids are mapped (user_namespaces(7)).
-fn in_user_namespace() -> bool {
-    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
-    !map.split_whitespace().eq(["0", "0", "4294967295"])
 }

@@ -19,6 +19,7 @@
 //! mount is attached by descriptor; a limit that was asked for holds or is an error.
 
 mod capabilities;
+mod confined;
 mod cgroup;
 mod error;
 mod init;
