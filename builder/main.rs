@@ -3,8 +3,8 @@
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use executor::{Fallbacks, Launcher};
 use executor::rootless::{self, Tier};
+use executor::{Fallbacks, Launcher};
 use rbuild::cli::{self, Cli};
 use rbuild::report::Report;
 use rbuild::session::Start;

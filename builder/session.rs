@@ -74,15 +74,13 @@ impl Session {
         let root = global.root.clone().or_else(|| snapshotter::default_root(is_root, |name| std::env::var_os(name)));
         let root = root.ok_or(SessionError::NoRoot)?;
         let store = Arc::new(Store::open(&root)?);
-        // The provider can only be installed once; who comes second finds it done.
-        let _ = rustls::crypto::ring::default_provider().install_default();
         let registries: BTreeMap<_, _> = config.registry.clone().into_iter().collect();
         let notices = Arc::new(Notices::default());
         let settings = Settings { registries, on_event: Some(notices.sink()), ..Settings::from_env() };
         let client = Client::new(settings, Arc::new(registry::DockerCredentials::from_env()));
         let remote = Remote::new(client, Arc::clone(&store));
         let layers = Arc::new(Layers::new(Arc::clone(&store), remote.clone(), apply_options(&tier)));
-        let http = reqwest::Client::builder().user_agent(concat!("rbuild/", env!("CARGO_PKG_VERSION"))).build();
+        let http = registry::plain_client(concat!("rbuild/", env!("CARGO_PKG_VERSION")));
         Ok(Self { config, store, remote, notices, layers, http: http.map_err(SessionError::Http)?, tier, launcher })
     }
 

@@ -19,8 +19,8 @@
 //! mount is attached by descriptor; a limit that was asked for holds or is an error.
 
 mod capabilities;
-mod confined;
 mod cgroup;
+mod confined;
 mod error;
 mod init;
 mod launcher;

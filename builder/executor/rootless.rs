@@ -259,7 +259,10 @@ mod tests {
         let text = "anna:100000:65536\nberta:165536:65536\n1000:300000:10\nbroken\nanna:x:1\nanna:400000:0\n";
         assert_eq!(subordinate_ranges(text, Some("anna"), 1000), [(100_000, 65536), (300_000, 10)]);
         assert_eq!(subordinate_ranges(text, None, 1), []);
-        assert_eq!(own_ranges("         0     100000      65536\n     65536          5          1\n"), [(0, 65536), (65536, 1)]);
+        assert_eq!(
+            own_ranges("         0     100000      65536\n     65536          5          1\n"),
+            [(0, 65536), (65536, 1)]
+        );
         assert_eq!(user_name("root:x:0:0::/:\nanna:x:1000:1000::/:\n", 1000).as_deref(), Some("anna"));
         assert_eq!(
             map_arguments(1000, &[(100_000, 65536), (300_000, 10)]),

@@ -73,7 +73,9 @@ fn put(fixture: &mut Fixture, places: &mut init::Places<'_>, mount: &spec::Mount
         }
         Source::Bind { .. } => Err(impossible("a directory of the host")),
         Source::Overlay { .. } => Err(impossible("a mount of several layers")),
-        Source::File { .. } => Err(impossible("a file that is on no disk, as secrets are (a secret can be given as a variable: env=NAME)")),
+        Source::File { .. } => {
+            Err(impossible("a file that is on no disk, as secrets are (a secret can be given as a variable: env=NAME)"))
+        }
     }
 }
 

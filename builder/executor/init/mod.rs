@@ -118,7 +118,7 @@ fn become_step(setup: &Setup<'_>) -> Result<(), Error> {
         None => None,
     };
     devices::console(&places, terminal.as_ref())?;
-    system::protect(&places, process, &mut scratch)?;
+    system::protect(&places, process, &system, &mut scratch)?;
 
     // 5. What the step was given.
     mounts::etc_files(&mut places, &process.files, &mut scratch)?;
