@@ -69,6 +69,8 @@ impl std::fmt::Display for StepFailure {
 impl BuildWorker {
     pub(super) async fn exec(&self, context: &RunContext, op: &ExecOp, inputs: &[Output]) -> Result<Rootfs, WorkError> {
         self.check_entitlements(op)?;
+        let confined = self.launcher.is_confined();
+        let _turn = if confined { self.turn.acquire().await.ok() } else { None };
         let base = self.input_rootfs(context, op.root, inputs).await?;
         let mut held = Held::default();
         let root = self.layers.root(context, base.chain.as_ref(), true).await?;
@@ -141,7 +143,7 @@ impl BuildWorker {
             NetworkMode::None => executor::Network::None,
             NetworkMode::Host => executor::Network::Host,
             NetworkMode::Default => {
-                if !self.network_noted.swap(true, Ordering::Relaxed) {
+                if !self.launcher.is_confined() && !self.network_noted.swap(true, Ordering::Relaxed) {
                     context.progress.warn(
                         "RUN steps use the host's network: a private one is not supported yet; --network=none isolates them",
                     );
@@ -166,7 +168,9 @@ impl BuildWorker {
             MountKind::Tmpfs { size } => add(Source::Tmpfs { size: *size, mode: 0o1777 }, mount.readonly),
             MountKind::Bind(bind) => {
                 let rootfs = self.bind_source(context, bind, inputs).await?;
-                let root = self.layers.root(context, rootfs.chain.as_ref(), !mount.readonly).await?;
+                // Without mounts it is moved into the step's root, which wants a copy that nobody else has.
+                let own = !mount.readonly || self.launcher.is_confined();
+                let root = self.layers.root(context, rootfs.chain.as_ref(), own).await?;
                 add(root.source(bind.selector.clone()), mount.readonly);
                 held.roots.push(root);
             }
@@ -221,6 +225,7 @@ impl BuildWorker {
         initial: Rootfs,
     ) -> Result<snapshotter::CacheMountDir, WorkError> {
         let sharing = match cache.sharing {
+            _ if self.launcher.is_confined() => snapshotter::CacheMountSharing::Locked,
             CacheSharing::Shared => snapshotter::CacheMountSharing::Shared,
             CacheSharing::Private => snapshotter::CacheMountSharing::Private,
             CacheSharing::Locked => snapshotter::CacheMountSharing::Locked,

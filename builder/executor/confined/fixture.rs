@@ -40,7 +40,8 @@ impl Fixture {
         Self { aside, moved: 0, put: Vec::new() }
     }
 
-    /// The nodes that every program may use. Where none can be made, a file has to do.
+    /// The nodes that every program may use. Where none can be made, or opened since the file system refuses devices, an empty
+    /// file has to do for /dev/null, and the rest is missing.
     pub(super) fn devices(&mut self, places: &mut Places<'_>) -> sys::Result<()> {
         let dev = places.standard_directory("dev")?;
         let dev = reopen(&dev)?;
@@ -48,12 +49,26 @@ impl Fixture {
             let put = self.clear(clone(&dev)?, name)?;
             let device = rustix::fs::makedev(*major, *minor);
             let mode = Mode::from_raw_mode(0o666);
-            match rustix::fs::mknodat(&put.parent, *name, FileType::CharacterDevice, mode, device) {
-                Err(Errno::PERM | Errno::ACCESS) => drop(write_file(put.parent.as_fd(), name, b"", 0o666)?),
-                other => other.call(|| format!("mknodat(/dev/{name})"))?,
+            let usable = match rustix::fs::mknodat(&put.parent, *name, FileType::CharacterDevice, mode, device) {
+                Err(Errno::PERM | Errno::ACCESS) => false,
+                other => {
+                    other.call(|| format!("mknodat(/dev/{name})"))?;
+                    let flags = OFlags::RDONLY | OFlags::NOCTTY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+                    let opened = rustix::fs::openat(&put.parent, *name, flags, Mode::empty());
+                    !matches!(opened, Err(Errno::PERM | Errno::ACCESS))
+                }
+            };
+            if !usable {
+                file::remove_all(&put.parent, name.as_bytes()).call(|| format!("unlink(/dev/{name})"))?;
+                if *name == "null" {
+                    drop(write_file(put.parent.as_fd(), name, b"", 0o666)?);
+                }
             }
-            // The caller's umask was in the way.
-            rustix::fs::chmodat(&put.parent, *name, mode, AtFlags::empty()).call(|| format!("chmod(/dev/{name})"))?;
+            if usable || *name == "null" {
+                // The caller's umask was in the way.
+                rustix::fs::chmodat(&put.parent, *name, mode, AtFlags::empty())
+                    .call(|| format!("chmod(/dev/{name})"))?;
+            }
             self.keep(put)?;
         }
         let shm = self.clear(dev, "shm")?;

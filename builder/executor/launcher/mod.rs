@@ -38,6 +38,8 @@ struct Shared {
     socket: Option<OwnedFd>,
     /// The launcher's process.
     process: Option<(i32, OwnedFd)>,
+    /// Whether steps get neither namespaces nor mounts.
+    confined: bool,
     /// What the launcher said first, once somebody wanted to know.
     greeting: OnceLock<Result<(), Error>>,
 }
@@ -68,7 +70,14 @@ impl Launcher {
     /// In place of a launcher where there can be none: whoever wants a step is told why.
     #[must_use]
     pub fn none(why: Error) -> Self {
-        Self { shared: Arc::new(Shared { socket: None, process: None, greeting: OnceLock::from(Err(why)) }) }
+        Self {
+            shared: Arc::new(Shared {
+                socket: None,
+                process: None,
+                confined: false,
+                greeting: OnceLock::from(Err(why)),
+            }),
+        }
     }
 
     fn spawn(fallbacks: Fallbacks) -> sys::Result<Self> {
@@ -78,7 +87,8 @@ impl Launcher {
         match process::clone(namespaces, None)? {
             Cloned::Parent { pid, pidfd } => {
                 drop(theirs);
-                let shared = Shared { socket: Some(ours), process: Some((pid, pidfd)), greeting: OnceLock::new() };
+                let (socket, process) = (Some(ours), Some((pid, pidfd)));
+                let shared = Shared { socket, process, confined: fallbacks.confined, greeting: OnceLock::new() };
                 Ok(Self { shared: Arc::new(shared) })
             }
             Cloned::Child => {
@@ -141,6 +151,12 @@ impl Launcher {
                 }
             }
         }
+    }
+
+    /// Whether steps get neither namespaces nor mounts: they must then come one at a time, each with a root directory of its
+    /// own, and what is mounted into it must be theirs alone.
+    pub fn is_confined(&self) -> bool {
+        self.shared.confined
     }
 
     /// The launcher's process id, for diagnostics.
