@@ -6,7 +6,7 @@ use std::sync::Arc;
 use executor::Launcher;
 use executor::rootless::Tier;
 use registry::{Client, Settings};
-use snapshotter::layer::{ApplyOptions, Ownership};
+use snapshotter::layer::{ApplyOptions, Marks, Ownership};
 use snapshotter::{Store, StoreError};
 
 use crate::cli::Global;
@@ -101,7 +101,8 @@ fn apply_options(tier: &Tier) -> ApplyOptions {
         Tier::SingleId { .. } => Ownership::Skip,
         Tier::Root | Tier::SubordinateIds { .. } => Ownership::Keep,
     };
-    ApplyOptions { userxattr: in_user_namespace(), ownership }
+    let marks = if in_user_namespace() { Marks::User } else { Marks::Trusted };
+    ApplyOptions { marks, ownership }
 }
 
 /// Whether uids are mapped (user_namespaces(7)).

@@ -32,6 +32,7 @@ pub(crate) enum FileKind {
     Snapshot = 2,
     Index = 3,
     Merged = 4,
+    Plain = 5,
 }
 
 // `files.seq` only grows, so that a sync can say which rows it covers: those up to the number it began with.

@@ -98,7 +98,7 @@ impl Store {
         }
         for chain in graph.layers.keys().filter(|chain| !marked.layers.contains(*chain)) {
             db.prepare_cached("DELETE FROM layers WHERE chain = ?1")?.execute([chain])?;
-            for kind in [FileKind::Snapshot, FileKind::Index, FileKind::Merged] {
+            for kind in [FileKind::Snapshot, FileKind::Plain, FileKind::Index, FileKind::Merged] {
                 db.prepare_cached("DELETE FROM files WHERE kind = ?1 AND digest = ?2")?
                     .execute(params![kind as i64, chain])?;
             }

@@ -31,9 +31,10 @@ pub(crate) struct Layout {
 
 const VERSION_BEING_WRITTEN: &str = ".version-";
 
-const DIRECTORIES: [&str; 12] = [
+const DIRECTORIES: [&str; 13] = [
     "blobs/sha256",
     "snapshots",
+    "plain",
     "indexes",
     "merged",
     "active",
@@ -127,6 +128,11 @@ impl Layout {
 
     pub(crate) fn snapshot(&self, chain: &Digest) -> PathBuf {
         self.root.join("snapshots").join(chain.hex())
+    }
+
+    /// An unpacked layer without marks for overlays.
+    pub(crate) fn plain(&self, chain: &Digest) -> PathBuf {
+        self.root.join("plain").join(chain.hex())
     }
 
     pub(crate) fn index(&self, chain: &Digest) -> PathBuf {

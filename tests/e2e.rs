@@ -34,4 +34,6 @@ mod self_test;
 mod shared_cache;
 #[path = "e2e/sources.rs"]
 mod sources;
+#[path = "e2e/storage.rs"]
+mod storage;
 mod support;

@@ -9,6 +9,8 @@ mod http;
 mod layers;
 mod mask;
 mod merge;
+mod places;
+mod roots;
 mod secrets;
 mod source;
 
@@ -35,6 +37,7 @@ pub(crate) use file::{ReadableTree, archive_tree, wildcard};
 pub use git::GitError;
 pub use http::HttpError;
 pub use layers::{BlobTypes, Layers};
+pub(crate) use roots::StepRoot;
 pub use secrets::{SecretError, Secrets};
 pub(crate) use source::{clone_context, download_context};
 
