@@ -13,7 +13,6 @@ mod failure;
 pub mod image;
 pub mod images;
 pub mod import;
-pub mod network;
 pub mod notices;
 pub mod outputs;
 pub mod progress;
