@@ -17,6 +17,7 @@ use crate::context::{self, ContextArg, ContextError, LocalContext, Place, Wanted
 use crate::export::OutputSpec;
 use crate::image::{self, BuiltLayer};
 use crate::images::{ImageError, parse_name};
+use crate::network::{HOST_GATEWAY, StepNetwork};
 use crate::session::{Session, SessionError};
 use crate::worker::{BuildWorker, Rootfs, StepPolicy, WorkError};
 
@@ -495,13 +496,17 @@ impl Request {
         let tags = args.tags.iter().map(|tag| parse_name(tag).map_err(|error| error.to_string()));
         let tags: Vec<Reference> = tags.collect::<Result<_, _>>()?;
         let platforms = platforms(&args.platforms)?;
-        let (network, allow_host) = match args.network.as_str() {
-            "" | "default" | "bridge" => (NetworkMode::Default, false),
-            "none" => (NetworkMode::None, false),
-            "host" => (NetworkMode::Host, true),
-            other => return Err(format!("--network {other:?} is none of default, none and host")),
+        let wanted = match &args.network {
+            Some(text) => StepNetwork::parse(text)?,
+            None => config.network,
         };
-        let mut policy = StepPolicy { allow_host_network: allow_host, ..StepPolicy::default() };
+        let network = match wanted {
+            StepNetwork::Default | StepNetwork::Private => NetworkMode::Default,
+            StepNetwork::None => NetworkMode::None,
+            StepNetwork::Host => NetworkMode::Host,
+        };
+        let allow_host_network = wanted == StepNetwork::Host;
+        let mut policy = StepPolicy { network: wanted, allow_host_network, ..StepPolicy::default() };
         for entitlement in &args.allow {
             match entitlement.as_str() {
                 "network.host" => policy.allow_host_network = true,
@@ -601,7 +606,7 @@ pub(crate) fn add_host(text: &str) -> Result<(String, String), String> {
     let plain = address.trim_start_matches('[').trim_end_matches(']');
     match plain.parse::<std::net::IpAddr>() {
         Ok(address) => Ok((name.to_owned(), address.to_string())),
-        Err(_) if address == "host-gateway" => Ok((name.to_owned(), "127.0.0.1".to_owned())),
+        Err(_) if address == HOST_GATEWAY => Ok((name.to_owned(), address.to_owned())),
         Err(_) => Err(format!("--add-host {text:?}: {address:?} is not an IP address")),
     }
 }

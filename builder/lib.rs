@@ -13,6 +13,7 @@ mod failure;
 pub mod image;
 pub mod images;
 pub mod import;
+pub mod network;
 pub mod notices;
 pub mod outputs;
 pub mod progress;

@@ -18,6 +18,8 @@ mod images;
 mod kills;
 #[path = "e2e/layers.rs"]
 mod layers;
+#[path = "e2e/network.rs"]
+mod network;
 #[path = "e2e/outputs.rs"]
 mod outputs;
 #[path = "e2e/registry.rs"]

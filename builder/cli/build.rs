@@ -71,9 +71,9 @@ pub struct Args {
     /// Write what was built to this file, as JSON
     #[arg(long, value_name = "FILE")]
     pub metadata_file: Option<PathBuf>,
-    /// Network of RUN steps: default, none or host
-    #[arg(long, value_name = "MODE", default_value = "default")]
-    pub network: String,
+    /// Network of RUN steps: default (private where it can be had, otherwise the host's), private, none or host
+    #[arg(long, value_name = "MODE")]
+    pub network: Option<String>,
     /// Progress display: auto, tty, plain, quiet or rawjson
     #[arg(long, value_name = "MODE", env = "BUILDKIT_PROGRESS", default_value = "auto")]
     pub progress: Mode,
@@ -106,7 +106,7 @@ pub struct Args {
     /// ssh agent for `RUN --mount=type=ssh`: `default` or `ID=SOCKET`
     #[arg(long = "ssh", value_name = "SPEC")]
     pub ssh: Vec<String>,
-    /// Add a line to /etc/hosts of RUN steps: `host:ip`
+    /// Add a line to /etc/hosts of RUN steps: `host:ip`; for `host-gateway` as the ip, this machine
     #[arg(long = "add-host", value_name = "HOST:IP")]
     pub add_hosts: Vec<String>,
     /// Allow what a Dockerfile may ask for: network.host, security.insecure

@@ -37,12 +37,12 @@ pub struct Layers {
     options: ApplyOptions,
     slots: Arc<Semaphore>,
     indexes: Mutex<HashMap<Digest, Arc<LayerIndex>>>,
+    /// Blobs that were not where they should be.
+    lost: Mutex<HashSet<Digest>>,
     /// Why there are no overlays, once it was asked.
     without_overlays: OnceLock<Option<String>>,
     /// The person was told so.
     pub(super) noted: AtomicBool,
-    /// Blobs that were not where they should be.
-    lost: Mutex<HashSet<Digest>>,
 }
 
 impl Layers {
@@ -55,9 +55,9 @@ impl Layers {
             options,
             slots: Arc::new(Semaphore::new(PARALLEL)),
             indexes: Mutex::default(),
+            lost: Mutex::default(),
             without_overlays: OnceLock::new(),
             noted: AtomicBool::new(false),
-            lost: Mutex::default(),
         }
     }
 

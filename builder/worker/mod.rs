@@ -30,7 +30,6 @@ use crate::context::{ContextError, LocalContext, Wanted};
 use crate::images::ImageError;
 
 pub(crate) use decompress::decompressed;
-pub(crate) use exec::etc_files;
 pub use exec::{Ending, StepFailure, StepPolicy};
 pub use file::FileError;
 pub(crate) use file::{ReadableTree, archive_tree, wildcard};
