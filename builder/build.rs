@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
 
 use frontend::{ContextSource, Diagnostics, Images, Lowered, NoCache, SourceFile};
 use graph::{Digest, Graph, NetworkMode, NodeId, Op, Platform, SourceOp};
@@ -12,10 +12,12 @@ use registry::Reference;
 use solver::{Options, Progress, RunContext, SolveError};
 use tokio_util::sync::CancellationToken;
 
+use crate::cache::{self, CacheFrom, Imports, Recorded};
 use crate::context::{self, ContextArg, ContextError, LocalContext, Place, Wanted};
 use crate::export::OutputSpec;
 use crate::image::{self, BuiltLayer};
 use crate::images::{ImageError, parse_name};
+use crate::network::{HOST_GATEWAY, StepNetwork};
 use crate::session::{Session, SessionError};
 use crate::worker::{BuildWorker, Rootfs, StepPolicy, WorkError};
 
@@ -42,6 +44,10 @@ pub struct Request {
     pub policy: StepPolicy,
     /// Steps at the same time.
     pub parallel: usize,
+    /// `--cache-from`
+    pub cache_from: Vec<CacheFrom>,
+    /// `--cache-to type=inline`: the records go into the image.
+    pub cache_inline: bool,
 }
 
 /// A finished build.
@@ -57,6 +63,8 @@ pub struct Built {
     pub hits: usize,
     /// Steps that ran.
     pub misses: usize,
+    /// What was made and found, for `--cache-to`.
+    pub results: Vec<Recorded>,
 }
 
 /// What was built for one platform.
@@ -140,6 +148,7 @@ pub async fn build(
     cancelled: &CancellationToken,
 ) -> Result<Built, BuildError> {
     let Request { context, file, frontend: options, platforms, directories, pull, policy, parallel, .. } = request;
+    let imports = Imports::new(request.cache_from, session.remote.clone(), Arc::clone(&session.store));
     let loaded = load(session, context, file, progress, cancelled).await?;
     let source = loaded.dockerfile.source;
     let plans = plans(&source, &options, &platforms)?;
@@ -150,13 +159,15 @@ pub async fn build(
     let epoch = plans.first().and_then(|plan| plan.options().source_date_epoch);
     let epoch = epoch.and_then(|seconds| jiff::Timestamp::from_second(seconds).ok());
     let (graph, roots) = joined(&lowered);
-    let worker = Arc::new(worker(session, &graph, contexts, policy, epoch)?);
+    let worker = Arc::new(worker(session, &graph, contexts, policy, imports, epoch)?);
     let solved = solve(&graph, &roots, Arc::clone(&worker), parallel, &source, progress, cancelled).await?;
+    let results = worker.take_results();
+    let inline = request.cache_inline.then_some(results.as_slice());
     let mut images = Vec::with_capacity(lowered.len());
     for (one, rootfs) in lowered.into_iter().zip(solved.rootfs) {
-        images.push(finish(session, one, rootfs, epoch)?);
+        images.push(finish(session, one, rootfs, epoch, inline)?);
     }
-    Ok(Built { images, epoch, source, hits: solved.hits, misses: solved.misses })
+    Ok(Built { images, epoch, source, hits: solved.hits, misses: solved.misses, results })
 }
 
 /// One plan for each platform: what a Dockerfile means may depend on it from the first line on.
@@ -337,6 +348,7 @@ fn worker(
     graph: &Graph<Op>,
     contexts: HashMap<String, Arc<LocalContext>>,
     policy: StepPolicy,
+    imports: Imports,
     epoch: Option<jiff::Timestamp>,
 ) -> Result<BuildWorker, BuildError> {
     let mut wanted = HashMap::new();
@@ -357,6 +369,8 @@ fn worker(
         scratch: session.store.scratch_directory(),
         network_noted: AtomicBool::new(false),
         turn: tokio::sync::Semaphore::new(1),
+        imports,
+        results: Mutex::default(),
     })
 }
 
@@ -411,6 +425,7 @@ fn finish(
     one: LoweredFor,
     rootfs: Rootfs,
     epoch: Option<jiff::Timestamp>,
+    inline: Option<&[Recorded]>,
 ) -> Result<BuiltImage, BuildError> {
     let LoweredFor { lowered, bases } = one;
     let layers = match &rootfs.chain {
@@ -424,7 +439,11 @@ fn finish(
         base.len() <= layers.len() && base.iter().zip(&layers).all(|(diff_id, layer)| *diff_id == layer.diff_id)
     };
     let base_layers = bases.iter().filter(begins_with).map(Vec::len).max().unwrap_or(0);
-    let unfinished = lowered.config;
+    let mut unfinished = lowered.config;
+    cache::strip_inline(&mut unfinished);
+    if let Some(results) = inline {
+        cache::inline_into(&mut unfinished, &session.store, results, rootfs.chain)?;
+    }
     let config = image::finish(unfinished.clone(), &layers, epoch, jiff::Timestamp::now());
     let config = serde_json::to_vec(&config).map_err(|error| BuildError::Internal(error.to_string()))?;
     let id = session.store.put_blob(&config)?;
@@ -478,13 +497,17 @@ impl Request {
         let tags = args.tags.iter().map(|tag| parse_name(tag).map_err(|error| error.to_string()));
         let tags: Vec<Reference> = tags.collect::<Result<_, _>>()?;
         let platforms = platforms(&args.platforms)?;
-        let (network, allow_host) = match args.network.as_str() {
-            "" | "default" | "bridge" => (NetworkMode::Default, false),
-            "none" => (NetworkMode::None, false),
-            "host" => (NetworkMode::Host, true),
-            other => return Err(format!("--network {other:?} is none of default, none and host")),
+        let wanted = match &args.network {
+            Some(text) => StepNetwork::parse(text)?,
+            None => config.network,
         };
-        let mut policy = StepPolicy { allow_host_network: allow_host, ..StepPolicy::default() };
+        let network = match wanted {
+            StepNetwork::Default | StepNetwork::Private => NetworkMode::Default,
+            StepNetwork::None => NetworkMode::None,
+            StepNetwork::Host => NetworkMode::Host,
+        };
+        let allow_host_network = wanted == StepNetwork::Host;
+        let mut policy = StepPolicy { network: wanted, allow_host_network, ..StepPolicy::default() };
         for entitlement in &args.allow {
             match entitlement.as_str() {
                 "network.host" => policy.allow_host_network = true,
@@ -501,6 +524,8 @@ impl Request {
         } else {
             NoCache::Stages(args.no_cache_filter.clone())
         };
+        let cache_from = args.cache_from.iter().map(|spec| CacheFrom::parse(spec).map_err(|error| error.to_string()));
+        let cache_from = cache_from.collect::<Result<Vec<_>, _>>()?;
         let frontend = frontend::Options {
             build_args: build_args(&args.build_args),
             target: args.target.clone(),
@@ -522,6 +547,8 @@ impl Request {
             outputs: args.output_specs()?,
             policy,
             parallel: args.max_parallelism.or(config.max_parallelism).unwrap_or_else(default_parallelism),
+            cache_from,
+            cache_inline: args.cache_specs()?.iter().any(|to| to.place == cache::Place::Inline),
         })
     }
 }
@@ -580,7 +607,7 @@ pub(crate) fn add_host(text: &str) -> Result<(String, String), String> {
     let plain = address.trim_start_matches('[').trim_end_matches(']');
     match plain.parse::<std::net::IpAddr>() {
         Ok(address) => Ok((name.to_owned(), address.to_string())),
-        Err(_) if address == "host-gateway" => Ok((name.to_owned(), "127.0.0.1".to_owned())),
+        Err(_) if address == HOST_GATEWAY => Ok((name.to_owned(), address.to_owned())),
         Err(_) => Err(format!("--add-host {text:?}: {address:?} is not an IP address")),
     }
 }

@@ -15,6 +15,9 @@ pub struct Config {
     /// The engine into which images are loaded when no output is named.
     #[serde(default)]
     pub load: Option<Engine>,
+    /// The network of RUN steps: default, private, none or host.
+    #[serde(default)]
+    pub network: crate::network::StepNetwork,
     /// Steps that may run at the same time.
     #[serde(default, rename = "max-parallelism")]
     pub max_parallelism: Option<usize>,

@@ -37,7 +37,8 @@ pub fn finish(
                 (None, Some(time)) => Some(text(time)),
                 (None, None) => before.clone(),
             };
-            entry.created = own.or_else(|| Some(text(epoch.unwrap_or(now))));
+            // The layer of a base that tells no time has none, or the image would be another one each time.
+            entry.created = own.or_else(|| entry.empty_layer.then(|| text(now)));
         }
         before.clone_from(&entry.created);
     }

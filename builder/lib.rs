@@ -4,6 +4,7 @@
 //! [`build::build`] is that story in one function, [`outputs::deliver`] its end.
 
 pub mod build;
+pub mod cache;
 pub mod cli;
 pub mod config;
 pub mod context;
@@ -12,6 +13,7 @@ mod failure;
 pub mod image;
 pub mod images;
 pub mod import;
+pub mod network;
 pub mod notices;
 pub mod outputs;
 pub mod progress;

@@ -60,7 +60,7 @@ pub use layout::default_root;
 pub use lock::KeyLock;
 pub use overlay::OverlayUnusable;
 pub use partial::PartialBlob;
-pub use record::{CacheRecord, LayerBlobRecord, LayerRecord};
+pub use record::{CacheRecord, LayerBlobRecord, LayerRecord, RecordedKey};
 pub use snapshot::{Active, Snapshot};
 pub use stat_cache::{StatCache, StatKey};
 pub use store::Store;

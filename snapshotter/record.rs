@@ -63,6 +63,17 @@ pub struct LayerBlobRecord {
     pub size: u64,
 }
 
+/// One of the keys under which a result is recorded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RecordedKey {
+    /// The key.
+    pub key: ContentDigest,
+    /// The result's stack.
+    pub chain: Digest,
+    /// Key of the operation alone.
+    pub definition: ContentDigest,
+}
+
 /// A recorded result of an operation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CacheRecord {

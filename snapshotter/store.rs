@@ -14,7 +14,7 @@ use crate::db::{Db, FileKind, column_content, column_digest, column_optional_dig
 use crate::layout::Layout;
 use crate::lease::{self, Lease};
 use crate::reaper::Reaper;
-use crate::record::{CacheRecord, LayerBlobRecord, LayerRecord};
+use crate::record::{CacheRecord, LayerBlobRecord, LayerRecord, RecordedKey};
 use crate::recover;
 
 /// An open store. Shared by threads; several processes may have it open.
@@ -190,6 +190,34 @@ impl Store {
         Ok(())
     }
 
+    /// Forgets where a blob can be had: nobody had it.
+    ///
+    /// # Errors
+    /// The database.
+    pub fn forget_locations(&self, digest: &Digest) -> Result<(), StoreError> {
+        self.doubt();
+        self.db.write(|db| db.execute("DELETE FROM locations WHERE digest = ?1", [digest.as_bytes()]))?;
+        Ok(())
+    }
+
+    /// The keys of all recorded results that have layers.
+    ///
+    /// # Errors
+    /// The database.
+    pub fn recorded_keys(&self) -> Result<Vec<RecordedKey>, StoreError> {
+        self.db.read(|db| {
+            db.prepare_cached("SELECT key, chain, definition FROM records WHERE chain IS NOT NULL")?
+                .query_map([], |row| {
+                    Ok(RecordedKey {
+                        key: column_content(row, 0)?,
+                        chain: column_digest(row, 1)?,
+                        definition: column_content(row, 2)?,
+                    })
+                })?
+                .collect()
+        })
+    }
+
     /// A recorded result whose layers are there, here or at a registry. The database answers in microseconds; a build asks
     /// once per vertex.
     ///
@@ -344,7 +372,7 @@ pub(crate) fn insert_layer(db: &Connection, layer: &LayerRecord) -> rusqlite::Re
         "INSERT INTO layers (chain, parent, diff_id, content, size, writer, created)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
          ON CONFLICT (chain) DO UPDATE SET size = max(size, ?5), writer = coalesce(writer, ?6),
-             created = coalesce(created, ?7)",
+             created = coalesce(created, ?7), content = CASE WHEN content = diff_id THEN ?4 ELSE content END",
     )?
     .execute(params![
         layer.chain.as_bytes(),

@@ -7,6 +7,8 @@ use std::time::{Duration, SystemTime};
 use graph::{ContentDigest, Span};
 use tokio::sync::{Semaphore, mpsc};
 
+use crate::VertexKeys;
+
 /// Names a vertex within one build's events. Vertices of the graph and the builder's own (loading metadata, exporting)
 /// share the numbering.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -34,6 +36,13 @@ pub enum Event {
         vertex: VertexId,
         /// When.
         at: SystemTime,
+    },
+    /// What it was looked up by.
+    Keyed {
+        /// The vertex.
+        vertex: VertexId,
+        /// The keys.
+        keys: Box<VertexKeys>,
     },
     /// Its result was found; `Completed` follows.
     Cached {
@@ -222,9 +231,20 @@ impl VertexProgress {
         self.vertex
     }
 
+    /// The build that it belongs to.
+    #[must_use]
+    pub fn progress(&self) -> &Progress {
+        &self.progress
+    }
+
     /// Work begins.
     pub fn started(&self) {
         self.progress.emit(Event::Started { vertex: self.vertex, at: SystemTime::now() });
+    }
+
+    /// The result was looked up by these.
+    pub fn keyed(&self, keys: VertexKeys) {
+        self.progress.emit(Event::Keyed { vertex: self.vertex, keys: Box::new(keys) });
     }
 
     /// The result was found.

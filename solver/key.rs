@@ -10,9 +10,24 @@ use graph::{ContentDigest, KeyHasher};
 
 /// What is known of one input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct InputKey {
-    pub(crate) identity: Option<ContentDigest>,
-    pub(crate) selected: Option<ContentDigest>,
+pub struct InputKey {
+    /// What it is as a whole.
+    pub identity: Option<ContentDigest>,
+    /// What the operation sees of it.
+    pub selected: Option<ContentDigest>,
+}
+
+/// What a vertex was looked up by, for those who explain hits and misses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VertexKeys {
+    /// Key of the operation alone.
+    pub op: ContentDigest,
+    /// See [`CacheKeys::definition`].
+    pub definition: Option<ContentDigest>,
+    /// See [`CacheKeys::content`]; `None` where it was not needed.
+    pub content: Option<ContentDigest>,
+    /// By position.
+    pub inputs: Vec<InputKey>,
 }
 
 /// The keys of one vertex.

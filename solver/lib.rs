@@ -15,6 +15,6 @@ mod scheduler;
 mod worker;
 
 pub use event::{Event, Events, LogStream, Progress, Status, Usage, VertexId, VertexProgress, channel};
-pub use key::CacheKeys;
+pub use key::{CacheKeys, InputKey, VertexKeys};
 pub use scheduler::{Options, SolveError, Solved, solve};
 pub use worker::{RunContext, Worker};

@@ -3,8 +3,12 @@
 //! A vertex becomes a task when its last input is solved. The task computes keys, asks the cache, claims, runs, saves and
 //! reports back; the loop alone decides what comes next. The first failure cancels the rest; the loop returns when the
 //! last task has.
+//!
+//! A hit may be **hollow**: what the result is is known (a shared cache says so), but its data cannot be had. That is enough
+//! as long as all that follows hits too. A vertex that needs the data of such an input says so, the loop has the input
+//! solved again, this time for its data, and then the vertex. The same happens when data turn out to be lost.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use graph::{ContentDigest, Graph, KeyHasher, Node, NodeId, Operation};
@@ -12,8 +16,8 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::key::{InputKey, content_key, definition_key};
-use crate::{CacheKeys, Progress, RunContext, VertexProgress, Worker};
+use crate::key::{content_key, definition_key};
+use crate::{CacheKeys, InputKey, Progress, RunContext, VertexKeys, VertexProgress, Worker};
 
 /// How to solve.
 #[derive(Clone, Debug)]
@@ -67,7 +71,7 @@ pub async fn solve<W: Worker>(
     cancelled: &CancellationToken,
 ) -> Result<Vec<Solved<W::Output>>, SolveError<W::Error>> {
     let order = graph.reachable(targets);
-    let mut state = State::new(graph, &order, worker, options, progress, cancelled.child_token());
+    let mut state = State::new(graph, &order, targets, worker, options, progress, cancelled.child_token());
     for &id in &order {
         if graph.node(id).inputs.is_empty() {
             state.start(id);
@@ -76,7 +80,9 @@ pub async fn solve<W: Worker>(
     while let Some(joined) = state.tasks.join_next().await {
         match joined {
             Ok((id, Ok(done))) => state.finish(id, done),
-            Ok((id, Err(failure))) => state.fail(id, failure),
+            Ok((id, Err(Failure::Inputs { positions, cause }))) => state.bring_inputs(id, &positions, cause),
+            Ok((id, Err(Failure::Error(error)))) => state.fail(id, error),
+            Ok((_, Err(Failure::Cancelled))) => {}
             Err(error) => state.give_up(SolveError::Task(error.to_string())),
         }
     }
@@ -86,7 +92,8 @@ pub async fn solve<W: Worker>(
     if let Some(error) = state.error {
         return Err(error);
     }
-    let (hits, misses) = (state.hits, state.misses);
+    let count = |how: How| state.how.values().filter(|is| **is == how).count();
+    let (hits, misses) = (count(How::Found), count(How::Ran));
     let output = |id: &NodeId| state.outputs.get(id).cloned().map(|output| Solved { output, hits, misses });
     let solved: Option<Vec<_>> = targets.iter().map(output).collect();
     solved.ok_or_else(|| SolveError::Task("a target was never reached".into()))
@@ -109,6 +116,11 @@ enum How {
 enum Failure<E> {
     Error(E),
     Cancelled,
+    /// The data of these inputs are needed; `cause` is what failed for want of them.
+    Inputs {
+        positions: Vec<usize>,
+        cause: Option<E>,
+    },
 }
 
 impl<E> From<E> for Failure<E> {
@@ -130,14 +142,24 @@ struct State<'g, W: Worker> {
     outputs: HashMap<NodeId, W::Output>,
     tasks: JoinSet<(NodeId, Outcome<W>)>,
     error: Option<SolveError<W::Error>>,
-    hits: usize,
-    misses: usize,
+    how: HashMap<NodeId, How>,
+    progress: Progress,
+    /// Vertices whose data are needed, whatever they hit.
+    needed: HashSet<NodeId>,
+    /// Vertices that are being solved for a second time, and who waits for them.
+    again: HashMap<NodeId, Vec<NodeId>>,
+    /// How often a vertex had to wait for its inputs' data.
+    waits: HashMap<NodeId, usize>,
 }
+
+/// Data that get lost again and again are a broken disk, not a cache that was pruned meanwhile.
+const MOST_WAITS: usize = 4;
 
 impl<'g, W: Worker> State<'g, W> {
     fn new(
         graph: &'g Graph<W::Op>,
         order: &[NodeId],
+        targets: &[NodeId],
         worker: Arc<W>,
         options: &Options,
         progress: &Progress,
@@ -155,8 +177,11 @@ impl<'g, W: Worker> State<'g, W> {
             outputs: HashMap::new(),
             tasks: JoinSet::new(),
             error: None,
-            hits: 0,
-            misses: 0,
+            how: HashMap::new(),
+            progress: progress.clone(),
+            needed: targets.iter().copied().collect(),
+            again: HashMap::new(),
+            waits: HashMap::new(),
         }
     }
 
@@ -167,32 +192,89 @@ impl<'g, W: Worker> State<'g, W> {
         let node: Node<W::Op> = self.graph.node(id).clone();
         let inputs = node.inputs.iter().map(|input| self.outputs[input].clone()).collect();
         let context = RunContext { progress: self.vertices[&id].clone(), cancelled: self.cancelled.clone() };
-        let vertex = Vertex { worker: Arc::clone(&self.worker), slots: Arc::clone(&self.slots), node, inputs, context };
+        let vertex = Vertex {
+            worker: Arc::clone(&self.worker),
+            slots: Arc::clone(&self.slots),
+            needed: self.needed.contains(&id),
+            node,
+            inputs,
+            context,
+        };
         self.tasks.spawn(async move { (id, vertex.solve().await) });
     }
 
     fn finish(&mut self, id: NodeId, done: Done<W::Output>) {
-        match done.how {
-            How::Found => self.hits += 1,
-            How::Ran => self.misses += 1,
-            How::Brought => {}
+        self.how.insert(id, done.how);
+        let is_first = self.outputs.insert(id, done.output).is_none();
+        for user in self.again.remove(&id).unwrap_or_default() {
+            self.one_less_pending(user);
         }
-        self.outputs.insert(id, done.output);
+        if !is_first {
+            return;
+        }
         for user in self.graph.users(id) {
             // Users outside the reachable part are not counted and never become ready.
-            let Some(pending) = self.pending.get_mut(&user) else { continue };
-            *pending -= 1;
-            if *pending == 0 {
-                self.start(user);
+            self.one_less_pending(user);
+        }
+    }
+
+    fn one_less_pending(&mut self, id: NodeId) {
+        let Some(pending) = self.pending.get_mut(&id) else { return };
+        *pending -= 1;
+        if *pending == 0 {
+            self.start(id);
+        }
+    }
+
+    /// Has inputs of a vertex solved for their data, and the vertex after them.
+    fn bring_inputs(&mut self, id: NodeId, positions: &[usize], cause: Option<W::Error>) {
+        let waits = self.waits.entry(id).or_default();
+        *waits += 1;
+        let is_stuck = *waits > MOST_WAITS;
+        let node = self.graph.node(id);
+        let mut inputs: Vec<NodeId> = positions.iter().map(|&position| node.inputs[position]).collect();
+        inputs.sort_unstable();
+        inputs.dedup();
+        // Sources have brought what there is.
+        inputs.retain(|&input| self.worker.recorded(&self.graph.node(input).op));
+        if is_stuck || inputs.is_empty() {
+            match cause {
+                Some(error) => self.fail(id, error),
+                None => self.give_up(SolveError::Task("an input's data cannot be had".into())),
+            }
+            return;
+        }
+        // Somebody else may have had them brought meanwhile.
+        if cause.is_none() {
+            inputs.retain(|input| self.again.contains_key(input) || self.worker.is_hollow(&self.outputs[input]));
+        }
+        if inputs.is_empty() {
+            return self.start(id);
+        }
+        self.pending.insert(id, inputs.len());
+        for input in inputs {
+            match self.again.get_mut(&input) {
+                Some(waiting) => waiting.push(id),
+                None => self.solve_again(input, id),
             }
         }
     }
 
-    fn fail(&mut self, id: NodeId, failure: Failure<W::Error>) {
-        if let Failure::Error(source) = failure {
-            let name = self.graph.node(id).meta.name.clone();
-            self.give_up(SolveError::Vertex { node: id, name, source });
-        }
+    fn solve_again(&mut self, id: NodeId, user: NodeId) {
+        self.again.insert(id, vec![user]);
+        self.needed.insert(id);
+        let meta = &self.graph.node(id).meta;
+        let inputs = self.graph.node(id).inputs.iter().map(|input| self.vertices[input].id()).collect();
+        let digest = self.graph.node(id).op.key();
+        let vertex = self.progress.announce(&meta.name, meta.span, digest, inputs);
+        self.vertices.insert(id, vertex);
+        self.start(id);
+    }
+
+    fn fail(&mut self, id: NodeId, source: W::Error) {
+        self.vertices[&id].failed(source.to_string());
+        let name = self.graph.node(id).meta.name.clone();
+        self.give_up(SolveError::Vertex { node: id, name, source });
     }
 
     /// What fails after the first failure fails because of it.
@@ -235,6 +317,8 @@ fn announce<O: Operation<Key = ContentDigest>>(
 struct Vertex<W: Worker> {
     worker: Arc<W>,
     slots: Arc<Semaphore>,
+    /// A hollow result is of no use.
+    needed: bool,
     node: Node<W::Op>,
     inputs: Vec<W::Output>,
     context: RunContext,
@@ -252,7 +336,8 @@ impl<W: Worker> Vertex<W> {
                 }
                 progress.completed();
             }
-            Err(Failure::Error(error)) => progress.failed(error.to_string()),
+            // The loop says so, or goes on.
+            Err(Failure::Error(_) | Failure::Inputs { .. }) => {}
             Err(Failure::Cancelled) => progress.failed("cancelled".into()),
         }
         outcome
@@ -269,6 +354,8 @@ impl<W: Worker> Vertex<W> {
         let definition = definition_key(op, &identities);
         let look = !self.node.meta.ignore_cache;
         if look && let Some(found) = self.find(definition).await {
+            let inputs = identities.iter().map(|&identity| InputKey { identity, selected: None }).collect();
+            self.context.progress.keyed(VertexKeys { op, definition, content: None, inputs });
             return Ok(found);
         }
         let keys = self.keys(op, definition, &identities).await?;
@@ -279,6 +366,7 @@ impl<W: Worker> Vertex<W> {
             self.worker.save(&self.node.op, &keys, &found.output).await?;
             return Ok(found);
         }
+        self.need_inputs()?;
         let _slot = self.slot().await?;
         let _claim = self.unless_cancelled(self.worker.claim(&self.context, &keys.content)).await?;
         // Another builder may have done it while this one waited.
@@ -291,10 +379,14 @@ impl<W: Worker> Vertex<W> {
     }
 
     async fn find(&self, key: Option<ContentDigest>) -> Option<Done<W::Output>> {
-        let output = self.worker.lookup(&key?).await?;
+        let output = self.worker.lookup(&self.context, &key?).await?;
+        if self.needed && self.worker.is_hollow(&output) {
+            return None;
+        }
         Some(Done { output, how: How::Found })
     }
 
+    /// What cannot be seen of hollow inputs is asked for.
     async fn keys(
         &self,
         op: ContentDigest,
@@ -308,7 +400,22 @@ impl<W: Worker> Vertex<W> {
         }
         // An input without any content stands for something new each time.
         let content = content_key(op, &inputs).unwrap_or_else(|| unique(op));
+        self.context.progress.keyed(VertexKeys { op, definition, content: Some(content), inputs });
         Ok(CacheKeys { definition, content })
+    }
+
+    /// Only real inputs can be worked with.
+    fn need_inputs(&self) -> Result<(), Failure<W::Error>> {
+        let is_hollow = |&position: &usize| self.worker.is_hollow(&self.inputs[position]);
+        let positions: Vec<usize> = (0..self.inputs.len()).filter(is_hollow).collect();
+        if positions.is_empty() { Ok(()) } else { Err(Failure::Inputs { positions, cause: None }) }
+    }
+
+    fn failure(&self, error: W::Error) -> Failure<W::Error> {
+        if self.worker.lacks_data(&error) {
+            return Failure::Inputs { positions: (0..self.inputs.len()).collect(), cause: Some(error) };
+        }
+        Failure::Error(error)
     }
 
     async fn slot(&self) -> Result<Option<tokio::sync::OwnedSemaphorePermit>, Failure<W::Error>> {
@@ -330,7 +437,7 @@ impl<W: Worker> Vertex<W> {
         match result {
             Ok(output) => Ok(output),
             Err(_) if self.context.cancelled.is_cancelled() => Err(Failure::Cancelled),
-            Err(error) => Err(Failure::Error(error)),
+            Err(error) => Err(self.failure(error)),
         }
     }
 
@@ -340,7 +447,7 @@ impl<W: Worker> Vertex<W> {
     ) -> Result<T, Failure<W::Error>> {
         tokio::select! {
             () = self.context.cancelled.cancelled() => Err(Failure::Cancelled),
-            result = work => result.map_err(Failure::Error),
+            result = work => result.map_err(|error| self.failure(error)),
         }
     }
 }

@@ -42,8 +42,21 @@ pub trait Worker: Send + Sync + 'static {
         output: &Self::Output,
     ) -> impl Future<Output = Result<Option<ContentDigest>, Self::Error>> + Send;
 
-    /// A recorded result whose data can be had. What cannot be read is `None`.
-    fn lookup(&self, key: &ContentDigest) -> impl Future<Output = Option<Self::Output>> + Send;
+    /// A recorded result, best one whose data can be had. What cannot be read is `None`.
+    fn lookup(&self, context: &RunContext, key: &ContentDigest) -> impl Future<Output = Option<Self::Output>> + Send;
+
+    /// Whether the data of a result cannot be had, though it is known what the result is.
+    fn is_hollow(&self, output: &Self::Output) -> bool {
+        let _ = output;
+        false
+    }
+
+    /// Whether an operation or look failed since data of an input are gone, and would succeed with the input made anew. What
+    /// is gone must not be found by [`Worker::lookup`] again.
+    fn lacks_data(&self, error: &Self::Error) -> bool {
+        let _ = error;
+        false
+    }
 
     /// Waits for the right to run the operation with this key.
     fn claim(

@@ -20,6 +20,8 @@ mod images;
 mod kills;
 #[path = "e2e/layers.rs"]
 mod layers;
+#[path = "e2e/network.rs"]
+mod network;
 #[path = "e2e/outputs.rs"]
 mod outputs;
 #[path = "e2e/registry.rs"]
@@ -32,6 +34,8 @@ mod sandbox;
 mod security;
 #[path = "e2e/support.rs"]
 mod self_test;
+#[path = "e2e/shared_cache.rs"]
+mod shared_cache;
 #[path = "e2e/sources.rs"]
 mod sources;
 #[path = "e2e/storage.rs"]

@@ -8,7 +8,8 @@ use graph::Digest;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use crate::build::{self, BuildError, Request};
+use crate::build::{self, BuildError, Built, Request};
+use crate::cache::{self, CacheTo};
 use crate::config::Engine;
 use crate::export::{self, Annotations, Destination, OutputKind, OutputSpec};
 use crate::outputs::{self, Delivered};
@@ -49,6 +50,15 @@ pub struct Args {
     /// Do not use recorded results of these stages
     #[arg(long, value_name = "STAGE", value_delimiter = ',')]
     pub no_cache_filter: Vec<String>,
+    /// Look for results in these shared caches too: `type=registry,ref=NAME` (or just NAME; an image with an inline cache
+    /// will do), `type=local,src=DIR[,tag=TAG|,digest=DIGEST]`; may be given several times
+    #[arg(long = "cache-from", value_name = "SPEC")]
+    pub cache_from: Vec<String>,
+    /// Write results to a shared cache: `type=registry,ref=NAME`, `type=local,dest=DIR` or `type=inline`, with
+    /// `mode=min|max`, `compression=gzip|zstd|uncompressed`, `compression-level=N`, `force-compression=BOOL`,
+    /// `image-manifest=BOOL`, `oci-mediatypes=BOOL`, `ignore-error=BOOL`; may be given several times
+    #[arg(long = "cache-to", value_name = "SPEC")]
+    pub cache_to: Vec<String>,
     /// Ask the registry for newer base images, even where a local image has the name
     #[arg(long)]
     pub pull: bool,
@@ -61,9 +71,9 @@ pub struct Args {
     /// Write what was built to this file, as JSON
     #[arg(long, value_name = "FILE")]
     pub metadata_file: Option<PathBuf>,
-    /// Network of RUN steps: default, none or host
-    #[arg(long, value_name = "MODE", default_value = "default")]
-    pub network: String,
+    /// Network of RUN steps: default (private where it can be had, otherwise the host's), private, none or host
+    #[arg(long, value_name = "MODE")]
+    pub network: Option<String>,
     /// Progress display: auto, tty, plain, quiet or rawjson
     #[arg(long, value_name = "MODE", env = "BUILDKIT_PROGRESS", default_value = "auto")]
     pub progress: Mode,
@@ -96,7 +106,7 @@ pub struct Args {
     /// ssh agent for `RUN --mount=type=ssh`: `default` or `ID=SOCKET`
     #[arg(long = "ssh", value_name = "SPEC")]
     pub ssh: Vec<String>,
-    /// Add a line to /etc/hosts of RUN steps: `host:ip`
+    /// Add a line to /etc/hosts of RUN steps: `host:ip`; for `host-gateway` as the ip, this machine
     #[arg(long = "add-host", value_name = "HOST:IP")]
     pub add_hosts: Vec<String>,
     /// Allow what a Dockerfile may ask for: network.host, security.insecure
@@ -145,6 +155,7 @@ impl Obsolete {
 /// What a person is to be told.
 pub async fn run(args: &Args, session: &Session) -> Result<ExitCode, Report> {
     let mut request = Request::from_args(args, &session.config).map_err(|why| Report::new(why).with_exit_code(2))?;
+    let caches = args.cache_specs().map_err(|why| Report::new(why).with_exit_code(2))?;
     let mut outputs = default_outputs(std::mem::take(&mut request.outputs), session.config.load);
     args.amend(&mut outputs).map_err(|why| Report::new(why).with_exit_code(2))?;
     let tags = request.tags.clone();
@@ -170,13 +181,13 @@ pub async fn run(args: &Args, session: &Session) -> Result<ExitCode, Report> {
         permitted.map_err(Failed::Output)?;
         let built = build::build(session, request, &progress, &cancelled).await.map_err(Failed::Build)?;
         let delivered = outputs::deliver(session, &built, &outputs, &tags, &progress, &cancelled).await;
-        delivered.map_err(Failed::Output)
+        Ok((built, delivered.map_err(Failed::Output)?))
     }
     .await;
     signals.abort();
     drop(notices);
     let summary = display.finish();
-    let delivered = match result {
+    let (built, delivered) = match result {
         Ok(done) => done,
         Err(Failed::Build(BuildError::Cancelled)) => {
             return Err(Report::new("the build was cancelled").with_exit_code(130));
@@ -187,12 +198,52 @@ pub async fn run(args: &Args, session: &Session) -> Result<ExitCode, Report> {
     let id = delivered.id().ok_or_else(|| Report::new("internal error: a build without a result"))?;
     write_files(args, &delivered, id)?;
     conclude(args, id, &delivered, &outputs);
+    // The image is out; whoever waits for it need not wait for the cache.
+    export_caches(session, &built, &caches, mode).await?;
     // Off the way of the person, who has the image already; a crash of the machine before it ends costs a rebuild.
     let store = std::sync::Arc::clone(&session.store);
     if let Ok(Err(error)) = tokio::task::spawn_blocking(move || store.make_durable()).await {
         return Err(Report::of(&error));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Writes what `--cache-to` names, all at the same time.
+async fn export_caches(session: &Session, built: &Built, caches: &[CacheTo], mode: Mode) -> Result<(), Report> {
+    if caches.iter().all(|to| to.place == cache::Place::Inline) {
+        return Ok(());
+    }
+    let (progress, events) = solver::channel();
+    let display = progress::start(mode, events, &progress::Options::from_env());
+    let cancelled = CancellationToken::new();
+    let signals = tokio::spawn(cancel_on_signal(cancelled.clone()));
+    let notices = session.notices.attach(&progress);
+    let stacks: Vec<Digest> = built.images.iter().filter_map(|image| image.rootfs.chain).collect();
+    let (results, stacks) = (&built.results, &stacks);
+    let exports = caches.iter().map(|to| {
+        let (progress, cancelled) = (&progress, &cancelled);
+        async move {
+            let done = cache::export(session, results, stacks, to, progress, cancelled).await;
+            match done {
+                Err(error) if to.ignore_error && !cancelled.is_cancelled() => {
+                    progress.warn(format!("the cache was not exported to {}: {error}", to.place));
+                    Ok(())
+                }
+                done => done,
+            }
+        }
+    });
+    let done = futures_util::future::join_all(exports).await;
+    signals.abort();
+    drop(notices);
+    let _ = display.finish();
+    match done.into_iter().find_map(Result::err) {
+        Some(_) if cancelled.is_cancelled() => {
+            Err(Report::new("the image is built, the export of its cache was cancelled").with_exit_code(130))
+        }
+        Some(error) => Err(Report::of(&error)),
+        None => Ok(()),
+    }
 }
 
 enum Failed {
@@ -299,6 +350,20 @@ fn conclude(args: &Args, id: Digest, delivered: &Delivered, outputs: &[OutputSpe
 }
 
 impl Args {
+    /// What `--cache-to` asks for, and BuildKit's build argument for an inline cache.
+    ///
+    /// # Errors
+    /// A malformed one.
+    pub fn cache_specs(&self) -> Result<Vec<CacheTo>, String> {
+        let caches: Result<Vec<_>, _> = self.cache_to.iter().map(|spec| CacheTo::parse(spec)).collect();
+        let mut caches = caches.map_err(|error| error.to_string())?;
+        let is_on = |arg: &String| matches!(arg.as_str(), "BUILDKIT_INLINE_CACHE=1" | "BUILDKIT_INLINE_CACHE=true");
+        if self.build_args.iter().any(is_on) && !caches.iter().any(|to| to.place == cache::Place::Inline) {
+            caches.push(CacheTo::inline());
+        }
+        Ok(caches)
+    }
+
     /// What `--output`, `--push` and `--load` ask for.
     ///
     /// # Errors

@@ -16,11 +16,12 @@ use super::transfer::{mode, platform, shown};
 use super::volumes::{self, Volumes};
 use crate::build::add_host;
 use crate::images::parse_name;
+use crate::network::{self, Connected, StepNetwork};
 use crate::report::Report;
 use crate::session::Session;
 use crate::stored::{self, Stored, StoredError};
 use crate::terminal::{self, Raw};
-use crate::worker::{WorkError, etc_files};
+use crate::worker::WorkError;
 
 /// rbuild itself failed, and the program was not started.
 pub(super) const EXIT_OWN: u8 = 125;
@@ -62,16 +63,16 @@ pub struct Args {
     /// Remove the container when it has ended; this is always so
     #[arg(long)]
     pub rm: bool,
-    /// Network: default and host are the machine's, none has only loopback
-    #[arg(long, value_name = "MODE", default_value = "default")]
-    pub network: RunNetwork,
-    /// Host name inside [default: a random one, with the machine's network the machine's]
+    /// Network: default (private where it can be had, otherwise the host's), private, none or host
+    #[arg(long, value_name = "MODE")]
+    pub network: Option<String>,
+    /// Host name inside [default: a random one, with `--network=host` the machine's]
     #[arg(long, value_name = "NAME")]
     pub hostname: Option<String>,
     /// Make the root file system read-only; volumes of the image can be written
     #[arg(long)]
     pub read_only: bool,
-    /// Add a line to /etc/hosts: `host:ip`
+    /// Add a line to /etc/hosts: `host:ip`; for `host-gateway` as the ip, this machine
     #[arg(long = "add-host", value_name = "HOST:IP")]
     pub add_hosts: Vec<String>,
     /// When to pull the image
@@ -80,17 +81,6 @@ pub struct Args {
     /// Platform of the image, where there are several [default: this machine's]
     #[arg(long, value_name = "PLATFORM", env = "DOCKER_DEFAULT_PLATFORM")]
     pub platform: Option<Platform>,
-}
-
-/// `--network`
-#[derive(clap::ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RunNetwork {
-    /// That of RUN steps.
-    Default,
-    /// Loopback only.
-    None,
-    /// The machine's.
-    Host,
 }
 
 /// `--pull`
@@ -143,7 +133,7 @@ async fn contained(args: &Args, session: &Session) -> Result<ExitStatus, Failed>
         true => prepare(&quiet).await.map_err(Report::from)?,
         false => shown(session, mode(false)?, &format!("fetching layers of {}", image.label()), prepare).await?,
     };
-    let mut process = process(args, &image, root.root())?;
+    let mut process = process(args, &image, root.root(), connect(args, session).await?)?;
     let volumes = Volumes::of_image(session, &image, args.read_only).await?;
     process.mounts = volumes::in_order(volumes.mounts.clone(), &args.volumes)?;
     let status = start(args, session, process).await;
@@ -180,14 +170,30 @@ async fn find(args: &Args, session: &Session) -> Result<Stored, Report> {
     Ok(pulled.image)
 }
 
+/// The network that was asked for, on the command line or in the configuration file.
+async fn connect(args: &Args, session: &Session) -> Result<Connected, Report> {
+    let wanted = match &args.network {
+        Some(text) => StepNetwork::parse(text).map_err(Report::new)?,
+        None => session.config.network,
+    };
+    let launcher = session.launcher().map_err(|error| Report::of(&error))?;
+    let connected = network::connect(&launcher, wanted).await.map_err(|error| Report::of(&error))?;
+    if let Some(why) = &connected.instead_of_private {
+        eprintln!("WARNING: the program uses the host's network: {why}; --network=none isolates it");
+    }
+    Ok(connected)
+}
+
 /// The image's settings, and what the command line says instead.
-fn process(args: &Args, image: &Stored, root: Root) -> Result<Process, Report> {
+fn process(args: &Args, image: &Stored, root: Root, connected: Connected) -> Result<Process, Report> {
     let config = &image.config.config;
     let mut process = Process::new(root, command(args, image)?);
     process.hostname = match &args.hostname {
         Some(name) => name.clone(),
-        None if args.network == RunNetwork::None => random_name()?,
-        None => rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        None if matches!(connected.network, Network::Host) => {
+            rustix::system::uname().nodename().to_string_lossy().into_owned()
+        }
+        None => random_name()?,
     };
     process.env.push(format!("HOSTNAME={}", process.hostname));
     if args.tty {
@@ -215,13 +221,10 @@ fn process(args: &Args, image: &Stored, root: Root) -> Result<Process, Report> {
     }
     process.user = args.user.clone().unwrap_or_else(|| config.user.clone());
     process.readonly_root = args.read_only;
-    process.network = match args.network {
-        RunNetwork::None => Network::None,
-        RunNetwork::Default | RunNetwork::Host => Network::Host,
-    };
     let hosts = args.add_hosts.iter().map(|host| add_host(host)).collect::<Result<Vec<_>, _>>();
-    process.files = etc_files(&hosts.map_err(Report::new)?, &process.hostname);
+    process.files = network::etc_files(&connected, &hosts.map_err(Report::new)?, &process.hostname);
     process.files.hostname = Some(format!("{}\n", process.hostname).into_bytes());
+    process.network = connected.network;
     Ok(process)
 }
 

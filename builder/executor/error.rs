@@ -50,6 +50,9 @@ pub enum Error {
     /// The user is unknown inside the root, or its files are unusable.
     #[error("{0}")]
     User(#[from] UserError),
+    /// A step's private network cannot be made, or cannot pass packets.
+    #[error("there is no private network to be had here: {0}")]
+    Network(SystemError),
     /// A limit was asked for that this machine cannot give.
     #[error("cannot limit {what}: {why}")]
     Limit {

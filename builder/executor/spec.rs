@@ -1,5 +1,6 @@
 //! What a step is: plain data, sent to the launcher and carried out by the step's own process before it executes.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -211,13 +212,33 @@ pub struct EtcFiles {
 }
 
 /// What network a step has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Network {
     /// Its own, with nothing but the loopback interface.
     None,
+    /// Its own, from which it reaches out through a process of rbuild's; see [`crate::Launcher::private_network`].
+    Private(Gateway),
     /// The one rbuild itself has.
     Host,
+}
+
+/// What addresses of a private network stand for.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gateway {
+    /// The first that fits counts. Other addresses of the private network lead nowhere; those outside are themselves.
+    pub forwards: Vec<Forward>,
+}
+
+/// One address of a private network that stands for one outside, which may be on the machine's own loopback.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Forward {
+    /// As the step has it.
+    pub inside: IpAddr,
+    /// The only port; none is all of them.
+    pub port: Option<u16>,
+    /// As the machine has it.
+    pub outside: IpAddr,
 }
 
 /// What root may do inside.

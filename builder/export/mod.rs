@@ -14,6 +14,7 @@ pub use artifact::{Artifact, DOCKER, Descriptor, LayerBlob, MediaTypes, OCI, Pac
 pub use engine::{EngineError, find_engine};
 pub(crate) use engine::{engine_has, load_into, name_in};
 pub(crate) use files::{Part, combined, write_local, write_tar};
+pub(crate) use push::Upstream;
 pub use push::{PushError, Pushed, push};
-pub(crate) use spec::csv;
 pub use spec::{Destination, GZIP, Keeping, LayerCompression, OutputError, OutputKind, OutputSpec};
+pub(crate) use spec::{Fields, csv};

@@ -101,7 +101,7 @@ async fn send_blobs(
         let known = remote.locations(&layer.descriptor.digest).map_err(|error| local(error.to_string()))?;
         let source: Box<dyn BlobSource> = match &layer.path {
             Some(path) => Box::new(path.clone()),
-            None => Box::new(Elsewhere { remote: remote.clone(), blob: layer.descriptor.clone() }),
+            None => Box::new(Upstream::new(remote.clone(), layer.descriptor.clone())),
         };
         send(remote, name, &layer.descriptor, source.as_ref(), &known, progress).await
     });
@@ -143,12 +143,19 @@ async fn send(
 type Opened<'a> = BoxFuture<'a, io::Result<Box<dyn AsyncRead + Send + Unpin>>>;
 
 /// A layer that only another registry has: it streams through, and never touches the disk.
-struct Elsewhere {
+pub(crate) struct Upstream {
     remote: Remote,
     blob: Descriptor,
 }
 
-impl BlobSource for Elsewhere {
+impl Upstream {
+    /// Of a blob that is not here.
+    pub(crate) fn new(remote: Remote, blob: Descriptor) -> Self {
+        Self { remote, blob }
+    }
+}
+
+impl BlobSource for Upstream {
     fn open(&self, offset: u64) -> Opened<'_> {
         Box::pin(async move {
             let (sender, receiver) = tokio::sync::mpsc::channel(16);

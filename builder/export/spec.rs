@@ -191,7 +191,7 @@ fn parse(spec: &str) -> Result<OutputSpec, String> {
 }
 
 /// The keys of one specification.
-struct Fields(Vec<(String, String)>);
+pub(crate) struct Fields(Vec<(String, String)>);
 
 impl Fields {
     fn split(spec: &str) -> Result<Self, String> {
@@ -204,6 +204,11 @@ impl Fields {
         {
             return Ok(Self::of(&[("type", "local"), ("dest", only)]));
         }
+        Self::pairs(&fields)
+    }
+
+    /// `key=value` each.
+    pub(crate) fn pairs(fields: &[String]) -> Result<Self, String> {
         let pair = |field: &String| {
             let (key, value) = field.split_once('=').ok_or_else(|| format!("{field:?} is not key=value"))?;
             let key = key.trim();
@@ -215,16 +220,16 @@ impl Fields {
         fields.iter().map(pair).collect::<Result<_, String>>().map(Self)
     }
 
-    fn of(pairs: &[(&str, &str)]) -> Self {
+    pub(crate) fn of(pairs: &[(&str, &str)]) -> Self {
         Self(pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect())
     }
 
-    fn take(&mut self, key: &str) -> Option<String> {
+    pub(crate) fn take(&mut self, key: &str) -> Option<String> {
         let position = self.0.iter().position(|(name, _)| name == key)?;
         Some(self.0.remove(position).1)
     }
 
-    fn flag(&mut self, key: &str, default: bool) -> Result<bool, String> {
+    pub(crate) fn flag(&mut self, key: &str, default: bool) -> Result<bool, String> {
         Ok(self.optional_flag(key)?.unwrap_or(default))
     }
 
@@ -255,7 +260,7 @@ impl Fields {
         }
     }
 
-    fn compression(&mut self) -> Result<LayerCompression, String> {
+    pub(crate) fn compression(&mut self) -> Result<LayerCompression, String> {
         let force = self.flag("force-compression", false)?;
         let level = self.take("compression-level");
         let number = |default: i32, most: i32| match &level {
@@ -313,7 +318,7 @@ impl Fields {
         Ok(notes)
     }
 
-    fn end(self) -> Result<(), String> {
+    pub(crate) fn end(self) -> Result<(), String> {
         match self.0.first() {
             None => Ok(()),
             Some((key, _)) => Err(format!("{key:?} is not known here, or given twice")),

@@ -107,7 +107,7 @@ impl Render for RawJson {
                 let vertex = vertex.and_then(|vertex| digest(trace, vertex));
                 self.current.warnings.push(JsonWarning { vertex, level: 1, short: base64(message.as_bytes()) });
             }
-            Event::Used { .. } => {}
+            Event::Keyed { .. } | Event::Used { .. } => {}
         }
         if self.log_bytes >= LOG_PER_DOCUMENT {
             self.end_document();

@@ -185,7 +185,7 @@ impl Trace {
                 }
             }
             Event::Completed { vertex, at, error } => self.complete(*vertex, *at, error.as_deref(), lines),
-            Event::Used { .. } => {}
+            Event::Keyed { .. } | Event::Used { .. } => {}
         }
     }
 

@@ -8,6 +8,7 @@ impl BuildWorker {
     pub(super) fn diff(&self, op: &DiffOp, inputs: &[Output]) -> Result<Rootfs, WorkError> {
         let chain = |input: Option<u32>| match input.and_then(|input| inputs.get(input as usize)) {
             Some(Output::Layers(rootfs)) => Ok(rootfs.chain),
+            Some(Output::Hollow(_)) => Err(WorkError::Hollow),
             Some(Output::Local(_)) => Err(WorkError::Unsupported("a diff with a local directory")),
             None => Ok(None),
         };

@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use executor::spec::EtcFiles;
 use executor::stubs::Purpose;
 use executor::{ExitStatus, Launcher, Process, Source, Stdio};
 use graph::{BindSource, CacheSharing, ExecOp, MountKind, NetworkMode, ProxyEnv, SecurityMode};
@@ -21,10 +20,13 @@ use tokio::net::unix::pipe;
 use super::mask::Mask;
 use super::secrets::Secrets;
 use super::{BuildWorker, Output, Rootfs, StartFailure, StepRoot, WorkError, blocking};
+use crate::network::{self, Connected, StepNetwork};
 
 /// What steps may do beyond the default, and what they are given.
 #[derive(Debug, Default)]
 pub struct StepPolicy {
+    /// The network of steps that do not ask for a certain one.
+    pub network: StepNetwork,
     /// `--allow network.host`, or `--network=host` on the command line.
     pub allow_host_network: bool,
     /// `--allow security.insecure`
@@ -82,8 +84,9 @@ impl BuildWorker {
         process.cwd.clone_from(&op.cwd);
         process.user.clone_from(&op.user);
         process.hostname = op.hostname.clone().unwrap_or_else(|| "buildkitsandbox".into());
-        process.network = self.network(context, op.network);
-        process.files = etc_files(&op.extra_hosts, &process.hostname);
+        let connected = self.connect(context, op).await?;
+        process.files = network::etc_files(&connected, &op.extra_hosts, &process.hostname);
+        process.network = connected.network;
         for mount in &op.mounts {
             self.mount(context, mount, inputs, &mut process, &mut held).await?;
         }
@@ -137,20 +140,23 @@ impl BuildWorker {
         }
     }
 
-    /// There is no private network yet that reaches out: the default is the host's, which is said once per build.
-    fn network(&self, context: &RunContext, mode: NetworkMode) -> executor::Network {
-        match mode {
-            NetworkMode::None => executor::Network::None,
-            NetworkMode::Host => executor::Network::Host,
-            NetworkMode::Default => {
-                if !self.launcher.is_confined() && !self.network_noted.swap(true, Ordering::Relaxed) {
-                    context.progress.warn(
-                        "RUN steps use the host's network: a private one is not supported yet; --network=none isolates them",
-                    );
-                }
-                executor::Network::Host
-            }
+    /// Where there is no private network to be had, that is said once per build.
+    async fn connect(&self, context: &RunContext, op: &ExecOp) -> Result<Connected, WorkError> {
+        let wanted = match op.network {
+            NetworkMode::None => StepNetwork::None,
+            NetworkMode::Host => StepNetwork::Host,
+            NetworkMode::Default => self.policy.network,
+        };
+        let connected = network::connect(&self.launcher, wanted).await;
+        let connected =
+            connected.map_err(|error| WorkError::Start(StartFailure { command: op.args.join(" "), error }))?;
+        if let Some(why) = &connected.instead_of_private
+            && !self.launcher.is_confined()
+            && !self.network_noted.swap(true, Ordering::Relaxed)
+        {
+            context.progress.warn(format!("RUN steps use the host's network: {why}; --network=none isolates them"));
         }
+        Ok(connected)
     }
 
     async fn mount(
@@ -351,17 +357,6 @@ fn proxies(proxy: &ProxyEnv) -> impl Iterator<Item = String> {
     set.flat_map(|(name, value)| [format!("{name}={value}"), format!("{}={value}", name.to_ascii_lowercase())])
         .collect::<Vec<_>>()
         .into_iter()
-}
-
-/// What a process is told about names: the machine's resolvers, itself, and what `--add-host` says.
-pub(crate) fn etc_files(extra_hosts: &[(String, String)], hostname: &str) -> EtcFiles {
-    // Where the machine has none, so has the step.
-    let resolv_conf = std::fs::read("/etc/resolv.conf").ok();
-    let mut hosts = format!("127.0.0.1\tlocalhost {hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\n");
-    for (name, address) in extra_hosts {
-        hosts.push_str(&format!("{address}\t{name}\n"));
-    }
-    EtcFiles { resolv_conf, hosts: Some(hosts.into_bytes()), hostname: None }
 }
 
 /// Longest part of a line that is passed on at once.

@@ -1,7 +1,7 @@
 //! The bytes of layers, brought to where they are needed and no earlier: as directories for steps, as readable trees for
 //! COPY, as blobs for exports.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, BufReader, Read, Write};
 use std::path::PathBuf;
@@ -37,6 +37,8 @@ pub struct Layers {
     options: ApplyOptions,
     slots: Arc<Semaphore>,
     indexes: Mutex<HashMap<Digest, Arc<LayerIndex>>>,
+    /// Blobs that were not where they should be.
+    lost: Mutex<HashSet<Digest>>,
     /// Why there are no overlays, once it was asked.
     without_overlays: OnceLock<Option<String>>,
     /// The person was told so.
@@ -53,6 +55,7 @@ impl Layers {
             options,
             slots: Arc::new(Semaphore::new(PARALLEL)),
             indexes: Mutex::default(),
+            lost: Mutex::default(),
             without_overlays: OnceLock::new(),
             noted: AtomicBool::new(false),
         }
@@ -227,7 +230,10 @@ impl Layers {
                 })
                 .await?
             }
-            None => self.download(context, layer, number, active).await?,
+            None => {
+                let downloaded = self.download(context, layer, number, active).await;
+                downloaded.map_err(|error| self.gone(context, layer, error))?
+            }
         };
         if applied.diff_id != expected {
             return Err(WorkError::WrongLayer { expected, found: applied.diff_id });
@@ -268,6 +274,30 @@ impl Layers {
         // A broken transfer shows at both ends; the fetching end knows why.
         fetched?;
         unpacked
+    }
+
+    /// A step's layer that cannot be had is made again; one of somebody else's image cannot.
+    fn gone(&self, context: &RunContext, layer: &LayerRecord, error: WorkError) -> WorkError {
+        if layer.content == layer.diff_id.into() || matches!(error, WorkError::Cancelled | WorkError::Store(_)) {
+            return error;
+        }
+        let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
+        for blob in self.store.layer_blobs(&layer.diff_id).unwrap_or_default() {
+            let is_first = lost.insert(blob.digest);
+            match self.store.forget_locations(&blob.digest) {
+                Ok(()) if is_first => {
+                    context.progress.warn(format!("the cached layer {} cannot be had: {error}", blob.digest));
+                }
+                Ok(()) => {}
+                Err(error) => return error.into(),
+            }
+        }
+        WorkError::LayerGone { layer: layer.diff_id, source: Box::new(error) }
+    }
+
+    /// Whether a blob turned out to be gone.
+    pub(crate) fn is_lost(&self, blob: &Digest) -> bool {
+        self.lost.lock().unwrap_or_else(PoisonError::into_inner).contains(blob)
     }
 
     fn remote_blob(&self, layer: &LayerRecord) -> Result<Descriptor, WorkError> {
@@ -323,7 +353,7 @@ impl Layers {
         Ok(blobs)
     }
 
-    async fn blob(
+    pub(crate) async fn blob(
         &self,
         context: &RunContext,
         layer: &LayerRecord,
@@ -340,9 +370,12 @@ impl Layers {
             let mut path = self.store.blob_path(&blob.digest);
             if path.is_none() && self.remote.has(&self.store, &blob.digest)? {
                 if bytes {
-                    self.fetch_blob(context, &Descriptor::new(blob.media_type.clone(), blob.digest, blob.size), number)
-                        .await?;
-                    path = self.store.blob_path(&blob.digest);
+                    let descriptor = Descriptor::new(blob.media_type.clone(), blob.digest, blob.size);
+                    match self.fetch_blob(context, &descriptor, number).await {
+                        // What is here in another form need not come from there.
+                        Err(error) if self.find_tar(layer)?.is_none() => return Err(error),
+                        _ => path = self.store.blob_path(&blob.digest),
+                    }
                 } else {
                     let descriptor = Descriptor::new(types.adapt(&blob.media_type), blob.digest, blob.size);
                     return Ok(LayerBlob { diff_id: layer.diff_id, descriptor, path: None });

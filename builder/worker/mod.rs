@@ -16,8 +16,8 @@ mod source;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use executor::Launcher;
 use graph::{ContentDigest, Digest, FileAction, MountKind, Op, Operation};
@@ -25,11 +25,11 @@ use snapshotter::layer::LayerError;
 use snapshotter::{CacheRecord, KeyLock, LayerRecord, Store, StoreError};
 use solver::{CacheKeys, RunContext, Worker};
 
+use crate::cache::{Imports, Recorded};
 use crate::context::{ContextError, LocalContext, Wanted};
 use crate::images::ImageError;
 
 pub(crate) use decompress::decompressed;
-pub(crate) use exec::etc_files;
 pub use exec::{Ending, StepFailure, StepPolicy};
 pub use file::FileError;
 pub(crate) use file::{ReadableTree, archive_tree, wildcard};
@@ -77,6 +77,16 @@ pub enum WorkError {
     NotAllowed(&'static str),
     #[error("layer {0} is in the store's records, but its data are gone")]
     LayerLost(Digest),
+    /// A layer of a step is no longer where it was; the step can be run again.
+    #[error("the layer {layer} of a cached step cannot be had")]
+    LayerGone {
+        layer: Digest,
+        #[source]
+        source: Box<WorkError>,
+    },
+    /// The input is known by what it is only.
+    #[error("a cached step's layers are in no cache")]
+    Hollow,
     #[error("a layer has diff id {found}, not {expected} as its image says")]
     WrongLayer { expected: Digest, found: Digest },
     #[error("cannot read or write while handling a layer")]
@@ -144,6 +154,8 @@ pub enum Output {
     Layers(Rootfs),
     /// Files of the caller, as the scan found them.
     Local(Local),
+    /// What a shared cache knows of a stack without having its layers.
+    Hollow(ContentDigest),
 }
 
 /// A scanned context.
@@ -170,6 +182,10 @@ pub struct BuildWorker {
     pub(crate) network_noted: AtomicBool,
     /// Held by a step where steps come one at a time.
     pub(crate) turn: tokio::sync::Semaphore,
+    /// `--cache-from`
+    pub(crate) imports: Imports,
+    /// What was made and found, for `--cache-to`.
+    pub(crate) results: Mutex<Vec<Recorded>>,
 }
 
 impl Worker for BuildWorker {
@@ -189,13 +205,25 @@ impl Worker for BuildWorker {
     fn identity(&self, output: &Output) -> Option<ContentDigest> {
         match output {
             Output::Layers(rootfs) => Some(rootfs.content),
+            Output::Hollow(content) => Some(*content),
             Output::Local(_) => None,
         }
     }
 
+    fn is_hollow(&self, output: &Output) -> bool {
+        matches!(output, Output::Hollow(_))
+    }
+
+    fn lacks_data(&self, error: &WorkError) -> bool {
+        matches!(error, WorkError::LayerGone { .. } | WorkError::Hollow)
+    }
+
     async fn content_key(&self, op: &Op, position: usize, output: &Output) -> Result<Option<ContentDigest>, WorkError> {
         match (self.looks_at(op, position), output) {
-            (Looks::All, Output::Layers(_)) => Ok(None),
+            (Looks::All, Output::Layers(_) | Output::Hollow(_)) => Ok(None),
+            (Looks::Sources, Output::Hollow(_)) if copies_all(op, position) => Ok(None),
+            (Looks::Paths(paths), Output::Hollow(_)) if paths.iter().any(|path| path == "/") => Ok(None),
+            (Looks::Sources | Looks::Paths(_), Output::Hollow(_)) => Err(WorkError::Hollow),
             (Looks::All, Output::Local(local)) => Ok(Some(local.tree.tree.digest(b"")?)),
             (Looks::Sources, output) => self.copied_content(op, position, output).await,
             (Looks::Paths(paths), Output::Local(local)) => self.paths_digest(output, &local.tree, &paths).map(Some),
@@ -210,9 +238,15 @@ impl Worker for BuildWorker {
         }
     }
 
-    async fn lookup(&self, key: &ContentDigest) -> Option<Output> {
-        let record = self.store.lookup(key).ok().flatten()?;
-        Some(Output::Layers(Rootfs { chain: record.chain, content: record.content }))
+    async fn lookup(&self, context: &RunContext, key: &ContentDigest) -> Option<Output> {
+        if let Ok(Some(record)) = self.store.lookup(key) {
+            self.note(vec![*key], record.definition, record.chain, record.content, false);
+            return Some(Output::Layers(Rootfs { chain: record.chain, content: record.content }));
+        }
+        let found = self.imports.lookup(context, key, |blob| self.layers.is_lost(blob)).await?;
+        let chain = found.rootfs.as_ref().and_then(|rootfs| rootfs.chain);
+        self.note(found.keys, found.op, chain, found.content, found.rootfs.is_none());
+        Some(found.rootfs.map_or(Output::Hollow(found.content), Output::Layers))
     }
 
     async fn claim(&self, context: &RunContext, key: &ContentDigest) -> Result<KeyLock, WorkError> {
@@ -241,7 +275,15 @@ impl Worker for BuildWorker {
     }
 
     async fn save(&self, op: &Op, keys: &CacheKeys, output: &Output) -> Result<(), WorkError> {
-        let Output::Layers(rootfs) = output else { return Ok(()) };
+        let rootfs = match output {
+            Output::Layers(rootfs) => rootfs,
+            Output::Hollow(content) => {
+                self.note(keys.all(), op.key(), None, *content, true);
+                return Ok(());
+            }
+            Output::Local(_) => return Ok(()),
+        };
+        self.note(keys.all(), op.key(), rootfs.chain, rootfs.content, false);
         let record = CacheRecord { chain: rootfs.chain, content: rootfs.content, definition: op.key() };
         Ok(self.store.save(&keys.all(), &record)?)
     }
@@ -257,6 +299,23 @@ enum Looks {
 }
 
 impl BuildWorker {
+    fn note(
+        &self,
+        keys: Vec<ContentDigest>,
+        op: ContentDigest,
+        chain: Option<Digest>,
+        content: ContentDigest,
+        hollow: bool,
+    ) {
+        let recorded = Recorded { keys, op, chain, content, hollow };
+        self.results.lock().unwrap_or_else(PoisonError::into_inner).push(recorded);
+    }
+
+    /// What was made and found until now.
+    pub(crate) fn take_results(&self) -> Vec<Recorded> {
+        std::mem::take(&mut *self.results.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     fn looks_at(&self, op: &Op, position: usize) -> Looks {
         let here = |input: Option<u32>| input.is_some_and(|input| input as usize == position);
         match op {
@@ -282,20 +341,12 @@ impl BuildWorker {
         position: usize,
         output: &Output,
     ) -> Result<Option<ContentDigest>, WorkError> {
-        let Op::File(file) = op else { return Ok(None) };
-        let actions = file.actions.iter().filter_map(|action| match action {
-            FileAction::Copy(copy) if copy.from as usize == position => Some(copy.as_ref()),
-            _ => None,
-        });
-        let actions: Vec<&graph::CopyAction> = actions.collect();
-        if let Output::Layers(_) = output
-            && actions.iter().any(|action| action.src == "/" && action.exclude.is_empty())
-        {
+        if matches!(output, Output::Layers(_)) && copies_all(op, position) {
             return Ok(None);
         }
         let tree = self.tree_of(&self.quiet(), output).await?;
         let mut hasher = graph::KeyHasher::new("copied/1");
-        for action in actions {
+        for action in copies(op, position) {
             let digest = file::copied_digest(&tree.tree, action);
             let digest = digest.map_err(|error| self.explain_missing(output, error))?;
             hasher.field(digest.as_bytes());
@@ -308,6 +359,7 @@ impl BuildWorker {
         match output {
             Output::Layers(rootfs) => self.layers.readable(context, rootfs.chain.as_ref()).await,
             Output::Local(local) => Ok(local.tree.clone()),
+            Output::Hollow(_) => Err(WorkError::Hollow),
         }
     }
 
@@ -323,6 +375,7 @@ impl BuildWorker {
             Some(None) => Err(WorkError::Internal("an op names an input that it does not have")),
             Some(Some(Output::Layers(rootfs))) => Ok(rootfs.clone()),
             Some(Some(Output::Local(local))) => self.import(context, local).await,
+            Some(Some(Output::Hollow(_))) => Err(WorkError::Hollow),
         }
     }
 
@@ -331,6 +384,7 @@ impl BuildWorker {
         match output {
             Output::Layers(rootfs) => Ok(rootfs.clone()),
             Output::Local(local) => self.import(context, local).await,
+            Output::Hollow(_) => Err(WorkError::Hollow),
         }
     }
 
@@ -342,7 +396,9 @@ impl BuildWorker {
                 let hint = local.context.why_missing(&path);
                 WorkError::NoSource { path, place: local.context.describe(), hint }
             }
-            Output::Layers(_) => WorkError::NoSource { path, place: "the source image or stage".into(), hint: None },
+            Output::Layers(_) | Output::Hollow(_) => {
+                WorkError::NoSource { path, place: "the source image or stage".into(), hint: None }
+            }
         }
     }
 
@@ -366,6 +422,19 @@ impl BuildWorker {
         let (progress, _) = solver::channel();
         RunContext { progress: progress.vertex("look-up"), cancelled: Default::default() }
     }
+}
+
+/// What a COPY takes out of the input at `position`.
+fn copies(op: &Op, position: usize) -> impl Iterator<Item = &graph::CopyAction> {
+    let file = if let Op::File(file) = op { Some(file) } else { None };
+    file.into_iter().flat_map(|file| &file.actions).filter_map(move |action| match action {
+        FileAction::Copy(copy) if copy.from as usize == position => Some(copy.as_ref()),
+        _ => None,
+    })
+}
+
+fn copies_all(op: &Op, position: usize) -> bool {
+    copies(op, position).any(|action| action.src == "/" && action.exclude.is_empty())
 }
 
 /// Runs what blocks on a thread for it.

@@ -9,7 +9,7 @@ use graph::{
 };
 use snapshotter::layer::{Bytes, Entry, LayerIndex, Tree};
 use snapshotter::{CacheRecord, StatCache};
-use solver::RunContext;
+use solver::{RunContext, Worker as _};
 use tokio_util::sync::CancellationToken;
 
 use super::file::{self, ReadableTree};
@@ -31,8 +31,8 @@ impl BuildWorker {
     /// The image was resolved before; its layers come when something needs them.
     fn image(&self, image: &ImageSource) -> Result<Rootfs, WorkError> {
         let Some(chain) = chain_of(&image.diff_ids) else { return Ok(Rootfs::empty()) };
-        let layers = self.store.chain_layers(&chain)?;
-        let content = layers.iter().fold(Rootfs::empty().content, |below, layer| stacked(below, layer.content));
+        // By diff ids, even where this store knows more of a layer because it made it: another machine does not.
+        let content = image.diff_ids.iter().fold(Rootfs::empty().content, |below, id| stacked(below, (*id).into()));
         Ok(Rootfs { chain: Some(chain), content })
     }
 
@@ -96,7 +96,7 @@ impl BuildWorker {
         path: &str,
         look: bool,
     ) -> Result<Rootfs, WorkError> {
-        if look && let Some(found) = self.recorded_source(&key)? {
+        if look && let Some(found) = self.recorded_source(context, &key).await {
             return Ok(found);
         }
         let op = FileOp { base: None, actions: vec![FileAction::Copy(Box::new(same_place(path)))] };
@@ -105,12 +105,15 @@ impl BuildWorker {
         Ok(rootfs)
     }
 
-    fn recorded_source(&self, key: &ContentDigest) -> Result<Option<Rootfs>, WorkError> {
-        let record = self.store.lookup(key)?;
-        Ok(record.map(|record| Rootfs { chain: record.chain, content: record.content }))
+    async fn recorded_source(&self, context: &RunContext, key: &ContentDigest) -> Option<Rootfs> {
+        match self.lookup(context, key).await? {
+            Output::Layers(rootfs) => Some(rootfs),
+            Output::Local(_) | Output::Hollow(_) => None,
+        }
     }
 
     fn record_source(&self, key: ContentDigest, rootfs: &Rootfs) -> Result<(), WorkError> {
+        self.note(vec![key], key, rootfs.chain, rootfs.content, false);
         let record = CacheRecord { chain: rootfs.chain, content: rootfs.content, definition: key };
         Ok(self.store.save(&[key], &record)?)
     }
@@ -124,7 +127,7 @@ impl BuildWorker {
             .optional(source.subdir.as_deref().map(str::as_bytes));
         hasher.number(u64::from(source.keep_git_dir)).number(u64::from(source.submodules));
         let key = hasher.finish();
-        if let Some(found) = self.recorded_source(&key)? {
+        if let Some(found) = self.recorded_source(context, &key).await {
             return Ok(found);
         }
         let checkout = git::checkout(source, &commit, &self.scratch, &context.cancelled).await?;
@@ -157,7 +160,7 @@ impl BuildWorker {
         let usable = match latest {
             Some((digest, validators)) => {
                 let fits = source.checksum.is_none_or(|checksum| checksum.to_string() == *digest);
-                self.recorded_source(&key(digest))?.filter(|_| fits).map(|found| (found, validators))
+                self.recorded_source(context, &key(digest)).await.filter(|_| fits).map(|found| (found, validators))
             }
             None => None,
         };

@@ -32,14 +32,25 @@ impl Operation for Sum {
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("it failed")]
-struct Failed;
+enum Failed {
+    #[error("it failed")]
+    Really,
+    #[error("an input has no data")]
+    NoData,
+}
+
+/// Set in a number of which it is known what it is, and no more.
+const HOLLOW: u64 = 1 << 63;
 
 #[derive(Default)]
 struct Adder {
     sources: Mutex<BTreeMap<&'static str, u64>>,
     records: Mutex<HashMap<ContentDigest, u64>>,
     claims: Mutex<HashMap<ContentDigest, Arc<tokio::sync::Mutex<()>>>>,
+    /// What another machine made.
+    shared: Mutex<HashMap<ContentDigest, u64>>,
+    /// Numbers that are lost when somebody works with them.
+    losing: Mutex<Vec<u64>>,
     /// Sources have no identity, as a directory of the caller has none.
     anonymous: bool,
     runs: AtomicUsize,
@@ -62,11 +73,20 @@ impl Worker for Adder {
     }
 
     fn identity(&self, output: &u64) -> Option<ContentDigest> {
-        (!self.anonymous).then(|| ContentDigest::of(&output.to_le_bytes()))
+        (!self.anonymous).then(|| ContentDigest::of(&(output & !HOLLOW).to_le_bytes()))
+    }
+
+    fn is_hollow(&self, output: &u64) -> bool {
+        output & HOLLOW != 0
+    }
+
+    fn lacks_data(&self, error: &Failed) -> bool {
+        matches!(error, Failed::NoData)
     }
 
     async fn content_key(&self, op: &Sum, _: usize, output: &u64) -> Result<Option<ContentDigest>, Failed> {
         let seen = match op {
+            Sum::AddTens(_) if self.is_hollow(output) => return Err(Failed::NoData),
             Sum::AddTens(_) => Some(output / 10),
             _ if self.anonymous => Some(*output),
             _ => None,
@@ -74,8 +94,9 @@ impl Worker for Adder {
         Ok(seen.map(|seen| ContentDigest::of(&seen.to_le_bytes())))
     }
 
-    async fn lookup(&self, key: &ContentDigest) -> Option<u64> {
-        self.records.lock().unwrap().get(key).copied()
+    async fn lookup(&self, _: &RunContext, key: &ContentDigest) -> Option<u64> {
+        let own = self.records.lock().unwrap().get(key).copied();
+        own.or_else(|| self.shared.lock().unwrap().get(key).copied())
     }
 
     async fn claim(&self, _: &RunContext, key: &ContentDigest) -> Result<Self::Claim, Failed> {
@@ -84,6 +105,16 @@ impl Worker for Adder {
     }
 
     async fn run(&self, context: RunContext, op: &Sum, inputs: &[u64]) -> Result<u64, Failed> {
+        assert!(inputs.iter().all(|input| !self.is_hollow(input)), "nobody can work with a hollow input");
+        let lost = {
+            let mut losing = self.losing.lock().unwrap();
+            let position = losing.iter().position(|number| inputs.contains(number));
+            position.map(|position| losing.remove(position))
+        };
+        if let Some(lost) = lost {
+            self.records.lock().unwrap().retain(|_, record| *record != lost);
+            return Err(Failed::NoData);
+        }
         self.most.fetch_max(self.now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
         let result = match op {
             Sum::Source(name) => Ok(self.sources.lock().unwrap()[name]),
@@ -96,10 +127,10 @@ impl Worker for Adder {
                 self.runs.fetch_add(1, Ordering::SeqCst);
                 Ok(inputs.iter().map(|input| input / 10 * 10).sum::<u64>() + n)
             }
-            Sum::Fail => Err(Failed),
+            Sum::Fail => Err(Failed::Really),
             Sum::Hang => {
                 context.cancelled.cancelled().await;
-                Err(Failed)
+                Err(Failed::Really)
             }
         };
         self.now.fetch_sub(1, Ordering::SeqCst);
@@ -196,6 +227,75 @@ async fn an_input_rebuilt_to_the_same_content_is_a_hit() {
     assert_eq!(adder.build(&again, top).await, (8, 1));
 }
 
+/// source - first - second - top, where `first` is also read by tens.
+fn diamond() -> (Graph<Sum>, [NodeId; 5]) {
+    let mut graph = Graph::new();
+    let source = graph.add(Sum::Source("a"), vec![], meta("a"));
+    let first = graph.add(Sum::Add(10), vec![source], meta("first"));
+    let second = graph.add(Sum::Add(200), vec![first], meta("second"));
+    let tens = graph.add(Sum::AddTens(3), vec![first], meta("tens"));
+    let top = graph.add(Sum::Add(1000), vec![second, tens], meta("top"));
+    (graph, [source, first, second, tens, top])
+}
+
+/// A machine that knows what another one made, with the data of only those results that `whole` takes.
+async fn other_machine(graph: &Graph<Sum>, top: NodeId, whole: impl Fn(u64) -> bool) -> Arc<Adder> {
+    let one = Adder::with(&[("a", 1)]);
+    one.build(graph, top).await;
+    let other = Adder::with(&[("a", 1)]);
+    for (key, value) in one.records.lock().unwrap().iter() {
+        other.shared.lock().unwrap().insert(*key, if whole(*value) { *value } else { *value | HOLLOW });
+    }
+    other
+}
+
+#[tokio::test]
+async fn what_results_are_is_enough_as_long_as_all_that_follows_is_found() {
+    let (graph, [.., top]) = diamond();
+    let other = other_machine(&graph, top, |value| value == 1224).await;
+    assert_eq!(other.build(&graph, top).await, (1224, 0));
+}
+
+#[tokio::test]
+async fn a_result_without_data_is_made_when_somebody_needs_it() {
+    let (graph, [_, first, _, tens, top]) = diamond();
+    // The target must have data: it runs, and so does what it needs, each once.
+    let other = other_machine(&graph, top, |_| false).await;
+    assert_eq!(other.build(&graph, top).await, (1224, 4));
+    assert_eq!(other.build(&graph, top).await, (1224, 0));
+    let other = other_machine(&graph, top, |value| value == 211 || value == 13).await;
+    assert_eq!(other.build(&graph, top).await, (1224, 1));
+
+    // Something new sees more of `first` than its identity.
+    let other = other_machine(&graph, top, |value| value == 1224).await;
+    let mut graph = graph;
+    let more = graph.add(Sum::AddTens(5), vec![first], meta("more"));
+    let all = graph.add(Sum::Add(1), vec![top, more, tens], meta("all"));
+    let solved = other.solve(&graph, all, 8, &CancellationToken::new()).await.unwrap();
+    assert_eq!(solved[0].output, 1 + 1224 + 15 + 13);
+    assert_eq!((solved[0].hits, solved[0].misses), (2, 4), "first, tens, more and all ran");
+}
+
+#[tokio::test]
+async fn data_that_are_lost_on_the_way_are_made_again() {
+    let (graph, [.., top]) = diamond();
+    let adder = Adder::with(&[("a", 1)]);
+    adder.build(&graph, top).await;
+    for lost in [vec![11], vec![211], vec![13, 211], vec![11, 13, 211]] {
+        adder.records.lock().unwrap().retain(|_, record| *record != 1224);
+        adder.losing.lock().unwrap().extend(&lost);
+        let (value, ran) = adder.build(&graph, top).await;
+        assert_eq!(value, 1224, "{lost:?}");
+        adder.losing.lock().unwrap().clear();
+        assert!((1..=4).contains(&ran), "{lost:?}: {ran}");
+    }
+    // A source cannot be made again.
+    adder.records.lock().unwrap().clear();
+    adder.losing.lock().unwrap().push(1);
+    let error = adder.solve(&graph, top, 8, &CancellationToken::new()).await.unwrap_err();
+    assert!(matches!(error, SolveError::Vertex { source: Failed::NoData, .. }), "{error}");
+}
+
 #[tokio::test]
 async fn equal_work_of_two_builds_at_once_runs_once() {
     let adder = Adder::with(&[("a", 1)]);
@@ -266,6 +366,51 @@ async fn a_hundred_thousand_vertices_are_solved() {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Any graph, of which another machine made everything and of which any part has lost its data: the result is the same,
+    /// and nothing that has data runs but what is above something that had none.
+    #[test]
+    fn a_shared_cache_changes_no_result(
+        edges in prop::collection::vec(prop::collection::vec(any::<prop::sample::Index>(), 1..4), 1..20),
+        tens in prop::collection::vec(any::<bool>(), 20),
+        hollow in prop::collection::vec(any::<bool>(), 20),
+        change in any::<bool>(),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let mut graph = Graph::new();
+        let mut nodes = vec![graph.add(Sum::Source("a"), vec![], meta("a")), graph.add(Sum::Source("b"), vec![], meta("b"))];
+        for (n, inputs) in edges.iter().enumerate() {
+            let inputs: Vec<NodeId> = inputs.iter().map(|index| *index.get(&nodes)).collect();
+            let op = if tens[n] { Sum::AddTens(1000 + n as u64) } else { Sum::Add(1000 + n as u64) };
+            nodes.push(graph.add(op, inputs, meta("n")));
+        }
+        let top = *nodes.last().unwrap();
+        let sources = [("a", 15), ("b", 23)];
+        runtime.block_on(async {
+            let one = Adder::with(&sources);
+            let (expected, _) = one.build(&graph, top).await;
+            let other = Adder::with(&sources);
+            for (key, value) in one.records.lock().unwrap().iter() {
+                let is_hollow = hollow[(value % 20) as usize];
+                other.shared.lock().unwrap().insert(*key, if is_hollow { value | HOLLOW } else { *value });
+            }
+            if change {
+                other.set("a", 16);
+                let cold = Adder::with(&[("a", 16), ("b", 23)]);
+                let (expected, all) = cold.build(&graph, top).await;
+                let (found, ran) = other.build(&graph, top).await;
+                prop_assert_eq!(found, expected);
+                prop_assert!(ran <= all);
+            } else {
+                let (found, ran) = other.build(&graph, top).await;
+                prop_assert_eq!(found, expected);
+                if !hollow[(expected % 20) as usize] {
+                    prop_assert_eq!(ran, 0);
+                }
+            }
+            Ok(())
+        })?;
+    }
 
     /// Any graph, any change of a source, either kind of source: the result is that of a build without a cache, and
     /// exactly the operations above the change run.

@@ -53,6 +53,10 @@ fn builds(subordinate_ids: bool) -> Option<(TestEnv, String)> {
     rbuild(&["build", "-o", &format!("type=oci,dest={out}"), &path]).ok();
     let image = Layout::from_archive(&env.path("home/app.tar")).image();
     assert!(image.find("made").is_some_and(|e| (e.uid, e.gid) == (0, 0)), "files belong to root in the image");
+    let ours = fs::read_link("/proc/self/ns/net").expect("we have one").display().to_string();
+    let network =
+        rbuild(&["run", "--network=private", "app", "sh", "-c", "readlink /proc/self/ns/net; ls /sys/class/net"]).ok();
+    assert!(network.stdout.ends_with("eth0\nlo\n") && !network.stdout.contains(&ours), "{}", network.stdout);
     // The store belongs to the user, and what lies in it can be removed by rbuild for the user.
     rbuild(&["rmi", "app"]).ok();
     env.assert_clean();

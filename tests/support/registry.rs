@@ -82,6 +82,11 @@ impl Registry {
         format!("{}/{name}", self.host())
     }
 
+    /// Where the server keeps its files.
+    pub fn data(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
     /// skopeo against this registry, with its certificate and its login.
     pub fn skopeo(&self, command: &str) -> Run {
         Run::new("skopeo")

@@ -12,7 +12,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use executor::spec::{Changes, EtcFiles};
-use executor::{Launcher, Network, Overlay, Process, Root, Stdio};
+use executor::{Gateway, Launcher, Network, Overlay, Process, Root, Stdio};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let began = Instant::now();
@@ -45,6 +45,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         ("step, host network", Network::Host, false),
         ("step, host network, files of /etc", Network::Host, true),
         ("step, no network, files of /etc", Network::None, true),
+        ("step, private network, files of /etc", Network::Private(Gateway::default()), true),
     ] {
         let mut processor = Vec::new();
         let cost = median(rounds, |round| {
@@ -55,7 +56,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             let changes = Some(Changes { upper: at("upper"), work: at("work") });
             let mut process =
                 Process::new(Root::Overlay(Overlay { lowers: vec![base.clone()], changes }), ["/bin/true"]);
-            process.network = network;
+            process.network = network.clone();
             if full {
                 process.files = EtcFiles {
                     resolv_conf: Some(b"nameserver 192.0.2.1\n".to_vec()),

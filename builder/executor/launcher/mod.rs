@@ -1,5 +1,6 @@
 //! The launcher as rbuild sees it: started once, then asked for steps.
 
+mod gateway;
 mod serve;
 pub(crate) mod wire;
 
@@ -19,9 +20,10 @@ use sys::{Named, fd, mount, process, socket};
 
 use crate::error::Error;
 use crate::machine::Fallbacks;
+use crate::network::Subnet;
 use crate::running::{Running, Stdio};
 use crate::spec::Process;
-use wire::Request;
+use wire::{MAX_MESSAGE, PrivateNetwork, Request};
 
 /// The name the launcher is executed under, by which [`Launcher::start`] knows that it is the launcher.
 const NAME: &str = "rbuild-launcher";
@@ -42,13 +44,15 @@ struct Shared {
     confined: bool,
     /// What the launcher said first, once somebody wanted to know.
     greeting: OnceLock<Result<(), Error>>,
+    /// What it said about private networks.
+    network: tokio::sync::OnceCell<PrivateNetwork>,
 }
 
 impl Launcher {
     /// Whether this process is to become the launcher: [`Launcher::start`] must then be called, and will not return.
     #[must_use]
     pub fn is_launcher() -> bool {
-        std::env::args_os().next().is_some_and(|name| name == NAME)
+        std::env::args_os().next().is_some_and(|name| name == NAME || name == gateway::NAME)
     }
 
     /// Starts the launcher, and in the launcher itself, does its work and never returns.
@@ -61,8 +65,10 @@ impl Launcher {
     /// The same with old ways forced.
     pub fn start_with(fallbacks: Fallbacks) -> Result<Self, Error> {
         let mut arguments = std::env::args_os().map(|argument| argument.to_string_lossy().into_owned());
-        if arguments.next().is_some_and(|name| name == NAME) {
-            process::exit(serve::main(Fallbacks::parse(arguments)));
+        match arguments.next().as_deref() {
+            Some(NAME) => process::exit(serve::main(Fallbacks::parse(arguments))),
+            Some(gateway::NAME) => process::exit(gateway::main()),
+            _ => {}
         }
         Self::spawn(fallbacks).map_err(|error| Error::Launcher(error.into()))
     }
@@ -76,6 +82,7 @@ impl Launcher {
                 process: None,
                 confined: false,
                 greeting: OnceLock::from(Err(why)),
+                network: Default::default(),
             }),
         }
     }
@@ -87,8 +94,13 @@ impl Launcher {
         match process::clone(namespaces, None)? {
             Cloned::Parent { pid, pidfd } => {
                 drop(theirs);
-                let (socket, process) = (Some(ours), Some((pid, pidfd)));
-                let shared = Shared { socket, process, confined: fallbacks.confined, greeting: OnceLock::new() };
+                let shared = Shared {
+                    socket: Some(ours),
+                    process: Some((pid, pidfd)),
+                    confined: fallbacks.confined,
+                    greeting: OnceLock::new(),
+                    network: Default::default(),
+                };
                 Ok(Self { shared: Arc::new(shared) })
             }
             Cloned::Child => {
@@ -125,18 +137,43 @@ impl Launcher {
         {
             let mut descriptors = vec![request.as_fd(), their_control.as_fd(), their_report.as_fd()];
             descriptors.extend(io.descriptors());
-            self.send(&descriptors).await?;
+            self.send(wire::RUN, &descriptors).await?;
         }
         // Only theirs may remain: the end of a socket is how either side learns that the other is gone.
         drop((request, their_control, their_report, io));
         Running::begin(control, report).await
     }
 
-    async fn send(&self, descriptors: &[BorrowedFd<'_>]) -> Result<(), Error> {
+    /// Whether steps can have private networks here, and of which addresses. The first that asks waits until one was made and
+    /// packets have passed through it; the others share the answer.
+    pub async fn private_network(&self) -> Result<Subnet, Error> {
+        let ask = || async {
+            self.check()?;
+            let doing =
+                |cause: sys::Error| Error::Sandbox { action: "ask for a network".to_owned(), cause: cause.into() };
+            let (ours, theirs) = socket::pair().map_err(doing)?;
+            self.send(wire::NETWORK, &[theirs.as_fd()]).await?;
+            drop(theirs);
+            let answered = tokio::task::spawn_blocking(move || {
+                let mut buffer = vec![0; MAX_MESSAGE];
+                let length = socket::receive(&ours, &mut buffer, true)?.length;
+                Ok(buffer[..length].to_vec())
+            });
+            let answer = answered.await.map_err(|_| Error::LauncherGone)?.map_err(doing)?;
+            if answer.is_empty() {
+                return Err(Error::LauncherGone);
+            }
+            wire::decode::<PrivateNetwork>(&answer)
+        };
+        let answer = self.shared.network.get_or_try_init(ask).await?;
+        answer.clone().map_err(Error::Network)
+    }
+
+    async fn send(&self, message: &[u8], descriptors: &[BorrowedFd<'_>]) -> Result<(), Error> {
         let Some(socket) = &self.shared.socket else { return Err(Error::LauncherGone) };
         let mut pause = Duration::from_micros(200);
         loop {
-            match socket::send(socket, b"run", descriptors, false) {
+            match socket::send(socket, message, descriptors, false) {
                 Ok(()) => return Ok(()),
                 // Dozens of requests are waiting to be read: the launcher is busy for a moment.
                 Err(error) if error.errno() == rustix::io::Errno::AGAIN => {

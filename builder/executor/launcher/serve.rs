@@ -12,13 +12,14 @@ use sys::namespace::Namespaces;
 use sys::process::{Cloned, Ended};
 use sys::{Named, fd, process, socket};
 
-use super::wire::{self, MAX_MESSAGE, Order, Outcome, Request};
+use super::gateway::Gateway;
+use super::wire::{self, MAX_MESSAGE, Order, Outcome, PrivateNetwork, Request};
 use crate::cgroup::{Cgroups, Group};
 use crate::confined::{self, Fixture};
 use crate::error::{Doing, Error};
 use crate::init;
 use crate::machine::{Fallbacks, Machine};
-use crate::network::Pool;
+use crate::network::{Kind, Pool, Subnet};
 use crate::running::{ExitStatus, Usage};
 use crate::seccomp;
 use crate::spec::{self, Network};
@@ -41,7 +42,11 @@ struct Server {
     cgroups: Cgroups,
     filters: seccomp::Cache,
     networks: Pool,
+    /// Since somebody asked for them, if they can be had.
+    private: Option<Pool>,
     steps: Vec<Step>,
+    /// Gateways of ended steps that have not ended yet.
+    closing: Vec<Gateway>,
     /// Groups of ended steps that the kernel did not let go of yet.
     leaving: Vec<Group>,
 }
@@ -54,6 +59,7 @@ struct Step {
     group: Group,
     /// What has to be taken out of its root.
     fixture: Option<Fixture>,
+    gateway: Option<Gateway>,
 }
 
 impl Server {
@@ -78,8 +84,10 @@ impl Server {
             cgroups: Cgroups::discover(),
             machine,
             filters: seccomp::Cache::default(),
-            networks: Pool::default(),
+            networks: Pool::new(Kind::Loopback),
+            private: None,
             steps: Vec::new(),
+            closing: Vec::new(),
             leaving: Vec::new(),
         })
     }
@@ -90,8 +98,11 @@ impl Server {
                 Ok(ready) => ready,
                 Err(_) => return 1,
             };
-            if ready.networks {
-                self.networks.collect();
+            for pool in [Some(&mut self.networks), self.private.as_mut()].into_iter().flatten() {
+                pool.collect();
+            }
+            for gateway in self.steps.iter_mut().filter_map(|step| step.gateway.as_mut()) {
+                gateway.attend();
             }
             for pid in ready.ended {
                 self.finish(pid);
@@ -113,6 +124,7 @@ impl Server {
                 return 0;
             }
             self.leaving.retain_mut(|group| !group.remove());
+            self.closing.retain_mut(|gateway| !gateway.is_gone());
         }
     }
 
@@ -123,11 +135,12 @@ impl Server {
             polled.push(PollFd::new(&step.pidfd, PollFlags::IN));
             polled.push(PollFd::new(&step.control, PollFlags::IN));
         }
-        if let Some(socket) = self.networks.socket() {
-            polled.push(PollFd::from_borrowed_fd(socket, PollFlags::IN));
-        }
+        let makers = [Some(&self.networks), self.private.as_ref()].into_iter().flatten().filter_map(Pool::socket);
+        let gateways = self.steps.iter().filter_map(|step| step.gateway.as_ref()?.watched());
+        polled.extend(makers.chain(gateways).map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
         let again = Timespec { tv_sec: 0, tv_nsec: 2_000_000 };
-        match rustix::event::poll(&mut polled, (!self.leaving.is_empty()).then_some(&again)) {
+        match rustix::event::poll(&mut polled, (!self.leaving.is_empty() || !self.closing.is_empty()).then_some(&again))
+        {
             Err(Errno::INTR) | Ok(0) => return Ok(Ready::default()),
             other => other?,
         };
@@ -136,12 +149,7 @@ impl Server {
             let steps = self.steps.iter().enumerate();
             steps.filter(|(index, _)| happened[1 + 2 * index + offset]).map(|(_, step)| step.pid).collect()
         };
-        Ok(Ready {
-            asked: happened[0],
-            ended: pids(0),
-            ordered: pids(1),
-            networks: happened.get(1 + 2 * self.steps.len()).copied().unwrap_or_default(),
-        })
+        Ok(Ready { asked: happened[0], ended: pids(0), ordered: pids(1) })
     }
 
     /// Takes the next request; false when rbuild is gone.
@@ -153,6 +161,13 @@ impl Server {
             Err(error) => return error.errno() == Errno::AGAIN,
         };
         let mut descriptors = message.descriptors.drain(..);
+        if &buffer[..message.length] == wire::NETWORK {
+            if let Some(asker) = descriptors.next() {
+                let answer: PrivateNetwork = self.private_network().map_err(Into::into);
+                socket::send(&asker, &wire::encode(&answer).unwrap_or_default(), &[], true).ok();
+            }
+            return true;
+        }
         let (Some(request), Some(control), Some(report)) = (descriptors.next(), descriptors.next(), descriptors.next())
         else {
             return true;
@@ -177,10 +192,18 @@ impl Server {
             return self.start_confined(request, control, report, io, filter, group);
         }
         let mut namespaces = Namespaces::MOUNT.with(Namespaces::PID).with(Namespaces::IPC).with(Namespaces::UTS);
-        let network = match process.network {
+        let mut gateway = None;
+        let network = match &process.network {
             Network::Host => init::NetworkSetup::Keep,
+            Network::Private(wanted) => {
+                let subnet = self.private_network().map_err(|error| Error::Network(error.into()))?;
+                let pool = self.private.as_mut().ok_or(Error::LauncherGone)?;
+                let made = pool.take_or_make().map_err(|error| Error::Network(error.into()))?;
+                gateway = made.frames.map(|frames| Gateway::new(frames, wanted.clone(), subnet));
+                init::NetworkSetup::Join(made.namespace)
+            }
             Network::None => match self.networks.take() {
-                Some(namespace) => init::NetworkSetup::Join(namespace),
+                Some(made) => init::NetworkSetup::Join(made.namespace),
                 None => {
                     namespaces = namespaces.with(Namespaces::NETWORK);
                     init::NetworkSetup::Fresh
@@ -208,10 +231,15 @@ impl Server {
                 init::run(setup)
             }
             (Cloned::Parent { pid, pidfd }, _) => {
-                self.steps.push(Step { control, pid, pidfd, started, group, fixture: None });
-                if matches!(network, init::NetworkSetup::Join(_) | init::NetworkSetup::Fresh) {
-                    self.networks.refill();
+                let used = match (&network, &gateway) {
+                    (init::NetworkSetup::Keep, _) => None,
+                    (_, None) => Some(&mut self.networks),
+                    (_, Some(_)) => self.private.as_mut(),
+                };
+                if let Some(pool) = used {
+                    pool.refill();
                 }
+                self.steps.push(Step { control, pid, pidfd, started, group, fixture: None, gateway });
                 Ok(())
             }
         }
@@ -241,10 +269,23 @@ impl Server {
             }
             Cloned::Parent { pid, pidfd } => {
                 let fixture = Some(prepared.fixture);
-                self.steps.push(Step { control, pid, pidfd, started, group, fixture });
+                self.steps.push(Step { control, pid, pidfd, started, group, fixture, gateway: None });
                 Ok(())
             }
         }
+    }
+
+    /// Makes sure that there are private networks: one is made, and has shown that packets pass.
+    fn private_network(&mut self) -> sys::Result<Subnet> {
+        if let Some(Kind::Private(subnet)) = self.private.as_ref().map(Pool::kind) {
+            return Ok(subnet);
+        }
+        let routes = std::fs::read_to_string("/proc/net/route").unwrap_or_default();
+        let subnet = Subnet::choose(&routes, reaches_v6());
+        let mut pool = Pool::new(Kind::Private(subnet));
+        pool.make_ready()?;
+        self.private = Some(pool);
+        Ok(subnet)
     }
 
     /// Does what rbuild wants of a step, or kills it when rbuild let go of it.
@@ -285,6 +326,9 @@ impl Server {
         tell(&step.control, &Outcome::Ended(status(&ended, wall, &step.group)));
         // What follows is off rbuild's path: it goes on with the next step.
         self.leaving.push(step.group);
+        if let Some(gateway) = step.gateway {
+            self.closing.extend(gateway.close());
+        }
     }
 }
 
@@ -294,7 +338,13 @@ struct Ready {
     asked: bool,
     ended: Vec<i32>,
     ordered: Vec<i32>,
-    networks: bool,
+}
+
+/// Whether the machine has a way to addresses of IPv6, for which the kernel is asked; nothing is sent.
+fn reaches_v6() -> bool {
+    const SOMEBODY: (std::net::Ipv6Addr, u16) =
+        (std::net::Ipv6Addr::new(0x2001, 0x4860, 0x4860, 0, 0, 0, 0, 0x8888), 53);
+    std::net::UdpSocket::bind((std::net::Ipv6Addr::UNSPECIFIED, 0)).is_ok_and(|socket| socket.connect(SOMEBODY).is_ok())
 }
 
 fn status(ended: &Ended, wall: std::time::Duration, group: &Group) -> ExitStatus {

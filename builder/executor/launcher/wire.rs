@@ -3,9 +3,10 @@
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::error::Error;
+use crate::error::{Error, SystemError};
+use crate::network::Subnet;
 use crate::running::ExitStatus;
-use crate::spec::{Process, WindowSize};
+use crate::spec::{Gateway, Process, WindowSize};
 use crate::stubs::Stub;
 
 /// Room for any message; what could be larger travels in a memory file.
@@ -17,6 +18,21 @@ pub(crate) struct Request {
     pub(crate) process: Process,
     /// A terminal of this size is made for the step and its other side comes with [`Report::Prepared`].
     pub(crate) terminal: Option<WindowSize>,
+}
+
+/// rbuild to launcher: start the step that is described in the first descriptor.
+pub(crate) const RUN: &[u8] = b"run";
+/// rbuild to launcher: make private networks ready. The answer is a [`PrivateNetwork`].
+pub(crate) const NETWORK: &[u8] = b"network";
+
+/// Launcher to rbuild: whether there are private networks, and of which addresses.
+pub(crate) type PrivateNetwork = Result<Subnet, SystemError>;
+
+/// Launcher to a gateway, which finds the socket at its standard input; with it comes the far side of the step's interface.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Serve {
+    pub(crate) gateway: Gateway,
+    pub(crate) subnet: Subnet,
 }
 
 /// rbuild to launcher, about one step.

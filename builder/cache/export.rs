@@ -1,0 +1,434 @@
+//! `--cache-to`: after the image is out, what the build made and found goes to where other machines find it.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use futures_util::future::try_join_all;
+use graph::{Digest, ImageConfig};
+use registry::{BlobSource, Reference};
+use rustix::fs::{FlockOperation, flock};
+use serde_json::{Value, json};
+use snapshotter::{LayerRecord, Store, StoreError};
+use solver::{Progress, RunContext, Status};
+use tokio_util::sync::CancellationToken;
+
+use super::import::{read_layout, read_registry};
+use super::spec::{CacheTo, Mode, Place};
+use super::table::{CachedLayer, Entry, Stack, Table};
+use super::{Recorded, format};
+use crate::export::{Descriptor, LayerBlob, Upstream};
+use crate::images::registry_descriptor;
+use crate::session::Session;
+use crate::worker::{BlobTypes, WorkError};
+
+/// How often a name that somebody else changes meanwhile is written anew.
+const ATTEMPTS: usize = 4;
+
+/// A cache that could not be written.
+#[derive(Debug, thiserror::Error)]
+pub enum ExportError {
+    /// The registry.
+    #[error("cannot export the cache to {name}")]
+    Registry {
+        /// The name.
+        name: String,
+        /// Why.
+        source: Box<registry::Error>,
+    },
+    /// The directory.
+    #[error("cannot write the cache {}", path.display())]
+    Write {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Layers.
+    #[error("cannot export the cache")]
+    Work(#[from] WorkError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Writes one cache. `stacks` are those of the build's images.
+///
+/// # Errors
+/// The registry refused, the disk, or a layer that cannot be had.
+pub async fn export(
+    session: &Session,
+    results: &[Recorded],
+    stacks: &[Digest],
+    to: &CacheTo,
+    progress: &Progress,
+    cancelled: &CancellationToken,
+) -> Result<(), ExportError> {
+    let name = match &to.place {
+        Place::Registry(_) => format!("exporting cache to registry {}", to.place),
+        Place::Local { .. } => format!("exporting cache to {}", to.place),
+        // It left with the image.
+        Place::Inline => return Ok(()),
+    };
+    let vertex = progress.vertex(&name);
+    let context = RunContext { progress: vertex.clone(), cancelled: cancelled.clone() };
+    vertex
+        .during(async {
+            let mut table = table(&session.store, results, stacks, to.mode, jiff::Timestamp::now())?;
+            let files = add_blobs(session, &mut table, to, &context).await?;
+            match &to.place {
+                Place::Registry(reference) => push(session, &table, &files, reference, to, &context).await,
+                Place::Local { path, tag, .. } => {
+                    let (path, tag, to) = (path.clone(), tag.clone(), to.clone());
+                    let written = tokio::task::spawn_blocking(move || write(&table, &files, &path, &tag, &to));
+                    written.await.map_err(|_| WorkError::Internal("writing the cache panicked"))?
+                }
+                Place::Inline => Ok(()),
+            }
+        })
+        .await
+}
+
+/// Puts the records of a build into the config of its image. The layers of the result are the image's.
+///
+/// # Errors
+/// The database.
+pub(crate) fn inline_into(
+    config: &mut ImageConfig,
+    store: &Store,
+    results: &[Recorded],
+    result: Option<Digest>,
+) -> Result<(), StoreError> {
+    let table = table(store, results, result.as_slice(), Mode::Min, jiff::Timestamp::UNIX_EPOCH)?;
+    let chains: Vec<Digest> = match result {
+        Some(chain) => store.chain_layers(&chain)?.into_iter().map(|layer| layer.chain).collect(),
+        None => Vec::new(),
+    };
+    format::inline(config, &table, &chains);
+    Ok(())
+}
+
+/// What is known of a build's results, without blobs.
+fn table(
+    store: &Store,
+    results: &[Recorded],
+    stacks: &[Digest],
+    mode: Mode,
+    used: jiff::Timestamp,
+) -> Result<Table, StoreError> {
+    let mut known: HashMap<Digest, LayerRecord> = HashMap::new();
+    let mut image: BTreeSet<Digest> = BTreeSet::new();
+    for chain in stacks {
+        for layer in store.chain_layers(chain)? {
+            image.insert(layer.chain);
+            known.insert(layer.chain, layer);
+        }
+    }
+    // A hit by one key says nothing of the others that lead there.
+    let mut other_keys: HashMap<_, Vec<_>> = HashMap::new();
+    for recorded in store.recorded_keys()? {
+        other_keys.entry((recorded.chain, recorded.definition)).or_default().push(recorded.key);
+    }
+    let mut table = Table::default();
+    for recorded in results {
+        let stack = match recorded.chain {
+            _ if recorded.hollow => Stack::Elsewhere,
+            None => Stack::Empty,
+            Some(chain) if mode == Mode::Max || image.contains(&chain) => Stack::Layers(chain),
+            Some(_) => Stack::Elsewhere,
+        };
+        if let Stack::Layers(chain) = stack {
+            if !known.contains_key(&chain) {
+                known.extend(store.chain_layers(&chain)?.into_iter().map(|layer| (layer.chain, layer)));
+            }
+            add_layers(&mut table, &known, chain);
+        }
+        let entry = Entry { stack, content: recorded.content, op: recorded.op, used };
+        let others = recorded.chain.and_then(|chain| other_keys.get(&(chain, recorded.op)));
+        for key in recorded.keys.iter().chain(others.into_iter().flatten()) {
+            table.entries.insert(*key, entry);
+        }
+    }
+    Ok(table)
+}
+
+fn add_layers(table: &mut Table, known: &HashMap<Digest, LayerRecord>, chain: Digest) {
+    let mut next = Some(chain);
+    while let Some(layer) = next.and_then(|chain| known.get(&chain)) {
+        next = layer.parent;
+        let cached = CachedLayer {
+            parent: layer.parent,
+            diff_id: layer.diff_id,
+            content: layer.content,
+            size: layer.size,
+            created: layer.created,
+            blob: None,
+        };
+        if table.layers.insert(layer.chain, cached).is_some() {
+            return;
+        }
+    }
+}
+
+type Files = BTreeMap<Digest, LayerBlob>;
+
+/// Compresses what has no blob yet. A layer of somebody else's image that is not here stays where it is: who uses the cache
+/// has that image too.
+async fn add_blobs(
+    session: &Session,
+    table: &mut Table,
+    to: &CacheTo,
+    context: &RunContext,
+) -> Result<Files, ExportError> {
+    let types = if to.oci { BlobTypes::Oci } else { BlobTypes::Docker };
+    let mut wanted: BTreeMap<Digest, LayerRecord> = BTreeMap::new();
+    for (chain, layer) in &table.layers {
+        if let Some(record) = session.store.layer(chain)? {
+            // A layer that lies on several stacks is one blob; the one of ours can be made again.
+            let known = wanted.entry(layer.diff_id).or_insert_with(|| record.clone());
+            if known.writer.is_none() {
+                *known = record;
+            }
+        }
+    }
+    let registry = match &to.place {
+        Place::Registry(reference) => Some(reference.registry()),
+        Place::Local { .. } | Place::Inline => None,
+    };
+    let blobs = wanted.values().enumerate().map(|(number, layer)| async move {
+        let is_foreign = layer.content == layer.diff_id.into();
+        if is_foreign && !is_near(session, layer, registry)? {
+            return Ok(None);
+        }
+        let bytes = registry.is_none();
+        let blob = session.layers.blob(context, layer, number, to.compression, types, bytes).await?;
+        Ok::<_, ExportError>(Some(blob))
+    });
+    let blobs = tokio::select! {
+        () = context.cancelled.cancelled() => return Err(WorkError::Cancelled.into()),
+        blobs = try_join_all(blobs) => blobs?,
+    };
+    let files: Files = blobs.into_iter().flatten().map(|blob| (blob.diff_id, blob)).collect();
+    for layer in table.layers.values_mut() {
+        layer.blob = files.get(&layer.diff_id).map(|blob| blob.descriptor.clone());
+    }
+    Ok(files)
+}
+
+/// Whether a layer's bytes are on this machine, or at the registry that the cache goes to.
+fn is_near(session: &Session, layer: &LayerRecord, registry: Option<&str>) -> Result<bool, ExportError> {
+    let store = &session.store;
+    if store.blob_path(&layer.diff_id).is_some() || store.snapshot(&layer.chain)?.is_some() {
+        return Ok(true);
+    }
+    for blob in store.layer_blobs(&layer.diff_id)? {
+        let places = session.remote.locations(&blob.digest)?;
+        if store.blob_path(&blob.digest).is_some() || places.iter().any(|place| Some(place.registry()) == registry) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// The manifest around a config and blobs, and its media type.
+fn manifest(config: &Descriptor, blobs: &[Descriptor], to: &CacheTo) -> (Vec<u8>, &'static str) {
+    let (media_type, document) = if to.image_manifest {
+        let media_type = registry::OCI_MANIFEST;
+        (media_type, json!({ "schemaVersion": 2, "mediaType": media_type, "config": config, "layers": blobs }))
+    } else {
+        let media_type = if to.oci { registry::OCI_INDEX } else { registry::DOCKER_LIST };
+        let manifests: Vec<&Descriptor> = blobs.iter().chain([config]).collect();
+        (media_type, json!({ "schemaVersion": 2, "mediaType": media_type, "manifests": manifests }))
+    };
+    (document.to_string().into_bytes(), media_type)
+}
+
+/// Sends what is missing, then the manifest, until the name shows what we wrote.
+///
+/// Registries cannot replace a manifest on condition. Two jobs that read the same state and write at the same instant are
+/// noticed by reading again; what stays possible is that one reads before and writes after the other has looked again. The
+/// results of one of them are then missing until its next build.
+async fn push(
+    session: &Session,
+    own: &Table,
+    files: &Files,
+    reference: &Reference,
+    to: &CacheTo,
+    context: &RunContext,
+) -> Result<(), ExportError> {
+    let failed = |source| ExportError::Registry { name: reference.familiar(), source: Box::new(source) };
+    let client = &session.remote.client;
+    let repository = reference.repository();
+    let (mut there, mut seen) = current(session, reference).await;
+    // What the manifest names is there: registries keep what a manifest refers to.
+    let present: BTreeSet<Digest> =
+        there.layers.values().filter_map(|layer| Some(layer.blob.as_ref()?.digest)).collect();
+    let missing = files.values().filter(|blob| !present.contains(&blob.descriptor.digest));
+    try_join_all(missing.map(|blob| send_layer(session, blob, reference, context))).await?;
+    let mut is_merged = true;
+    for _ in 0..ATTEMPTS {
+        let mut table = own.clone();
+        if is_merged {
+            table.join(&there, jiff::Timestamp::now());
+        }
+        let (config, blobs) = format::encode(&table);
+        let descriptor = Descriptor::new(format::CONFIG, Digest::of(&config), config.len() as u64);
+        let (manifest, media_type) = manifest(&descriptor, &blobs, to);
+        let wanted = registry::digest_of(&manifest);
+        if seen.as_ref() == Some(&wanted) {
+            return Ok(());
+        }
+        send(session, reference, &descriptor, &bytes::Bytes::from(config), &[]).await?;
+        match client.put_manifest(reference, media_type, manifest.into()).await {
+            Ok(_) => {}
+            // A blob of others that the registry has lost must not stand in the way of ours.
+            Err(error) if is_merged && !there.layers.is_empty() && !error.is_transient() => {
+                is_merged = false;
+                continue;
+            }
+            Err(error) => return Err(failed(error)),
+        }
+        let now = client.head(reference).await.map_err(failed)?;
+        if *now.digest() == wanted {
+            for blob in files.values() {
+                session.remote.remember(&blob.descriptor.digest, repository)?;
+            }
+            return Ok(());
+        }
+        is_merged = true;
+        (there, seen) = current(session, reference).await;
+    }
+    context
+        .progress
+        .warn(format!("others write {} all the time; their results may stand in place of these", reference.familiar()));
+    Ok(())
+}
+
+/// What the name leads to now. What cannot be read is replaced.
+async fn current(session: &Session, reference: &Reference) -> (Table, Option<registry::Digest>) {
+    match read_registry(&session.remote, reference).await {
+        Ok((table, digest)) => (table, Some(digest)),
+        Err(_) => (Table::default(), None),
+    }
+}
+
+async fn send_layer(
+    session: &Session,
+    blob: &LayerBlob,
+    reference: &Reference,
+    context: &RunContext,
+) -> Result<(), ExportError> {
+    let known = session.remote.locations(&blob.descriptor.digest)?;
+    let source: Box<dyn BlobSource> = match &blob.path {
+        Some(path) => Box::new(path.clone()),
+        None => Box::new(Upstream::new(session.remote.clone(), blob.descriptor.clone())),
+    };
+    let id = format!("writing layer {}", blob.descriptor.digest);
+    let total = blob.descriptor.size;
+    context.progress.status(Status { id: id.clone(), current: 0, total, done: false });
+    send(session, reference, &blob.descriptor, source.as_ref(), &known).await?;
+    context.progress.status(Status { id, current: total, total, done: true });
+    Ok(())
+}
+
+async fn send(
+    session: &Session,
+    reference: &Reference,
+    blob: &Descriptor,
+    source: &dyn BlobSource,
+    known: &[registry::Repository],
+) -> Result<(), ExportError> {
+    let descriptor = registry_descriptor(blob).map_err(|_| WorkError::Internal("a digest of ours is none"))?;
+    let sent = session.remote.client.push_blob(reference.repository(), &descriptor, source, known, None).await;
+    sent.map_err(|source| ExportError::Registry { name: reference.familiar(), source: Box::new(source) })?;
+    Ok(())
+}
+
+/// Into an OCI layout, whose other names stay.
+fn write(table: &Table, files: &Files, layout: &Path, tag: &str, to: &CacheTo) -> Result<(), ExportError> {
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        move |source| ExportError::Write { path, source }
+    };
+    let blobs_path = layout.join("blobs/sha256");
+    fs::create_dir_all(&blobs_path).map_err(failed(&blobs_path))?;
+    // Held until the end: one job after the other.
+    let lock = File::open(layout).map_err(failed(layout))?;
+    flock(&lock, FlockOperation::LockExclusive).map_err(|error| failed(layout)(error.into()))?;
+    let (there, before) = match read_layout(layout, tag, None) {
+        Ok((table, digest)) => (table, Some(digest)),
+        Err(_) => (Table::default(), None),
+    };
+    let mut table = table.clone();
+    table.join(&there, jiff::Timestamp::now());
+    for blob in files.values() {
+        let path = blobs_path.join(blob.descriptor.digest.hex());
+        let is_there = fs::metadata(&path).is_ok_and(|file| file.is_file() && file.len() == blob.descriptor.size);
+        if let Some(from) = blob.path.as_ref().filter(|_| !is_there) {
+            let mut from = File::open(from).map_err(failed(from))?;
+            put(&path, |to| io::copy(&mut from, to).map(drop)).map_err(failed(&path))?;
+        }
+    }
+    // What was cleared away by hand is not promised.
+    let is_there = |blob: &Descriptor| blobs_path.join(blob.digest.hex()).is_file();
+    for layer in table.layers.values_mut() {
+        layer.blob = layer.blob.take().filter(is_there);
+    }
+    let (config, blobs) = format::encode(&table);
+    let descriptor = Descriptor::new(format::CONFIG, Digest::of(&config), config.len() as u64);
+    let (manifest, media_type) = manifest(&descriptor, &blobs, to);
+    let digest = Digest::of(&manifest);
+    for (digest, bytes) in [(descriptor.digest, &config), (digest, &manifest)] {
+        let path = blobs_path.join(digest.hex());
+        put(&path, |file| file.write_all(bytes)).map_err(failed(&path))?;
+    }
+    let marker = layout.join("oci-layout");
+    put(&marker, |file| file.write_all(br#"{"imageLayoutVersion":"1.0.0"}"#)).map_err(failed(&marker))?;
+    let index_path = layout.join("index.json");
+    let index = with_manifest(fs::read(&index_path).ok().as_deref(), tag, &digest, manifest.len(), media_type);
+    put(&index_path, |file| file.write_all(index.to_string().as_bytes())).map_err(failed(&index_path))?;
+    if let Some(before) = before.filter(|before| *before != digest) {
+        forget(&blobs_path, &there, &before, &index, &table);
+    }
+    Ok(())
+}
+
+/// Complete or not at all.
+fn put(path: &Path, fill: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
+    let directory = path.parent().unwrap_or(Path::new("."));
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+    let mut file = tempfile::Builder::new().prefix(".rbuild-").permissions(mode).tempfile_in(directory)?;
+    fill(file.as_file_mut())?;
+    file.persist(path).map_err(|error| error.error)?;
+    Ok(())
+}
+
+/// The layout's index in which the name leads to the manifest.
+fn with_manifest(index: Option<&[u8]>, tag: &str, digest: &Digest, size: usize, media_type: &str) -> Value {
+    let old = index.and_then(|bytes| serde_json::from_slice::<Value>(bytes).ok()).unwrap_or_default();
+    let mut manifests = old.get("manifests").and_then(Value::as_array).cloned().unwrap_or_default();
+    let name = "org.opencontainers.image.ref.name";
+    manifests.retain(|manifest| manifest["annotations"][name] != tag);
+    let annotations = json!({ name: tag });
+    manifests.push(json!({ "mediaType": media_type, "digest": digest, "size": size, "annotations": annotations }));
+    json!({ "schemaVersion": 2, "mediaType": registry::OCI_INDEX, "manifests": manifests })
+}
+
+/// Removes what only the replaced manifest named: its config, itself, and layers, unless the layout has other names, whose
+/// blobs are not ours to judge.
+fn forget(blobs: &Path, old: &Table, manifest: &Digest, index: &Value, now: &Table) {
+    if index.get("manifests").and_then(Value::as_array).is_none_or(|manifests| manifests.len() != 1) {
+        return;
+    }
+    let kept: BTreeSet<Digest> = now.layers.values().filter_map(|layer| Some(layer.blob.as_ref()?.digest)).collect();
+    let config = fs::read(blobs.join(manifest.hex())).ok().and_then(|bytes| {
+        let manifest: Value = serde_json::from_slice(&bytes).ok()?;
+        manifest.get("config")?.get("digest")?.as_str()?.parse::<Digest>().ok()
+    });
+    let layers = old.layers.values().filter_map(|layer| Some(layer.blob.as_ref()?.digest));
+    for digest in layers.chain(config).chain([*manifest]).filter(|digest| !kept.contains(digest)) {
+        // What stays costs space, no more.
+        let _ = fs::remove_file(blobs.join(digest.hex()));
+    }
+}

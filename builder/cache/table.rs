@@ -1,0 +1,160 @@
+//! What a shared cache holds: results by key, and the layers they are made of.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+use graph::{ContentDigest, Digest};
+
+use crate::export::Descriptor;
+
+/// Results of other builds stay in a cache that is written anew for this long after their last use.
+const KEPT: Duration = Duration::from_secs(14 * 24 * 60 * 60);
+
+/// Results that are kept beside those of the build that writes. The record of one takes some 300 bytes, and BuildKit reads
+/// configs of up to 1 MiB.
+const MOST_KEPT: usize = 2500;
+
+/// A layer at its place in a stack.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct CachedLayer {
+    pub(crate) parent: Option<Digest>,
+    pub(crate) diff_id: Digest,
+    /// What it holds, without times.
+    pub(crate) content: ContentDigest,
+    /// Bytes of the uncompressed tar, 0 while unknown.
+    pub(crate) size: u64,
+    pub(crate) created: Option<jiff::Timestamp>,
+    /// `None`: it is wherever the image it comes from is.
+    pub(crate) blob: Option<Descriptor>,
+}
+
+/// What is known of a result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Stack {
+    /// The empty tree.
+    Empty,
+    /// Layers of the table.
+    Layers(Digest),
+    /// Only what it is.
+    Elsewhere,
+}
+
+/// A result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Entry {
+    pub(crate) stack: Stack,
+    /// What the stack holds, without times.
+    pub(crate) content: ContentDigest,
+    /// Key of the operation alone.
+    pub(crate) op: ContentDigest,
+    /// When a build last made or found it.
+    pub(crate) used: jiff::Timestamp,
+}
+
+/// A cache.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Table {
+    /// By chain id, which says what lies below; so no forger can put a layer elsewhere.
+    pub(crate) layers: BTreeMap<Digest, CachedLayer>,
+    /// By key.
+    pub(crate) entries: BTreeMap<ContentDigest, Entry>,
+}
+
+impl Table {
+    /// The layers of a stack, the lowest first; `None` when one is missing.
+    pub(crate) fn stack(&self, chain: &Digest) -> Option<Vec<(Digest, &CachedLayer)>> {
+        let mut layers = Vec::new();
+        let mut next = Some(*chain);
+        while let Some(chain) = next {
+            // A chain id is a hash over its parent's: there are no cycles.
+            let layer = self.layers.get(&chain)?;
+            layers.push((chain, layer));
+            next = layer.parent;
+        }
+        layers.reverse();
+        Some(layers)
+    }
+
+    /// The keys of each result. One operation may have several that lead to the same.
+    pub(crate) fn keys_by_result(&self) -> HashMap<(Stack, ContentDigest, ContentDigest), Vec<ContentDigest>> {
+        let mut keys: HashMap<_, Vec<_>> = HashMap::new();
+        for (key, entry) in &self.entries {
+            keys.entry((entry.stack, entry.content, entry.op)).or_default().push(*key);
+        }
+        keys
+    }
+
+    /// Adds what another table has beyond this one, where it was used lately.
+    pub(crate) fn join(&mut self, other: &Self, now: jiff::Timestamp) {
+        let is_fresh = |entry: &Entry| now.duration_since(entry.used).unsigned_abs() <= KEPT;
+        let mut more: Vec<_> = other
+            .entries
+            .iter()
+            .filter(|(key, entry)| {
+                let known = self.entries.get(key).map(|entry| entry.stack);
+                // What it is beats nothing, its layers beat what it is.
+                let is_better = match known {
+                    None => true,
+                    Some(Stack::Elsewhere) => entry.stack != Stack::Elsewhere,
+                    Some(_) => false,
+                };
+                is_better && is_fresh(entry)
+            })
+            .collect();
+        more.sort_by_key(|(key, entry)| (std::cmp::Reverse(entry.used), **key));
+        for (key, entry) in more.into_iter().take(MOST_KEPT) {
+            if let Stack::Layers(chain) = entry.stack {
+                let Some(stack) = other.stack(&chain) else { continue };
+                for (chain, layer) in stack {
+                    self.layers.entry(chain).or_insert_with(|| layer.clone());
+                }
+            }
+            self.entries.insert(*key, *entry);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(second: i64) -> jiff::Timestamp {
+        jiff::Timestamp::from_second(second).unwrap()
+    }
+
+    fn key(n: u8) -> ContentDigest {
+        ContentDigest::of(&[n])
+    }
+
+    fn entry(stack: Stack, second: i64) -> Entry {
+        Entry { stack, content: key(100), op: key(101), used: at(second) }
+    }
+
+    fn layer(table: &mut Table, parent: Option<Digest>, n: u8) -> Digest {
+        let diff_id = Digest::of(&[n]);
+        let chain = diff_id.chain_upon(parent.as_ref());
+        let layer = CachedLayer { parent, diff_id, content: key(n), size: 1, created: None, blob: None };
+        table.layers.insert(chain, layer);
+        chain
+    }
+
+    #[test]
+    fn joining_keeps_what_both_have_and_forgets_what_is_old() {
+        const DAY: i64 = 24 * 60 * 60;
+        let mut theirs = Table::default();
+        let base = layer(&mut theirs, None, 1);
+        let top = layer(&mut theirs, Some(base), 2);
+        theirs.entries.insert(key(1), entry(Stack::Layers(top), 99 * DAY));
+        theirs.entries.insert(key(2), entry(Stack::Layers(base), 100 * DAY));
+        theirs.entries.insert(key(3), entry(Stack::Empty, 3 * DAY));
+        theirs.entries.insert(key(4), entry(Stack::Layers(Digest::of(b"nowhere")), 100 * DAY));
+        let mut ours = Table::default();
+        ours.entries.insert(key(1), entry(Stack::Elsewhere, 100 * DAY));
+        ours.entries.insert(key(2), entry(Stack::Empty, 100 * DAY));
+        ours.join(&theirs, at(100 * DAY));
+        assert_eq!(ours.entries[&key(1)].stack, Stack::Layers(top));
+        assert_eq!(ours.entries[&key(2)].stack, Stack::Empty, "what this build made stands");
+        assert_eq!(ours.entries.len(), 2, "neither the old one nor the one without layers");
+        assert_eq!(ours.stack(&top).unwrap().iter().map(|(chain, _)| *chain).collect::<Vec<_>>(), [base, top]);
+    }
+}
