@@ -20,12 +20,12 @@ fn settings(dir: &Path) -> Settings {
 
 fn hosts_toml(dir: &Path, registry: &str, text: &str) {
     let dir = dir.join("certs.d").join(registry);
-    std::fs::create_dir_all(&dir).unwrap();
-    std::fs::write(dir.join("hosts.toml"), text).unwrap();
+    std::fs::create_dir_all(&dir).expect("our directory");
+    std::fs::write(dir.join("hosts.toml"), text).expect("our directory");
 }
 
 fn name(text: &str) -> Reference {
-    text.parse().unwrap()
+    text.parse().expect("a name")
 }
 
 #[tokio::test]

@@ -20,7 +20,7 @@ fn anonymous() -> Client {
 }
 
 fn repository(fake: &Fake, path: &str) -> Repository {
-    format!("{}/{path}", fake.host()).parse::<Reference>().unwrap().repository().clone()
+    format!("{}/{path}", fake.host()).parse::<Reference>().expect("a name").repository().clone()
 }
 
 fn blob(bytes: &'static [u8]) -> (Descriptor, Bytes) {
