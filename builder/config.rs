@@ -18,6 +18,9 @@ pub struct Config {
     /// The network of RUN steps: default, private, none or host.
     #[serde(default)]
     pub network: crate::network::StepNetwork,
+    /// Further directories like docker's and containerd's `certs.d`, looked into first.
+    #[serde(default, rename = "certs-dirs")]
+    pub certs_dirs: Vec<PathBuf>,
     /// Steps that may run at the same time.
     #[serde(default, rename = "max-parallelism")]
     pub max_parallelism: Option<usize>,

@@ -76,7 +76,8 @@ impl Session {
         let store = Arc::new(Store::open(&root)?);
         let registries: BTreeMap<_, _> = config.registry.clone().into_iter().collect();
         let notices = Arc::new(Notices::default());
-        let settings = Settings { registries, on_event: Some(notices.sink()), ..Settings::from_env() };
+        let mut settings = Settings { registries, on_event: Some(notices.sink()), ..Settings::from_env() };
+        settings.certs_dirs.splice(0..0, config.certs_dirs.iter().cloned());
         let client = Client::new(settings, Arc::new(registry::DockerCredentials::from_env()));
         let remote = Remote::new(client, Arc::clone(&store));
         let layers = Arc::new(Layers::new(Arc::clone(&store), remote.clone(), apply_options(&tier)));

@@ -41,3 +41,5 @@ mod sources;
 #[path = "e2e/storage.rs"]
 mod storage;
 mod support;
+#[path = "e2e/transfer.rs"]
+mod transfer;

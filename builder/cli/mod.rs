@@ -1,6 +1,8 @@
 //! The command line: one file per subcommand, each an `Args` (whose doc comments are the help text) and one function.
 
 pub mod build;
+pub mod copy;
+pub mod export;
 pub mod history;
 pub mod images;
 pub mod import;
@@ -60,6 +62,8 @@ pub struct Global {
 #[expect(missing_docs, reason = "what each does is said by its arguments' help text")]
 pub enum Command {
     Build(Box<build::Args>),
+    Copy(copy::CopyArgs),
+    Export(export::Args),
     History(history::Args),
     Images(images::Args),
     Import(import::Args),
@@ -67,6 +71,7 @@ pub enum Command {
     Load(load::Args),
     Login(login::LoginArgs),
     Logout(login::LogoutArgs),
+    Merge(copy::MergeArgs),
     Pull(pull::Args),
     Push(push::Args),
     Rmi(rmi::Args),
@@ -83,6 +88,8 @@ pub async fn run(cli: Cli, start: Start) -> Result<ExitCode, Report> {
     let session = Session::open(&cli.global, start).map_err(|error| Report::of(&error))?;
     match cli.command {
         Command::Build(args) => build::run(&args, &session).await,
+        Command::Copy(args) => copy::copy(&args, &session).await,
+        Command::Export(args) => export::run(&args, &session).await,
         Command::History(args) => history::run(&args, &session).await,
         Command::Images(args) => images::run(&args, &session).await,
         Command::Import(args) => import::run(&args, &session).await,
@@ -90,6 +97,7 @@ pub async fn run(cli: Cli, start: Start) -> Result<ExitCode, Report> {
         Command::Load(args) => load::run(&args, &session).await,
         Command::Login(args) => login::login(&args, &session).await,
         Command::Logout(args) => login::logout(&args).await,
+        Command::Merge(args) => copy::merge(&args, &session).await,
         Command::Pull(args) => pull::run(&args, &session).await,
         Command::Push(args) => push::run(&args, &session).await,
         Command::Rmi(args) => rmi::run(&args, &session).await,

@@ -22,7 +22,7 @@ use snapshotter::{ImageKind, ImageRecord, ManifestRef, Store, StoreError};
 use crate::images::ImageError;
 
 pub use changes::{ChangeError, Changes};
-pub use load::{Input, Loaded, load};
+pub use load::{Input, Loaded, load, take};
 
 /// Something that cannot be taken in.
 #[derive(Debug, thiserror::Error)]
