@@ -400,6 +400,8 @@ fn worker(
         network_noted: AtomicBool::new(false),
         imports,
         results: Mutex::default(),
+        limit: session.limit(),
+        tidying: Arc::default(),
     })
 }
 
