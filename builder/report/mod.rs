@@ -196,7 +196,8 @@ impl Report {
 /// Whether an error says that there is no space left.
 fn is_full(error: &(dyn Error + 'static)) -> bool {
     use io::ErrorKind::{QuotaExceeded, StorageFull};
-    let of_disk = error.downcast_ref::<io::Error>().is_some_and(|error| matches!(error.kind(), StorageFull | QuotaExceeded));
+    let of_disk =
+        error.downcast_ref::<io::Error>().is_some_and(|error| matches!(error.kind(), StorageFull | QuotaExceeded));
     let of_store = matches!(error.downcast_ref::<snapshotter::StoreError>(), Some(error) if error.is_full());
     of_disk || of_store
 }

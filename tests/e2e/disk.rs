@@ -59,7 +59,11 @@ fn the_sums_are_what_the_disk_says_and_each_item_says_what_keeps_it() {
     let mounts = items(&usage, "exec.cachemount");
     assert_eq!(mounts.len(), 1);
     assert!(mounts[0]["size"].as_u64() >= Some(2_000_000), "{}", mounts[0]);
-    assert!(mounts[0]["description"].as_str().is_some_and(|text| text.starts_with("cache mount ") && text.ends_with("apt")), "{}", mounts[0]);
+    assert!(
+        mounts[0]["description"].as_str().is_some_and(|text| text.starts_with("cache mount ") && text.ends_with("apt")),
+        "{}",
+        mounts[0]
+    );
 
     let verbose = env.rbuild(["du", "--verbose"]).ok();
     for line in ["Kept by:     image docker.io/library/app:latest", "Type:        exec.cachemount", "Total:       "] {
