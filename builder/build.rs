@@ -401,6 +401,8 @@ fn worker(
         turn: tokio::sync::Semaphore::new(1),
         imports,
         results: Mutex::default(),
+        limit: session.limit(),
+        tidying: Arc::default(),
     })
 }
 

@@ -20,6 +20,7 @@ pub mod outputs;
 pub mod progress;
 pub mod report;
 pub mod session;
+pub mod size;
 pub mod stored;
 pub mod terminal;
 pub mod variant;

@@ -10,6 +10,8 @@ mod cache;
 mod concurrency;
 #[path = "e2e/containers.rs"]
 mod containers;
+#[path = "e2e/disk.rs"]
+mod disk;
 #[path = "e2e/failures.rs"]
 mod failures;
 #[path = "e2e/formats.rs"]
