@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{self, Read};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
@@ -12,13 +12,13 @@ use registry::Reference;
 use solver::{Options, Progress, RunContext, SolveError};
 use tokio_util::sync::CancellationToken;
 
+use crate::bundle::{Bundle, BundleError, Place as ImagePlace};
 use crate::cache::{self, CacheFrom, Imports, Recorded};
 use crate::check;
 use crate::context::{self, ContextArg, ContextError, LocalContext, Place, Wanted};
 use crate::export::OutputSpec;
 use crate::image::{self, BuiltLayer};
 use crate::images::{ImageError, parse_name};
-use crate::named::{self, Layouts, NamedContexts};
 use crate::network::{HOST_GATEWAY, StepNetwork};
 use crate::session::{Session, SessionError};
 use crate::worker::{BuildWorker, Rootfs, StepPolicy, WorkError};
@@ -40,8 +40,8 @@ pub struct Request {
     pub directories: BTreeMap<String, PathBuf>,
     /// `--build-context NAME=target:STAGE`
     pub targets: BTreeMap<String, String>,
-    /// `--build-context NAME=oci-layout://DIRECTORY`
-    pub layouts: Layouts,
+    /// `--build-context NAME=oci-layout://…` and the like
+    pub places: BTreeMap<String, ImagePlace>,
     /// `--pull`
     pub pull: bool,
     /// Where the result goes.
@@ -104,6 +104,14 @@ pub enum BuildError {
         /// What is wrong with it.
         problems: Diagnostics,
     },
+    /// A `--build-context` that is an image in a file.
+    #[error("cannot use the build context {name}")]
+    NamedContext {
+        /// Of the context.
+        name: String,
+        /// Why.
+        source: Box<BundleError>,
+    },
     /// A base image cannot be had.
     #[error("{source}")]
     Base {
@@ -123,6 +131,8 @@ pub enum BuildError {
         source_file: SourceFile,
         /// Lines of the step.
         span: Option<graph::Span>,
+        /// For which its programs are, where that is not this machine's.
+        platform: Option<Platform>,
         /// Why.
         source: Box<WorkError>,
     },
@@ -154,17 +164,17 @@ pub async fn build(
     cancelled: &CancellationToken,
 ) -> Result<Built, BuildError> {
     let Request { context, file, frontend: mut options, platforms, directories, pull, policy, parallel, .. } = request;
-    let bases = Bases { session, layouts: &request.layouts, pull };
+    let named = Named { session, places: &request.places, targets: &request.targets, pull };
     let imports = Imports::new(request.cache_from, session.remote.clone(), Arc::clone(&session.store));
     let loaded = load(session, context, file, progress, cancelled).await?;
     options.ignored = Some(Arc::new(loaded.context.ignore.patterns().clone()));
     let source = loaded.dockerfile.source;
     let mut each = options_for(&options, &platforms);
     for options in &mut each {
-        add_targets(&bases, options, &request.targets, &source, progress, cancelled).await?;
+        named.add(options, &source, progress, cancelled).await?;
     }
     let plans = each.iter().map(|options| plan(&source, options)).collect::<Result<Vec<_>, _>>()?;
-    let lowered = plans.iter().map(|plan| lower(&bases, plan, &source, progress, cancelled));
+    let lowered = plans.iter().map(|plan| lower(session, plan, &source, pull, progress, cancelled));
     let lowered = futures_util::future::try_join_all(lowered).await?;
     warn(&lowered, &source, progress)?;
     let contexts = contexts(loaded.context, directories)?;
@@ -182,23 +192,15 @@ pub async fn build(
     Ok(Built { images, epoch, source, hits: solved.hits, misses: solved.misses, results })
 }
 
-/// Where base images come from.
-pub(crate) struct Bases<'a> {
-    pub(crate) session: &'a Session,
-    pub(crate) layouts: &'a Layouts,
-    pub(crate) pull: bool,
-}
-
 /// Options for each platform: what a Dockerfile means may depend on it from the first line on.
 pub(crate) fn options_for(options: &frontend::Options, platforms: &[Platform]) -> Vec<frontend::Options> {
     if platforms.is_empty() {
         return vec![options.clone()];
     }
-    let multi_platform = platforms.len() > 1;
     let options = platforms.iter().map(|platform| frontend::Options {
         target_platform: platform.clone(),
         implicit_platform: false,
-        multi_platform,
+        multi_platform: platforms.len() > 1,
         ..options.clone()
     });
     options.collect()
@@ -208,22 +210,41 @@ fn plan(source: &SourceFile, options: &frontend::Options) -> Result<frontend::Pl
     frontend::plan(source, options).map_err(|problems| wrong(source, problems))
 }
 
-/// Adds the contexts that are targets of the same Dockerfile. These do not see each other.
-pub(crate) async fn add_targets(
-    bases: &Bases<'_>,
-    options: &mut frontend::Options,
-    targets: &BTreeMap<String, String>,
-    source: &SourceFile,
-    progress: &Progress,
-    cancelled: &CancellationToken,
-) -> Result<(), BuildError> {
-    let alone = options.clone();
-    for (name, target) in targets {
-        let plan = plan(source, &frontend::Options { target: Some(target.clone()), ..alone.clone() })?;
-        let LoweredFor { lowered, .. } = lower(bases, &plan, source, progress, cancelled).await?;
-        options.named_contexts.insert(name.clone(), ContextSource::Target(Arc::new(lowered)));
+/// Named contexts that have to be made or found first: images in layouts and archives, and targets.
+pub(crate) struct Named<'a> {
+    pub(crate) session: &'a Session,
+    pub(crate) places: &'a BTreeMap<String, ImagePlace>,
+    pub(crate) targets: &'a BTreeMap<String, String>,
+    pub(crate) pull: bool,
+}
+
+impl Named<'_> {
+    /// Adds them to the options. Targets, which are stages of the same Dockerfile, do not see each other.
+    pub(crate) async fn add(
+        &self,
+        options: &mut frontend::Options,
+        source: &SourceFile,
+        progress: &Progress,
+        cancelled: &CancellationToken,
+    ) -> Result<(), BuildError> {
+        for (name, place) in self.places {
+            let vertex = progress.vertex(&format!("[context {name}] load the image"));
+            let context = RunContext { progress: vertex.clone(), cancelled: cancelled.clone() };
+            let image = Bundle::as_base(self.session, place, &options.target_platform, &context);
+            let image = vertex.during(image).await.map_err(|source| match source {
+                BundleError::Cancelled => BuildError::Cancelled,
+                source => BuildError::NamedContext { name: name.clone(), source: Box::new(source) },
+            })?;
+            options.named_contexts.insert(name.clone(), ContextSource::Image(image));
+        }
+        let alone = options.clone();
+        for (name, target) in self.targets {
+            let plan = plan(source, &frontend::Options { target: Some(target.clone()), ..alone.clone() })?;
+            let lowered = lower(self.session, &plan, source, self.pull, progress, cancelled).await?.lowered;
+            options.named_contexts.insert(name.clone(), ContextSource::Target(Arc::new(lowered)));
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 /// A Dockerfile lowered for one platform, and the images that it stands upon.
@@ -234,13 +255,14 @@ struct LoweredFor {
 }
 
 async fn lower(
-    from: &Bases<'_>,
+    session: &Session,
     plan: &frontend::Plan,
     source: &SourceFile,
+    pull: bool,
     progress: &Progress,
     cancelled: &CancellationToken,
 ) -> Result<LoweredFor, BuildError> {
-    let (images, bases) = resolve_images(from, plan, source, progress, cancelled).await?;
+    let (images, bases) = resolve_images(session, plan, source, pull, progress, cancelled).await?;
     let lowered = frontend::lower(plan, &images).map_err(|problems| wrong(source, problems))?;
     Ok(LoweredFor { lowered, bases })
 }
@@ -339,9 +361,10 @@ async fn place(
 
 /// Asks for images until the frontend misses none: triggers of a base may name further ones.
 async fn resolve_images(
-    from: &Bases<'_>,
+    session: &Session,
     plan: &frontend::Plan,
     source: &SourceFile,
+    pull: bool,
     progress: &Progress,
     cancelled: &CancellationToken,
 ) -> Result<(Images, Vec<Vec<Digest>>), BuildError> {
@@ -356,7 +379,7 @@ async fn resolve_images(
             let vertex = progress.vertex(&format!("[internal] load metadata for {}", request.reference));
             let found = tokio::select! {
                 () = cancelled.cancelled() => return Err(BuildError::Cancelled),
-                found = vertex.during(named::find(from.session, from.layouts, request, from.pull)) => found,
+                found = vertex.during(session.remote.find(request, pull)) => found,
             };
             found.map_err(|error| BuildError::Base {
                 source_file: source.clone(),
@@ -411,8 +434,11 @@ fn worker(
         now: epoch.unwrap_or_else(jiff::Timestamp::now),
         scratch: session.store.scratch_directory(),
         network_noted: AtomicBool::new(false),
+        turn: tokio::sync::Semaphore::new(1),
         imports,
         results: Mutex::default(),
+        limit: session.limit(),
+        tidying: Arc::default(),
     })
 }
 
@@ -443,9 +469,12 @@ async fn solve(
     let solved = solved.map_err(|error| match error {
         SolveError::Cancelled => BuildError::Cancelled,
         SolveError::Task(why) => BuildError::Internal(why),
-        SolveError::Vertex { node, source: error, .. } => {
-            BuildError::Step { source_file: source.clone(), span: graph.node(node).meta.span, source: Box::new(error) }
-        }
+        SolveError::Vertex { node, source: error, .. } => BuildError::Step {
+            source_file: source.clone(),
+            span: graph.node(node).meta.span,
+            platform: foreign_platform(&graph.node(node).op),
+            source: Box::new(error),
+        },
     })?;
     let context = RunContext { progress: progress.vertex("[internal] result"), cancelled: cancelled.clone() };
     let mut solved = solved.into_iter();
@@ -459,6 +488,12 @@ async fn solve(
         stacks.rootfs.push(worker.rootfs_of(&context, &solved.output).await?);
     }
     Ok(stacks)
+}
+
+/// The platform of a step that runs programs of another machine's kind.
+fn foreign_platform(op: &Op) -> Option<Platform> {
+    let Op::Exec(exec) = op else { return None };
+    (exec.platform.architecture != Platform::host().architecture).then(|| exec.platform.clone())
 }
 
 /// The image of one platform.
@@ -492,13 +527,70 @@ fn finish(
     Ok(BuiltImage { platform: lowered.platform, rootfs, base_layers, unfinished, config, id })
 }
 
+/// What `--build-context` gives.
+#[derive(Debug, Default)]
+pub struct NamedContexts {
+    /// For the frontend.
+    pub sources: BTreeMap<String, ContextSource>,
+    /// Directories of the caller.
+    pub directories: BTreeMap<String, PathBuf>,
+    /// Images in layouts and archives.
+    pub places: BTreeMap<String, ImagePlace>,
+    /// Stages of the same Dockerfile.
+    pub targets: BTreeMap<String, String>,
+}
+
+/// Parses what `--build-context` gives: what the frontend is told, and directories of the caller.
+///
+/// # Errors
+/// What is wrong with one of them.
+pub fn named_contexts(specs: &[String]) -> Result<NamedContexts, String> {
+    let NamedContexts { mut sources, mut directories, mut places, mut targets } = NamedContexts::default();
+    for spec in specs {
+        let (name, value) =
+            spec.split_once('=').ok_or_else(|| format!("--build-context {spec:?} is not NAME=SOURCE"))?;
+        let name = name.to_ascii_lowercase();
+        let source = if let Some(image) = value.strip_prefix("docker-image://") {
+            ContextSource::Image(image.to_owned())
+        } else if ["oci-layout:", "oci-archive:", "docker-archive:"].iter().any(|kind| value.starts_with(kind)) {
+            let place = ImagePlace::parse(value).map_err(|error| format!("--build-context {spec:?}: {error}"))?;
+            places.insert(name, place);
+            continue;
+        } else if let Some(target) = value.strip_prefix("target:") {
+            if target.is_empty() {
+                return Err(format!("--build-context {spec:?}: target: needs the name of a stage"));
+            }
+            targets.insert(name, target.to_owned());
+            continue;
+        } else {
+            match ContextArg::parse(value) {
+                ContextArg::Git(url) => ContextSource::Git(url),
+                ContextArg::Http(url) => ContextSource::Http { url, unpack: true },
+                ContextArg::Stdin => {
+                    return Err(format!("--build-context {spec:?}: standard input cannot be used here"));
+                }
+                ContextArg::Directory(path) => {
+                    if !Path::new(&path).is_dir() {
+                        return Err(format!("--build-context {spec:?}: {} is not a directory", path.display()));
+                    }
+                    directories.insert(name.clone(), path);
+                    ContextSource::Local
+                }
+            }
+        };
+        sources.insert(name, source);
+    }
+    Ok(NamedContexts { sources, directories, places, targets })
+}
+
 impl Request {
     /// From the command line.
     ///
     /// # Errors
     /// A value that cannot be, in words.
     pub fn from_args(args: &crate::cli::build::Args, config: &crate::config::Config) -> Result<Self, String> {
-        let NamedContexts { sources, directories, targets, layouts } = NamedContexts::parse(&args.build_contexts)?;
+        let NamedContexts { sources: named_contexts, directories, places, targets } =
+            named_contexts(&args.build_contexts)?;
         let tags = args.tags.iter().map(|tag| parse_name(tag).map_err(|error| error.to_string()));
         let tags: Vec<Reference> = tags.collect::<Result<_, _>>()?;
         let platforms = platforms(&args.platforms)?;
@@ -538,7 +630,7 @@ impl Request {
             no_cache,
             network,
             extra_hosts: args.add_hosts.iter().map(|host| add_host(host)).collect::<Result<_, _>>()?,
-            named_contexts: sources,
+            named_contexts,
             ..frontend::Options::default()
         };
         Ok(Self {
@@ -548,8 +640,8 @@ impl Request {
             frontend,
             platforms,
             directories,
+            places,
             targets,
-            layouts,
             pull: args.pull,
             outputs: args.output_specs()?,
             policy,

@@ -10,8 +10,7 @@ use serde_json::{Value, json};
 use solver::{Found, Progress};
 use tokio_util::sync::CancellationToken;
 
-use crate::build::{self, Bases, BuildError, Request};
-use crate::named;
+use crate::build::{self, BuildError, Named, Request};
 use crate::report::{Excerpt, Report};
 use crate::session::Session;
 
@@ -55,24 +54,22 @@ pub async fn check(
     progress: &Progress,
     cancelled: &CancellationToken,
 ) -> Result<Checked, BuildError> {
-    let Request { context, file, frontend: options, platforms, targets, layouts, pull, .. } = request;
+    let Request { context, file, frontend: options, platforms, targets, places, pull, .. } = request;
     // Of several platforms the first is as good as any.
     let mut options = build::options_for(&options, &platforms).into_iter().next().unwrap_or(options);
-    let bases = Bases { session, layouts: &layouts, pull };
+    let named = Named { session, places: &places, targets: &targets, pull };
     let loaded = build::load(session, context, file, progress, cancelled).await?;
     options.ignored = Some(Arc::new(loaded.context.ignore.patterns().clone()));
     options.all_stages = all && options.target.is_none();
     let source = loaded.dockerfile.source;
     let mut unknown = Vec::new();
     // A target that cannot be had is a base image that is not known.
-    if let Err(BuildError::Cancelled) =
-        build::add_targets(&bases, &mut options, &targets, &source, progress, cancelled).await
-    {
+    if let Err(BuildError::Cancelled) = named.add(&mut options, &source, progress, cancelled).await {
         return Err(BuildError::Cancelled);
     }
     let lowered = match frontend::plan(&source, &options) {
         Ok(plan) => {
-            let found = images(&bases, &plan, progress, cancelled, &mut unknown).await;
+            let found = images(session, &plan, pull, progress, cancelled, &mut unknown).await;
             match found? {
                 Ok(images) => frontend::lower(&plan, &images),
                 Err(problems) => Err(problems),
@@ -92,8 +89,9 @@ pub async fn check(
 
 /// The base images as far as they can be had; the inner error is the Dockerfile's.
 async fn images(
-    from: &Bases<'_>,
+    session: &Session,
     plan: &frontend::Plan,
+    pull: bool,
     progress: &Progress,
     cancelled: &CancellationToken,
     unknown: &mut Vec<String>,
@@ -109,7 +107,7 @@ async fn images(
             let vertex = progress.vertex(&format!("[internal] load metadata for {}", request.reference));
             tokio::select! {
                 () = cancelled.cancelled() => Err(BuildError::Cancelled),
-                found = vertex.during(named::find(from.session, from.layouts, request, from.pull)) => Ok(found),
+                found = vertex.during(session.remote.find(request, pull)) => Ok(found),
             }
         });
         let found = futures_util::future::try_join_all(found).await?;

@@ -4,6 +4,7 @@
 //! [`build::build`] is that story in one function, [`outputs::deliver`] its end.
 
 pub mod build;
+pub mod bundle;
 pub mod cache;
 pub mod check;
 pub mod cli;
@@ -14,13 +15,13 @@ mod failure;
 pub mod image;
 pub mod images;
 pub mod import;
-pub mod named;
 pub mod network;
 pub mod notices;
 pub mod outputs;
 pub mod progress;
 pub mod report;
 pub mod session;
+pub mod size;
 pub mod stored;
 pub mod terminal;
 pub mod variant;

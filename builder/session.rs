@@ -1,18 +1,19 @@
 //! What a command works with: the store, the configuration, registries, and the launcher of steps.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use executor::Launcher;
 use executor::rootless::Tier;
 use registry::{Client, Settings};
-use snapshotter::layer::{ApplyOptions, Ownership};
+use snapshotter::layer::{ApplyOptions, Marks, Ownership};
 use snapshotter::{Store, StoreError};
 
 use crate::cli::Global;
 use crate::config::{Config, ConfigError};
 use crate::images::Remote;
 use crate::notices::Notices;
+use crate::size::Size;
 use crate::worker::Layers;
 
 /// What was done before there was a thread.
@@ -40,6 +41,7 @@ pub struct Session {
     /// What ids there are.
     pub tier: Tier,
     launcher: Option<Launcher>,
+    limit: OnceLock<u64>,
 }
 
 /// A session that cannot begin.
@@ -69,21 +71,42 @@ impl Session {
     /// What cannot be opened or read.
     pub fn open(global: &Global, start: Start) -> Result<Self, SessionError> {
         let Start { tier, launcher } = start;
-        let is_root = tier == Tier::Root;
+        let is_root = matches!(tier, Tier::Root | Tier::Confined { .. });
         let config = Config::load(global.config.as_deref(), is_root)?;
         let root = global.root.clone().or_else(|| snapshotter::default_root(is_root, |name| std::env::var_os(name)));
         let root = root.ok_or(SessionError::NoRoot)?;
         let store = Arc::new(Store::open(&root)?);
-        // The provider can only be installed once; who comes second finds it done.
-        let _ = rustls::crypto::ring::default_provider().install_default();
         let registries: BTreeMap<_, _> = config.registry.clone().into_iter().collect();
         let notices = Arc::new(Notices::default());
-        let settings = Settings { registries, on_event: Some(notices.sink()), ..Settings::from_env() };
+        let mut settings = Settings { registries, on_event: Some(notices.sink()), ..Settings::from_env() };
+        settings.certs_dirs.splice(0..0, config.certs_dirs.iter().cloned());
         let client = Client::new(settings, Arc::new(registry::DockerCredentials::from_env()));
         let remote = Remote::new(client, Arc::clone(&store));
         let layers = Arc::new(Layers::new(Arc::clone(&store), remote.clone(), apply_options(&tier)));
-        let http = reqwest::Client::builder().user_agent(concat!("rbuild/", env!("CARGO_PKG_VERSION"))).build();
-        Ok(Self { config, store, remote, notices, layers, http: http.map_err(SessionError::Http)?, tier, launcher })
+        let http = registry::plain_client(concat!("rbuild/", env!("CARGO_PKG_VERSION")));
+        Ok(Self {
+            config,
+            store,
+            remote,
+            notices,
+            layers,
+            http: http.map_err(SessionError::Http)?,
+            tier,
+            launcher,
+            limit: OnceLock::new(),
+        })
+    }
+
+    /// The most that the store may take, in bytes.
+    #[must_use]
+    pub fn limit(&self) -> Option<u64> {
+        self.limit.get().copied().or_else(|| Some(self.config.gc.max_used_space?.0))
+    }
+
+    /// Another limit than that of the configuration.
+    pub fn set_limit(&self, Size(bytes): Size) {
+        // Said once, by the command line.
+        let _ = self.limit.set(bytes);
     }
 
     /// The launcher of steps.
@@ -99,13 +122,8 @@ impl Session {
 fn apply_options(tier: &Tier) -> ApplyOptions {
     let ownership = match tier {
         Tier::SingleId { .. } => Ownership::Skip,
-        Tier::Root | Tier::SubordinateIds { .. } => Ownership::Keep,
+        Tier::Root | Tier::SubordinateIds { .. } | Tier::Confined { .. } => Ownership::Keep,
     };
-    ApplyOptions { userxattr: in_user_namespace(), ownership }
-}
-
-/// Whether uids are mapped (user_namespaces(7)).
-fn in_user_namespace() -> bool {
-    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
-    !map.split_whitespace().eq(["0", "0", "4294967295"])
+    let marks = if sys::namespace::in_user_namespace() { Marks::User } else { Marks::Trusted };
+    ApplyOptions { marks, ownership }
 }

@@ -158,9 +158,9 @@ async fn squashed(
     let below = Tree::new(whole.tree.layers()[..base.len()].to_vec());
     let skipped = base.len();
     let tree = Tree::new(whole.tree.layers()[skipped..].to_vec());
-    let open = Arc::clone(&whole.open);
-    let open = move |layer: usize, path: &[u8]| open(layer + skipped, path);
-    let source = ReadableTree { tree: Arc::new(tree), open: Arc::new(open) };
+    let bytes = Arc::clone(&whole.bytes);
+    let bytes = move |layer: usize, path: &[u8]| bytes(layer + skipped, path);
+    let source = ReadableTree { tree: Arc::new(tree), bytes: Arc::new(bytes) };
     let last = &new[new.len() - 1];
     let written = written_anew(session, Some(below), source, None, last, base.last().map(|layer| layer.chain)).await?;
     session.store.put_layer(&written)?;
@@ -185,7 +185,7 @@ async fn written_anew(
 ) -> Result<LayerRecord, OutputError> {
     let (store, created) = (Arc::clone(&session.store), like.created.unwrap_or_else(jiff::Timestamp::now));
     let record = blocking(move || {
-        let open = |layer: usize, path: &[u8]| (source.open)(layer, path);
+        let open = |layer: usize, path: &[u8]| source.open(layer, path);
         let layers: &[Arc<LayerIndex>] = source.tree.layers();
         let (written, blob) = squash(below.as_ref(), layers, latest, open, store.blob_writer()?)?;
         blob.commit(Some(&written.diff_id))?;

@@ -32,6 +32,7 @@ pub(crate) enum FileKind {
     Snapshot = 2,
     Index = 3,
     Merged = 4,
+    Plain = 5,
 }
 
 // `files.seq` only grows, so that a sync can say which rows it covers: those up to the number it began with.
@@ -117,6 +118,10 @@ impl Db {
                 drop(shared);
                 let _alone = guard.exclusive()?;
                 create(&connection).map_err(fail)?;
+            }
+            newer if newer > SCHEMA_VERSION => {
+                let (found, known) = (format!("{newer} of its database"), SCHEMA_VERSION as u32);
+                return Err(StoreError::Version { path: layout.root.clone(), found, known });
             }
             _ => return Err(StoreError::Damaged { path }),
         }

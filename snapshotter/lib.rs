@@ -8,8 +8,9 @@
 //!   gate                        flocked shared by who notes what it uses, exclusively by who collects
 //!   blobs/sha256/HEX            content-addressed, as in an OCI layout; immutable
 //!   snapshots/CHAIN/{fs/,index} one unpacked layer and its index; immutable, appears by rename
+//!   plain/CHAIN/{fs/,index}     the same without marks for overlays, where there are none
 //!   indexes/CHAIN               index of a layer that is there as a tar only
-//!   merged/CHAIN/fs/            a whole stack as one directory, for overlays of too many layers
+//!   merged/CHAIN/fs/            a whole stack as one directory: too many layers for an overlay, or no overlays
 //!   active/LEASE.N/{fs/,work/}  a step in progress
 //!   ingest/LEASE.*              files that are being written; HEX.partial: downloads that can be gone on with
 //!   locks/                      one file per name; a lock is an flock on it
@@ -32,7 +33,6 @@
 
 mod blob;
 mod cache_mount;
-mod copy;
 mod db;
 mod durable;
 mod error;
@@ -42,24 +42,29 @@ pub mod layer;
 mod layout;
 mod lease;
 mod lock;
+mod overlay;
 mod partial;
+mod prune;
 mod reaper;
 mod record;
 mod recover;
 mod snapshot;
 mod stat_cache;
 mod store;
+mod usage;
 
 pub use blob::BlobWriter;
 pub use cache_mount::{CacheMountDir, CacheMountSharing, NewDirectory};
-pub use copy::{Copied, CopyMode, OverlayUnusable, merge_directories};
 pub use error::StoreError;
 pub use gc::{CollectPolicy, Reclaimed};
 pub use image::{ImageKind, ImageRecord, ManifestRef};
 pub use layout::default_root;
 pub use lock::KeyLock;
+pub use overlay::OverlayUnusable;
 pub use partial::PartialBlob;
+pub use prune::{PrunePolicy, Pruned};
 pub use record::{CacheRecord, LayerBlobRecord, LayerRecord, RecordedKey};
 pub use snapshot::{Active, Snapshot};
 pub use stat_cache::{StatCache, StatKey};
 pub use store::Store;
+pub use usage::{Usage, UsageItem, UsageKind};

@@ -147,6 +147,7 @@ pub(crate) fn sweep(db: &Connection, layout: &Layout, reaper: &Reaper, held: &Ha
     let kinds = [
         (FileKind::Blob, "blobs/sha256"),
         (FileKind::Snapshot, "snapshots"),
+        (FileKind::Plain, "plain"),
         (FileKind::Index, "indexes"),
         (FileKind::Merged, "merged"),
     ];

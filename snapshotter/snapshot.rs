@@ -1,10 +1,12 @@
 //! Snapshots: layers as directories, each usable as one lower directory of an overlay.
 
+use std::collections::HashSet;
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use graph::Digest;
 
@@ -12,6 +14,7 @@ use crate::blob::write_file;
 use crate::db::{FileKind, add_file, forget_file, has_file};
 use crate::reaper::{Reaper, remove_tree};
 use crate::store::insert_layer;
+use crate::usage::measure;
 use crate::{LayerRecord, Store, StoreError};
 
 /// An unpacked layer. Immutable.
@@ -92,38 +95,59 @@ impl Store {
     /// # Errors
     /// The disk or the database.
     pub fn commit(&self, active: Active, layer: &LayerRecord, index: &[u8]) -> Result<Snapshot, StoreError> {
-        let target = self.layout.snapshot(&layer.chain);
+        let (kind, target) = self.unpacked_as(&layer.chain);
         let encoded = active.directory.join("index");
         fs::write(&encoded, index).map_err(StoreError::io("write", &encoded))?;
         remove_tree(&active.work).map_err(StoreError::io("remove", &active.work))?;
+        // As the disk has it: overlays and sparse files make it another number than the tar's.
+        let size = measure(&active.directory, &mut HashSet::new());
         self.db.write_files(|db| {
             self.lease.hold(&layer.chain);
             if !target.exists() {
                 fs::rename(&active.directory, &target).map_err(StoreError::io("write", &target))?;
                 // Another directory than the one that was synced.
-                forget_file(db, FileKind::Snapshot, &layer.chain)?;
+                forget_file(db, kind, &layer.chain)?;
             } else if fs::read(target.join("index")).ok().as_deref() != Some(index) {
                 // Of another version of ours, which is why the layer was unpacked again.
                 fs::rename(&encoded, target.join("index")).map_err(StoreError::io("write", &target))?;
-                forget_file(db, FileKind::Snapshot, &layer.chain)?;
+                forget_file(db, kind, &layer.chain)?;
             }
             insert_layer(db, layer)?;
-            Ok(add_file(db, FileKind::Snapshot, &layer.chain, layer.size)?)
+            Ok(add_file(db, kind, &layer.chain, size)?)
         })?;
         Ok(Snapshot { fs: target.join("fs") })
     }
 
-    /// The unpacked layer, if it is unpacked. It stays so while this store is open.
+    /// What layers are unpacked as on this machine.
+    fn unpacked_as(&self, chain: &Digest) -> (FileKind, PathBuf) {
+        if self.native.load(Ordering::Relaxed) {
+            (FileKind::Plain, self.layout.plain(chain))
+        } else {
+            (FileKind::Snapshot, self.layout.snapshot(chain))
+        }
+    }
+
+    /// The unpacked layer, if it is unpacked as this machine can use it. It stays so while this store is open.
     ///
     /// # Errors
     /// The database.
     pub fn snapshot(&self, chain: &Digest) -> Result<Option<Snapshot>, StoreError> {
-        let fs = self.layout.snapshot(chain).join("fs");
+        let (kind, path) = self.unpacked_as(chain);
+        let found = self.find_unpacked(chain, kind, &path)?;
+        if found.is_none() && kind == FileKind::Plain {
+            // Marks for overlays do not disturb those who go by the index.
+            return self.find_unpacked(chain, FileKind::Snapshot, &self.layout.snapshot(chain));
+        }
+        Ok(found)
+    }
+
+    fn find_unpacked(&self, chain: &Digest, kind: FileKind, path: &Path) -> Result<Option<Snapshot>, StoreError> {
+        let fs = path.join("fs");
         let is_there = if self.lease.holds(chain) {
             fs.exists()
         } else {
             self.db.read_guarded(|db| {
-                let is_there = has_file(db, FileKind::Snapshot, chain, &fs)?;
+                let is_there = has_file(db, kind, chain, &fs)?;
                 if is_there {
                     self.lease.hold(chain);
                 }
@@ -138,10 +162,10 @@ impl Store {
     /// # Errors
     /// The disk or the database.
     pub fn remove_snapshot(&self, chain: &Digest) -> Result<(), StoreError> {
-        let path = self.layout.snapshot(chain);
+        let (kind, path) = self.unpacked_as(chain);
         self.doubt();
         self.db.write_files(|db| {
-            forget_file(db, FileKind::Snapshot, chain)?;
+            forget_file(db, kind, chain)?;
             Ok(self.reaper.discard(&path).map_err(StoreError::io("remove", &path))?)
         })
     }
@@ -151,7 +175,8 @@ impl Store {
     /// # Errors
     /// The disk.
     pub fn index(&self, chain: &Digest) -> Result<Option<Vec<u8>>, StoreError> {
-        for path in [self.layout.snapshot(chain).join("index"), self.layout.index(chain)] {
+        let unpacked = [self.layout.snapshot(chain), self.layout.plain(chain)].map(|path| path.join("index"));
+        for path in unpacked.into_iter().chain([self.layout.index(chain)]) {
             match fs::read(&path) {
                 Ok(bytes) => return Ok(Some(bytes)),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}

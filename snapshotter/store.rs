@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -27,6 +27,10 @@ pub struct Store {
     pub(crate) lease: Lease,
     pub(crate) reaper: Arc<Reaper>,
     unique: AtomicU64,
+    /// There are no overlays here.
+    pub(crate) native: AtomicBool,
+    /// Cache mounts that this process has used.
+    pub(crate) used_mounts: Mutex<HashSet<String>>,
     /// Keys of records that were found, whose time of use is written in one go.
     pub(crate) found: Mutex<HashSet<ContentDigest>>,
     /// Layers that were seen to be there in some form, with all below them.
@@ -63,6 +67,8 @@ impl Store {
             lease,
             reaper,
             unique: AtomicU64::new(0),
+            native: AtomicBool::new(false),
+            used_mounts: Mutex::default(),
             found: Mutex::default(),
             whole: Mutex::default(),
         })

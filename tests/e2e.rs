@@ -10,6 +10,10 @@ mod cache;
 mod checks;
 #[path = "e2e/concurrency.rs"]
 mod concurrency;
+#[path = "e2e/containers.rs"]
+mod containers;
+#[path = "e2e/disk.rs"]
+mod disk;
 #[path = "e2e/failures.rs"]
 mod failures;
 #[path = "e2e/formats.rs"]
@@ -38,4 +42,8 @@ mod self_test;
 mod shared_cache;
 #[path = "e2e/sources.rs"]
 mod sources;
+#[path = "e2e/storage.rs"]
+mod storage;
 mod support;
+#[path = "e2e/transfer.rs"]
+mod transfer;

@@ -17,6 +17,7 @@ use crate::outputs::{self, Delivered};
 use crate::progress::{self, Mode};
 use crate::report::Report;
 use crate::session::Session;
+use crate::size::Size;
 
 /// Build an image from a Dockerfile
 ///
@@ -122,6 +123,10 @@ pub struct Args {
     /// Steps that may run at the same time
     #[arg(long, value_name = "N")]
     pub max_parallelism: Option<usize>,
+    /// The most that the state directory may take, as `20GB`; the least recently used goes first [default: max-used-space of
+    /// the configuration's [gc], otherwise no limit]
+    #[arg(long, value_name = "SIZE")]
+    pub max_used_space: Option<Size>,
 }
 
 /// What `docker build` takes for the sake of its past.
@@ -161,6 +166,9 @@ impl Obsolete {
 /// # Errors
 /// What a person is to be told.
 pub async fn run(args: &Args, session: &Session) -> Result<ExitCode, Report> {
+    if let Some(size) = args.max_used_space {
+        session.set_limit(size);
+    }
     let mut request = Request::from_args(args, &session.config).map_err(|why| Report::new(why).with_exit_code(2))?;
     let call = if args.check { Ok((Call::Check, false)) } else { Call::parse(&args.call) };
     let (call, json) = call.map_err(|why| Report::new(why).with_exit_code(2))?;
@@ -175,9 +183,14 @@ pub async fn run(args: &Args, session: &Session) -> Result<ExitCode, Report> {
     let mode = Mode::choose(Some(mode)).map_err(|error| Report::of(&error).with_exit_code(2))?;
     let (progress, events) = solver::channel();
     let display = progress::start(mode, events, &progress::Options::from_env());
-    if let Tier::SingleId { reason } = &session.tier {
-        progress
-            .warn(format!("all files belong to one id, since there are no subordinate ids (/etc/subuid): {reason}"));
+    match &session.tier {
+        Tier::SingleId { reason } => progress
+            .warn(format!("all files belong to one id, since there are no subordinate ids (/etc/subuid): {reason}")),
+        Tier::Confined { reason } => progress.warn(format!(
+            "neither namespaces nor mounts are permitted here ({reason}): steps run one at a time in a chroot, without /proc, \
+             in the network of this container, which is what separates them from the host"
+        )),
+        Tier::Root | Tier::SubordinateIds { .. } => {}
     }
     args.obsolete.lines().for_each(|line| progress.warn(line));
     let cancelled = CancellationToken::new();

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::process::ExitCode;
 
-use executor::{ExitStatus, Network, Process, Root, Running, Stdio, spec::Changes};
+use executor::{ExitStatus, Network, Process, Root, Running, Stdio};
 use graph::Platform;
 use rustix::termios::{Winsize, tcsetwinsize};
 use solver::RunContext;
@@ -127,23 +127,18 @@ async fn contained(args: &Args, session: &Session) -> Result<ExitStatus, Failed>
     let image = find(args, session).await?;
     let quiet = quiet();
     let prepare = async |context: &RunContext| -> Result<_, WorkError> {
-        session.layers.directories(context, image.chain().as_ref()).await
+        session.layers.root(context, image.chain().as_ref(), true).await
     };
-    let lowers = match image.is_here(session) {
+    let root = match image.is_here(session) {
         true => prepare(&quiet).await.map_err(Report::from)?,
         false => shown(session, mode(false)?, &format!("fetching layers of {}", image.label()), prepare).await?,
     };
-    let changes = session.store.prepare()?;
-    let overlay = executor::Overlay {
-        lowers,
-        changes: Some(Changes { upper: changes.fs().to_owned(), work: changes.work().to_owned() }),
-    };
-    let mut process = process(args, &image, Root::Overlay(overlay.clone()), connect(args, session).await?)?;
-    let volumes = Volumes::of_image(session, &image, &overlay, args.read_only).await?;
+    let mut process = process(args, &image, root.root(), connect(args, session).await?)?;
+    let volumes = Volumes::of_image(session, &image, args.read_only).await?;
     process.mounts = volumes::in_order(volumes.mounts.clone(), &args.volumes)?;
     let status = start(args, session, process).await;
     // They were there for the program only.
-    drop((changes, volumes));
+    drop((root, volumes));
     status
 }
 

@@ -2,30 +2,30 @@
 
 use std::path::Path;
 
-use executor::spec::Changes;
-use executor::{Mount, Overlay, Source};
+use executor::{Mount, Source};
 use snapshotter::Active;
 
 use crate::report::Report;
 use crate::session::Session;
 use crate::stored::Stored;
-use crate::worker::WorkError;
+use crate::worker::{StepRoot, WorkError};
 
 /// The volumes of an image, which as with docker exist and can be written even where the root cannot.
 pub(super) struct Volumes {
     pub(super) mounts: Vec<Mount>,
     /// Hold what is written to them, until the container ends.
-    _held: Vec<Active>,
+    _held: Vec<Held>,
+}
+
+#[expect(dead_code, reason = "each keeps a directory as long as it lives")]
+enum Held {
+    Root(StepRoot),
+    Directory(Active),
 }
 
 impl Volumes {
     /// VOLUME of the image. One that the image has as a directory, in a root that can be written, needs nothing.
-    pub(super) async fn of_image(
-        session: &Session,
-        image: &Stored,
-        root: &Overlay,
-        read_only: bool,
-    ) -> Result<Self, Report> {
+    pub(super) async fn of_image(session: &Session, image: &Stored, read_only: bool) -> Result<Self, Report> {
         let mut volumes = Self { mounts: Vec::new(), _held: Vec::new() };
         if image.config.config.volumes.is_empty() {
             return Ok(volumes);
@@ -37,16 +37,16 @@ impl Volumes {
             if is_directory && !read_only {
                 continue;
             }
-            let changes = session.store.prepare()?;
-            let source = if is_directory {
-                let changes = Changes { upper: changes.fs().to_owned(), work: changes.work().to_owned() };
-                let overlay = Overlay { lowers: root.lowers.clone(), changes: Some(changes) };
-                Source::Overlay { overlay, selector: path.clone() }
+            let (source, held) = if is_directory {
+                let root = session.layers.root(&super::run::quiet(), image.chain().as_ref(), true).await?;
+                (root.source(path.clone()), Held::Root(root))
             } else {
-                Source::Bind { path: changes.fs().to_owned(), selector: String::new(), recursive: false }
+                let fresh = session.store.prepare()?;
+                let path = fresh.fs().to_owned();
+                (Source::Bind { path, selector: String::new(), recursive: false }, Held::Directory(fresh))
             };
             volumes.mounts.push(Mount { destination: path.clone(), source, readonly: false });
-            volumes._held.push(changes);
+            volumes._held.push(held);
         }
         Ok(volumes)
     }

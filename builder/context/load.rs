@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use frontend::SourceFile;
 use rustix::fs::{Mode, OFlags};
-use snapshotter::layer::EntryKind;
 use snapshotter::layer::compress::{self, Detected};
+use snapshotter::layer::{Bytes, EntryKind};
 
 use super::{ContextError, Ignore, LocalContext, Place};
 use crate::worker::archive_tree;
@@ -180,7 +180,7 @@ fn read_from(place: &Place, name: &str) -> Result<Option<Vec<u8>>, ContextError>
                 return Ok(None);
             };
             let mut text = Vec::new();
-            let mut slice = super::Slice { file: Arc::clone(file), offset, left: size };
+            let mut slice = Bytes::Part { file: Arc::clone(file), offset, size }.reader();
             slice.read_to_end(&mut text).map_err(|source| ContextError::Read { path: name.into(), source })?;
             Ok(Some(text))
         }

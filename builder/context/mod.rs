@@ -9,8 +9,7 @@ mod wanted;
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, Read};
-use std::os::unix::fs::FileExt;
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -18,7 +17,7 @@ pub use ignore::Ignore;
 pub use load::{ContextArg, Dockerfile, Loaded, load};
 pub(crate) use load::{Stream, ignore_of, stream};
 use snapshotter::StatCache;
-use snapshotter::layer::{Entry, EntryKind, LayerIndex, Tree, is_within};
+use snapshotter::layer::{Bytes, Entry, EntryKind, LayerIndex, Tree, is_within};
 pub use wanted::Wanted;
 
 use crate::worker::ReadableTree;
@@ -99,19 +98,19 @@ impl LocalContext {
             Place::Directory(root, _) => {
                 let scan = Scan::new(root, wanted, &self.ignore, cache)?;
                 let tree = Arc::clone(&scan.tree);
-                let open = move |_: usize, path: &[u8]| Ok(Box::new(scan.open(path)?) as Box<dyn Read + Send>);
-                Ok(ReadableTree { tree, open: Arc::new(open) })
+                let bytes = move |_: usize, path: &[u8]| Ok(Bytes::Whole(scan.open(path)?));
+                Ok(ReadableTree { tree, bytes: Arc::new(bytes) })
             }
             Place::Archive(file, index) => {
                 let tree = Arc::new(Tree::new(vec![Arc::new(LayerIndex::new(self.kept(index)))]));
                 let (file, of) = (Arc::clone(file), Arc::clone(&tree));
-                let open = move |_: usize, path: &[u8]| match of.lookup(path).map(|found| &found.entry.kind) {
+                let bytes = move |_: usize, path: &[u8]| match of.lookup(path).map(|found| &found.entry.kind) {
                     Some(&EntryKind::File { size, offset: Some(offset), .. }) => {
-                        Ok(Box::new(Slice { file: Arc::clone(&file), offset, left: size }) as Box<dyn Read + Send>)
+                        Ok(Bytes::Part { file: Arc::clone(&file), offset, size })
                     }
                     _ => Err(io::ErrorKind::NotFound.into()),
                 };
-                Ok(ReadableTree { tree, open: Arc::new(open) })
+                Ok(ReadableTree { tree, bytes: Arc::new(bytes) })
             }
         }
     }
@@ -167,22 +166,5 @@ impl LocalContext {
             Place::Directory(path, None) => format!("the build context {}", path.display()),
             Place::Directory(_, Some(_)) | Place::Archive(..) => "the build context".into(),
         }
-    }
-}
-
-/// Part of a shared file.
-struct Slice {
-    file: Arc<File>,
-    offset: u64,
-    left: u64,
-}
-
-impl Read for Slice {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let most = usize::try_from(self.left).unwrap_or(usize::MAX).min(buffer.len());
-        let read = self.file.read_at(&mut buffer[..most], self.offset)?;
-        self.offset += read as u64;
-        self.left -= read as u64;
-        Ok(read)
     }
 }

@@ -31,7 +31,7 @@ fn names(tree: &ReadableTree) -> Vec<String> {
             && let EntryKind::File { digest, .. } = file.entry.kind
         {
             let mut bytes = Vec::new();
-            (tree.open)(file.layer, &file.entry.path)?.read_to_end(&mut bytes)?;
+            tree.open(file.layer, &file.entry.path)?.read_to_end(&mut bytes)?;
             assert_eq!(graph::ContentDigest::of(&bytes), digest, "{}", String::from_utf8_lossy(&entry.path));
         }
         assert_eq!((entry.uid, entry.gid), (0, 0));

@@ -51,15 +51,15 @@ pub(crate) fn combined(parts: Vec<Part>, mtime: Option<i64>) -> Result<ReadableT
                 entry
             });
             layers.push(Arc::new(LayerIndex::new(entries.collect())));
-            places.push((Arc::clone(&part.tree.open), number, part.prefix.clone()));
+            places.push((Arc::clone(&part.tree.bytes), number, part.prefix.clone()));
         }
     }
-    let open = move |layer: usize, path: &[u8]| {
-        let (open, number, prefix) = places.get(layer).ok_or(io::ErrorKind::NotFound)?;
+    let bytes = move |layer: usize, path: &[u8]| {
+        let (bytes, number, prefix) = places.get(layer).ok_or(io::ErrorKind::NotFound)?;
         let path = path.strip_prefix(prefix.as_bytes()).unwrap_or(path);
-        open(*number, path.strip_prefix(b"/").unwrap_or(path))
+        bytes(*number, path.strip_prefix(b"/").unwrap_or(path))
     };
-    Ok(ReadableTree { tree: Arc::new(Tree::new(layers)), open: Arc::new(open) })
+    Ok(ReadableTree { tree: Arc::new(Tree::new(layers)), bytes: Arc::new(bytes) })
 }
 
 /// Writes all that `tree` shows as a tar, owners kept.
@@ -67,7 +67,7 @@ pub(crate) fn combined(parts: Vec<Part>, mtime: Option<i64>) -> Result<ReadableT
 /// # Errors
 /// A layer that cannot be read, or the destination.
 pub(crate) fn write_tar(tree: &ReadableTree, destination: &Destination) -> Result<(), LayerError> {
-    let open = |layer: usize, path: &[u8]| (tree.open)(layer, path);
+    let open = |layer: usize, path: &[u8]| tree.open(layer, path);
     match destination {
         Destination::Stdout => write_tree(&tree.tree, open, io::BufWriter::with_capacity(1 << 18, io::stdout().lock())),
         Destination::File(path) | Destination::Directory(path) => {
@@ -89,6 +89,6 @@ pub(crate) fn write_local(tree: &ReadableTree, directory: &Path) -> Result<Vec<V
         path: directory.display().to_string(),
         source,
     })?;
-    let extracted = extract_tree(&tree.tree, |layer, path| (tree.open)(layer, path), directory)?;
+    let extracted = extract_tree(&tree.tree, |layer, path| tree.open(layer, path), directory)?;
     Ok(extracted.skipped)
 }

@@ -36,7 +36,7 @@ pub(super) fn add(
     let compression = detect(&path).map_err(read)?;
     let file = BufReader::with_capacity(1 << 18, File::open(&path).map_err(read)?);
     let tar = compress::decoder(file).and_then(compressed_ahead(compression)).map_err(read)?;
-    let applied = index_tar(tar).map_err(|source| ImportError::Layer { blob: blob.digest, source })?;
+    let applied = index_tar(tar, &|| false).map_err(|source| ImportError::Layer { blob: blob.digest, source })?;
     if let Some(expected) = expected
         && applied.diff_id != *expected
     {

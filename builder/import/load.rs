@@ -41,6 +41,18 @@ pub struct Loaded {
 /// # Errors
 /// The first image that is not what it says; then none of them is named.
 pub fn load(store: &Store, input: Input, platform: &Platform) -> Result<Vec<Loaded>, ImportError> {
+    let loaded = take(store, input, platform)?;
+    for image in &loaded {
+        name_image(store, image.id, &image.names, image.manifest.as_ref())?;
+    }
+    Ok(loaded)
+}
+
+/// As [`load`], without naming them in the store.
+///
+/// # Errors
+/// As above.
+pub fn take(store: &Store, input: Input, platform: &Platform) -> Result<Vec<Loaded>, ImportError> {
     let members = match input {
         Input::Archive(archive) => Members::read(store, archive)?,
         Input::Directory(directory) => Members::Directory(directory),
@@ -58,63 +70,7 @@ pub fn load(store: &Store, input: Input, platform: &Platform) -> Result<Vec<Load
     if let Some(manifest) = manifest {
         loading.docker(&manifest)?;
     }
-    for image in &loading.loaded {
-        name_image(store, image.id, &image.names, image.manifest.as_ref())?;
-    }
     Ok(loading.loaded)
-}
-
-/// Which image of a layout.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Wanted {
-    /// Its name there; without one it is `latest`, or the only image.
-    pub tag: Option<String>,
-    /// The digest of its manifest or index.
-    pub digest: Option<Digest>,
-}
-
-/// Takes one image of an OCI layout in, without giving it a name.
-///
-/// # Errors
-/// The layout has no such image, or one that is not what it says.
-pub fn layout_image(
-    store: &Store,
-    directory: PathBuf,
-    wanted: &Wanted,
-    platform: &Platform,
-) -> Result<Loaded, ImportError> {
-    let members = Members::Directory(directory);
-    let loading = Loading { store, members, platform, loaded: Vec::new(), by_id: HashMap::new() };
-    let index = loading.members.document("index.json")?.ok_or(ImportError::NoImage)?;
-    let Manifest::Index(index) = parse(registry::OCI_INDEX, "index.json", &index)? else {
-        return Err(ImportError::Malformed { what: "index.json".into(), why: "it is no index".into() });
-    };
-    let images: Vec<_> = index.manifests().iter().filter(|descriptor| !is_attestation(descriptor)).collect();
-    let chosen = match (&wanted.digest, &wanted.tag, images.as_slice()) {
-        (Some(digest), ..) => images.iter().find(|image| image.digest().to_string() == digest.to_string()).copied(),
-        (None, None, [only]) => Some(*only),
-        (None, tag, _) => {
-            let tag = tag.as_deref().unwrap_or("latest");
-            images.iter().find(|image| tag_of(image).is_some_and(|known| known == tag)).copied()
-        }
-    };
-    let chosen = chosen.ok_or_else(|| {
-        let name = match wanted {
-            Wanted { digest: Some(digest), .. } => digest.to_string(),
-            Wanted { tag, .. } => tag.as_deref().unwrap_or("latest").to_owned(),
-        };
-        let tags: Vec<String> = images.iter().filter_map(|image| tag_of(image)).collect();
-        let known = if tags.is_empty() { String::new() } else { format!("; it has {}", tags.join(", ")) };
-        ImportError::Missing(format!("image {name}{known}"))
-    })?;
-    loading.manifest(chosen, 0)
-}
-
-/// The tag of an image in a layout, whether its annotation has it alone or behind a name.
-fn tag_of(descriptor: &registry::Descriptor) -> Option<String> {
-    let name = descriptor.annotations().as_ref()?.get("org.opencontainers.image.ref.name")?;
-    let tag = name.rsplit_once(':').filter(|(_, tag)| !tag.contains('/')).map_or(name.as_str(), |(_, tag)| tag);
-    Some(tag.to_owned())
 }
 
 struct Loading<'a> {

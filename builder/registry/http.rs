@@ -13,8 +13,8 @@ use crate::{Error, KeyPair, Settings};
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Tls {
     pub(crate) insecure: bool,
-    ca: Vec<PathBuf>,
-    keypair: Vec<(PathBuf, PathBuf)>,
+    pub(crate) ca: Vec<PathBuf>,
+    pub(crate) keypair: Vec<(PathBuf, PathBuf)>,
 }
 
 impl Tls {
@@ -81,8 +81,10 @@ impl Tls {
     fn identity(&self) -> Result<Option<Identity>, String> {
         let Some((cert, key)) = self.keypair.first() else { return Ok(None) };
         let mut pem = read(cert)?;
-        pem.push(b'\n');
-        pem.extend(read(key)?);
+        if key != cert {
+            pem.push(b'\n');
+            pem.extend(read(key)?);
+        }
         let identity = Identity::from_pem(&pem);
         identity.map(Some).map_err(|_| format!("{} and {} are no PEM key pair", cert.display(), key.display()))
     }
@@ -152,11 +154,28 @@ fn build(settings: &Settings, tls: &Tls, https: bool) -> Result<reqwest::Client,
     if tls.insecure {
         return with_tls()?.tls_danger_accept_invalid_certs(true).build().map_err(describe);
     }
-    // A machine without any certificates of its own still has those that were configured.
+    // A machine without any certificates of its own still has those that were configured, and Mozilla's.
     match with_tls()?.tls_certs_merge(certificates.clone()).build() {
         Ok(client) => Ok(client),
-        Err(_) => with_tls()?.tls_certs_only(certificates).build().map_err(describe),
+        Err(_) => with_tls()?.tls_certs_only(certificates.into_iter().chain(mozilla())).build().map_err(describe),
     }
+}
+
+/// An HTTP client for what is no registry; `name` goes into its User-Agent. Mozilla's authorities stand in on a machine without
+/// any certificates, such as a container with nothing but a static binary in it.
+///
+/// # Errors
+/// A proxy from the environment that is no URL, for one.
+pub fn plain_client(name: &str) -> reqwest::Result<reqwest::Client> {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let builder = || reqwest::Client::builder().user_agent(name);
+    builder().build().or_else(|_| builder().tls_certs_only(mozilla()).build())
+}
+
+/// The authorities that Mozilla's browsers trust, as of when rbuild was built.
+fn mozilla() -> impl Iterator<Item = reqwest::Certificate> {
+    let all = webpki_root_certs::TLS_SERVER_ROOT_CERTS.iter();
+    all.filter_map(|certificate| reqwest::Certificate::from_der(certificate).ok())
 }
 
 fn proxies(settings: &Settings) -> Result<Vec<Proxy>, String> {

@@ -18,11 +18,14 @@ mod error;
 mod failure;
 #[cfg(feature = "fake")]
 pub mod fake;
+mod hosts;
+mod hosts_toml;
 mod http;
 mod manifest;
 mod pull;
 mod push;
 mod reference;
+mod registries_conf;
 mod retry;
 mod transport;
 mod upload_body;
@@ -33,6 +36,7 @@ pub use config::{Event, EventSink, KeyPair, Proxies, RegistryConfig, Settings};
 pub use credentials::{Credential, CredentialSource, CredentialsError, Secret, StaticCredentials};
 pub use docker_config::{DockerCredentials, Stored};
 pub use error::{Asked, Detail, Error};
+pub use http::plain_client;
 pub use manifest::{
     DOCKER_LIST, DOCKER_MANIFEST, MANIFEST_MAX, Manifest, OCI_INDEX, OCI_MANIFEST, Resolved, Want, choose_platform,
 };

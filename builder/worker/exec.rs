@@ -8,19 +8,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use executor::spec::Changes;
 use executor::stubs::Purpose;
-use executor::{ExitStatus, Launcher, Overlay, Process, Root, Source, Stdio};
+use executor::{ExitStatus, Launcher, Process, Source, Stdio};
 use graph::{BindSource, CacheSharing, ExecOp, MountKind, NetworkMode, ProxyEnv, SecurityMode};
-use snapshotter::layer::{CommitOptions, Tree, commit_upper};
-use snapshotter::{Active, LayerRecord, NewDirectory};
+use snapshotter::NewDirectory;
+use snapshotter::layer::{Sharing, Tree};
 use solver::{LogStream, RunContext, Usage};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::unix::pipe;
 
 use super::mask::Mask;
 use super::secrets::Secrets;
-use super::{BuildWorker, Output, Rootfs, StartFailure, WorkError, blocking};
+use super::{BuildWorker, Output, Rootfs, StartFailure, StepRoot, WorkError, blocking};
 use crate::network::{self, Connected, StepNetwork};
 
 /// What steps may do beyond the default, and what they are given.
@@ -72,10 +71,12 @@ impl std::fmt::Display for StepFailure {
 impl BuildWorker {
     pub(super) async fn exec(&self, context: &RunContext, op: &ExecOp, inputs: &[Output]) -> Result<Rootfs, WorkError> {
         self.check_entitlements(op)?;
+        let confined = self.launcher.is_confined();
+        let _turn = if confined { self.turn.acquire().await.ok() } else { None };
         let base = self.input_rootfs(context, op.root, inputs).await?;
         let mut held = Held::default();
-        let overlay = self.overlay(context, &base, true, &mut held).await?;
-        let mut process = Process::new(Root::Overlay(overlay), &op.args);
+        let root = self.layers.root(context, base.chain.as_ref(), true).await?;
+        let mut process = Process::new(root.root(), &op.args);
         if op.security == SecurityMode::Insecure {
             process = process.insecure();
         }
@@ -103,31 +104,24 @@ impl BuildWorker {
         if let Some(ending) = ending(&status) {
             return Err(WorkError::Step(StepFailure { command: op.args.join(" "), ending }));
         }
-        let active = held.root.take().ok_or(WorkError::Internal("a step without a place for its changes"))?;
-        self.commit_step(context, &base, active, stubs).await
+        drop(held);
+        self.commit_step(context, &base, root, stubs).await
     }
 
-    /// What the step changed becomes a layer, kept as the directory it is; mount points that were made for it go first.
+    /// What the step changed becomes a layer; mount points that were made for it go first.
     async fn commit_step(
         &self,
         context: &RunContext,
         base: &Rootfs,
-        active: Active,
+        root: StepRoot,
         stubs: Vec<executor::Stub>,
     ) -> Result<Rootfs, WorkError> {
         let below = self.layers.readable(context, base.chain.as_ref()).await?;
-        let (store, parent) = (Arc::clone(&self.store), base.chain);
+        let (store, parent, token) = (Arc::clone(&self.store), base.chain, context.cancelled.clone());
         let record = blocking(move || {
             // As BuildKit does it, /proc, /sys and /dev stay: engines that run the image read-only need them.
             let stubs: Vec<_> = stubs.into_iter().filter(|stub| stub.purpose != Purpose::Standard).collect();
-            executor::stubs::remove(active.fs(), &stubs).map_err(WorkError::Stubs)?;
-            forget_parents(active.fs(), &stubs, &below.tree);
-            let options = CommitOptions { below: Some(&below.tree) };
-            let committed = commit_upper(active.fs(), &options)?;
-            let now = jiff::Timestamp::now();
-            let record = LayerRecord::own(parent, committed.diff_id, committed.content, committed.size, now);
-            store.commit(active, &record, &committed.index.encode())?;
-            Ok(record)
+            root.commit(&store, parent, &below, &stubs, &|| token.is_cancelled())
         })
         .await?;
         Ok(base.with(&record))
@@ -157,6 +151,7 @@ impl BuildWorker {
         let connected =
             connected.map_err(|error| WorkError::Start(StartFailure { command: op.args.join(" "), error }))?;
         if let Some(why) = &connected.instead_of_private
+            && !self.launcher.is_confined()
             && !self.network_noted.swap(true, Ordering::Relaxed)
         {
             context.progress.warn(format!("RUN steps use the host's network: {why}; --network=none isolates them"));
@@ -179,8 +174,11 @@ impl BuildWorker {
             MountKind::Tmpfs { size } => add(Source::Tmpfs { size: *size, mode: 0o1777 }, mount.readonly),
             MountKind::Bind(bind) => {
                 let rootfs = self.bind_source(context, bind, inputs).await?;
-                let overlay = self.overlay(context, &rootfs, !mount.readonly, held).await?;
-                add(Source::Overlay { overlay, selector: bind.selector.clone() }, mount.readonly);
+                // Without mounts it is moved into the step's root, which wants a copy that nobody else has.
+                let own = !mount.readonly || self.launcher.is_confined();
+                let root = self.layers.root(context, rootfs.chain.as_ref(), own).await?;
+                add(root.source(bind.selector.clone()), mount.readonly);
+                held.roots.push(root);
             }
             MountKind::Cache(cache) => {
                 if cache.from.input.is_none() && !matches!(cache.from.selector.as_str(), "" | "/" | ".") {
@@ -226,27 +224,6 @@ impl BuildWorker {
         }
     }
 
-    /// An overlay that shows `rootfs`; its changes are kept in `held`, the first writable one as the step's root.
-    async fn overlay(
-        &self,
-        context: &RunContext,
-        rootfs: &Rootfs,
-        writable: bool,
-        held: &mut Held,
-    ) -> Result<Overlay, WorkError> {
-        let lowers = self.layers.directories(context, rootfs.chain.as_ref()).await?;
-        if !writable {
-            return Ok(Overlay { lowers, changes: None });
-        }
-        let active = self.store.prepare()?;
-        let changes = Changes { upper: active.fs().to_owned(), work: active.work().to_owned() };
-        match held.root {
-            None => held.root = Some(active),
-            Some(_) => held.discarded.push(active),
-        }
-        Ok(Overlay { lowers, changes: Some(changes) })
-    }
-
     async fn cache_mount(
         &self,
         context: &RunContext,
@@ -254,6 +231,7 @@ impl BuildWorker {
         initial: Rootfs,
     ) -> Result<snapshotter::CacheMountDir, WorkError> {
         let sharing = match cache.sharing {
+            _ if self.launcher.is_confined() => snapshotter::CacheMountSharing::Locked,
             CacheSharing::Shared => snapshotter::CacheMountSharing::Shared,
             CacheSharing::Private => snapshotter::CacheMountSharing::Private,
             CacheSharing::Locked => snapshotter::CacheMountSharing::Locked,
@@ -262,13 +240,14 @@ impl BuildWorker {
             Some(_) => Some(self.layers.readable(context, initial.chain.as_ref()).await?),
             None => None,
         };
-        let store = Arc::clone(&self.store);
+        let (store, options) = (Arc::clone(&self.store), self.layers.options()?);
         let id = cache.id.clone();
         let new = NewDirectory { mode: cache.mode, owner: (cache.uid, cache.gid) };
         let cancelled = context.cancelled.clone();
         blocking(move || {
-            store.cache_mount(&id, sharing, new, &|| cancelled.is_cancelled(), |directory| match &tree {
-                Some(tree) => super::layers::copy_out(tree, directory),
+            let stop = || cancelled.is_cancelled();
+            store.cache_mount(&id, sharing, new, &stop, |directory| match &tree {
+                Some(tree) => Ok(tree.populate(directory, &options, Sharing::Private, &stop).map(drop)?),
                 None => Ok(()),
             })
         })
@@ -278,7 +257,7 @@ impl BuildWorker {
 
 /// Making a stub copied its parents up; those in which nothing else changed are no part of the layer. What cannot be removed
 /// stays: a directory too many in a layer is no loss.
-fn forget_parents(changes: &Path, stubs: &[executor::Stub], below: &Tree) {
+pub(super) fn forget_parents(changes: &Path, stubs: &[executor::Stub], below: &Tree) {
     for stub in stubs {
         for parent in Path::new(stub.path.trim_start_matches('/')).ancestors().skip(1) {
             let path = changes.join(parent);
@@ -302,10 +281,8 @@ fn forget_parents(changes: &Path, stubs: &[executor::Stub], below: &Tree) {
 /// What a step uses until it has ended.
 #[derive(Default)]
 struct Held {
-    /// The changes of the root file system.
-    root: Option<snapshotter::Active>,
-    /// Changes in writable binds, which nobody will see.
-    discarded: Vec<snapshotter::Active>,
+    /// Binds; what was written to them nobody will see.
+    roots: Vec<StepRoot>,
     caches: Vec<snapshotter::CacheMountDir>,
     /// Values that the step was given and that its log must not show.
     secrets: Vec<Vec<u8>>,

@@ -4,21 +4,22 @@
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, BufReader, Read, Write};
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use graph::Digest;
 use rustix::fs::OFlags;
 use sha2::Digest as _;
 use snapshotter::layer::compress::Compression;
-use snapshotter::layer::{
-    Applied, ApplyOptions, EntryKind, LayerIndex, Mended, Tree, apply, compress, mend, write_tree, write_upper,
-};
+use snapshotter::layer::{Applied, ApplyOptions, LayerIndex, Marks, Mended, Tree, apply, compress, mend, write_upper};
 use snapshotter::{Active, LayerRecord, Store};
 use solver::{RunContext, Status};
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
 use super::file::ReadableTree;
+use super::places::{Place, Places};
 use super::{WorkError, blocking};
 use crate::export::{Descriptor, GZIP, LayerBlob, LayerCompression};
 use crate::images::{ImageError, Remote};
@@ -31,13 +32,17 @@ const MOST_LOWERS: usize = 450;
 
 /// The layers of the store, and those that registries still have.
 pub struct Layers {
-    store: Arc<Store>,
+    pub(super) store: Arc<Store>,
     remote: Remote,
     options: ApplyOptions,
     slots: Arc<Semaphore>,
     indexes: Mutex<HashMap<Digest, Arc<LayerIndex>>>,
     /// Blobs that were not where they should be.
     lost: Mutex<HashSet<Digest>>,
+    /// Why there are no overlays, once it was asked.
+    without_overlays: OnceLock<Option<String>>,
+    /// The person was told so.
+    pub(super) noted: AtomicBool,
 }
 
 impl Layers {
@@ -51,7 +56,25 @@ impl Layers {
             slots: Arc::new(Semaphore::new(PARALLEL)),
             indexes: Mutex::default(),
             lost: Mutex::default(),
+            without_overlays: OnceLock::new(),
+            noted: AtomicBool::new(false),
         }
+    }
+
+    /// Why overlays cannot be used here, if they cannot. To be asked before layers are looked for as directories.
+    pub(super) fn without_overlays(&self) -> Result<Option<&str>, WorkError> {
+        if self.without_overlays.get().is_none() {
+            let why = self.store.without_overlays(self.options.marks)?;
+            // Whoever else asked at the same time was told the same.
+            let _ = self.without_overlays.set(why);
+        }
+        Ok(self.without_overlays.get().and_then(Option::as_deref))
+    }
+
+    /// How layers are unpacked here.
+    pub(super) fn options(&self) -> Result<ApplyOptions, WorkError> {
+        let marks = if self.without_overlays()?.is_some() { Marks::None } else { self.options.marks };
+        Ok(ApplyOptions { marks, ..self.options })
     }
 
     /// The directories of a stack, the topmost first, as overlay wants them. Never empty.
@@ -64,9 +87,8 @@ impl Layers {
         let layers = self.store.chain_layers(chain)?;
         self.unpack(context, &layers).await?;
         if layers.len() > MOST_LOWERS {
-            let (store, chain, cancelled) = (Arc::clone(&self.store), *chain, context.cancelled.clone());
-            let flat = blocking(move || Ok(store.flattened(&chain, &|| cancelled.is_cancelled())?)).await?;
-            return Ok(vec![flat.fs().to_owned()]);
+            let tree = self.readable(context, Some(chain)).await?;
+            return Ok(vec![self.flat(context, chain, tree).await?]);
         }
         let directory = |layer: &LayerRecord| self.snapshot(&layer.chain);
         layers.iter().rev().map(directory).collect()
@@ -84,6 +106,7 @@ impl Layers {
         chain: Option<&Digest>,
     ) -> Result<ReadableTree, WorkError> {
         let Some(chain) = chain else { return Ok(ReadableTree::empty()) };
+        self.without_overlays()?;
         let layers = self.store.chain_layers(chain)?;
         let mut missing = Vec::new();
         for layer in &layers {
@@ -106,18 +129,16 @@ impl Layers {
         for layer in layers {
             let Some(index) = self.index(&layer.chain)? else { return Ok(None) };
             let place = match (self.store.snapshot(&layer.chain)?, self.store.blob_path(&layer.diff_id)) {
-                (Some(snapshot), _) => BytesAt::Directory(snapshot.fs().to_owned()),
-                (None, Some(tar)) => BytesAt::Tar(tar, Arc::clone(&index)),
+                (Some(snapshot), _) => Place::Directory(snapshot.fs().to_owned()),
+                (None, Some(tar)) => Place::Tar(tar, Arc::clone(&index)),
                 (None, None) => return Ok(None),
             };
             indexes.push(index);
             places.push(place);
         }
-        let open = move |layer: usize, path: &[u8]| match places.get(layer) {
-            Some(place) => place.open(path),
-            None => Err(io::ErrorKind::NotFound.into()),
-        };
-        Ok(Some(ReadableTree { tree: Arc::new(Tree::new(indexes)), open: Arc::new(open) }))
+        let places = Places::new(places);
+        let bytes = move |layer: usize, path: &[u8]| places.bytes(layer, path);
+        Ok(Some(ReadableTree { tree: Arc::new(Tree::new(indexes)), bytes: Arc::new(bytes) }))
     }
 
     fn index(&self, chain: &Digest) -> Result<Option<Arc<LayerIndex>>, WorkError> {
@@ -166,12 +187,14 @@ impl Layers {
         let mut directories: Vec<PathBuf> = Vec::new();
         for (layer, unpacked) in layers.iter().zip(unpacked) {
             if let Some((active, mut applied)) = unpacked {
-                let (tree, lower, options) = (below.clone(), directories.clone(), self.options);
+                let (tree, lower, options) = (below.clone(), directories.clone(), self.options()?);
+                let token = context.cancelled.clone();
                 let source = self.local_tar(layer)?;
                 let (active, index) = blocking(move || {
                     let open_below = |layer: usize, path: &[u8]| open_in(lower.get(layer), path);
                     let open_tar = || source.open();
-                    let mended = mend(active.fs(), &mut applied.index, &tree, &options, open_below, open_tar)?;
+                    let (index, cancelled) = (&mut applied.index, || token.is_cancelled());
+                    let mended = mend(active.fs(), index, &tree, &options, open_below, open_tar, &cancelled)?;
                     if let Mended::Reapplied { diff_id } = mended
                         && diff_id != applied.diff_id
                     {
@@ -197,12 +220,12 @@ impl Layers {
         number: usize,
     ) -> Result<(Active, Applied), WorkError> {
         let _slot = self.slots.acquire().await.map_err(|_| WorkError::Cancelled)?;
-        let (active, options) = (self.store.prepare()?, self.options);
+        let (active, options, token) = (self.store.prepare()?, self.options()?, context.cancelled.clone());
         let expected = layer.diff_id;
         let (active, applied) = match self.find_tar(layer)? {
             Some(tar) => {
                 blocking(move || {
-                    let applied = apply(tar.open()?, active.fs(), &options)?;
+                    let applied = apply(tar.open()?, active.fs(), &options, &|| token.is_cancelled())?;
                     Ok((active, applied))
                 })
                 .await?
@@ -234,13 +257,13 @@ impl Layers {
             progress.status(Status { id: id.clone(), current, total, done });
         };
         let fetch = unless_cancelled(context, self.remote.fetch(&blob, writer, report));
-        let (store, options) = (Arc::clone(&self.store), self.options);
-        let digest = blob.digest;
+        let (store, options) = (Arc::clone(&self.store), self.options()?);
+        let (digest, token) = (blob.digest, context.cancelled.clone());
         let unpack = blocking(move || {
             let mut keep = store.blob_writer()?;
             let mut tee = Tee { from: reader, to: &mut keep };
             let mut buffered = BufReader::with_capacity(1 << 18, &mut tee);
-            let applied = apply(compress::decoder(&mut buffered)?, active.fs(), &options)?;
+            let applied = apply(compress::decoder(&mut buffered)?, active.fs(), &options, &|| token.is_cancelled())?;
             // The blob may go on after the end of its layer; its digest covers that too.
             io::copy(&mut buffered, &mut io::sink())?;
             drop(buffered);
@@ -390,7 +413,7 @@ impl Layers {
         let (digest, size) = blocking(move || {
             let _lock = store.lock(&name, &|| cancelled.is_cancelled())?;
             let encoder = compress::Encoder::new(store.blob_writer()?, compression.algorithm)?;
-            let mut hashing = Hashing { to: encoder, hasher: sha2::Sha256::new() };
+            let mut hashing = Hashing { to: encoder, hasher: sha2::Sha256::new(), cancelled };
             tar.write_to(&mut hashing)?;
             let found = Digest::from_bytes(hashing.hasher.finalize().into());
             if found != diff_id {
@@ -483,29 +506,6 @@ async fn unless_cancelled(
     }
 }
 
-/// Where the bytes of a layer's files are.
-enum BytesAt {
-    Directory(PathBuf),
-    Tar(PathBuf, Arc<LayerIndex>),
-}
-
-impl BytesAt {
-    fn open(&self, path: &[u8]) -> io::Result<Box<dyn Read + Send>> {
-        match self {
-            Self::Directory(directory) => Ok(Box::new(open_in(Some(directory), path)?)),
-            Self::Tar(tar, index) => match index.get(path).map(|entry| &entry.kind) {
-                Some(&EntryKind::File { size, offset: Some(offset), .. }) => {
-                    use std::io::Seek;
-                    let mut file = File::open(tar)?;
-                    file.seek(io::SeekFrom::Start(offset))?;
-                    Ok(Box::new(file.take(size)))
-                }
-                _ => Err(io::ErrorKind::NotFound.into()),
-            },
-        }
-    }
-}
-
 /// Opens a regular file of a snapshot; nothing in its path is followed.
 fn open_in(directory: Option<&PathBuf>, path: &[u8]) -> io::Result<File> {
     let directory = directory.ok_or(io::ErrorKind::NotFound)?;
@@ -546,25 +546,18 @@ impl TarAt {
     }
 }
 
-/// Writes a tree into an empty directory with owners and modes, as a layer is unpacked.
-pub(crate) fn copy_out(tree: &ReadableTree, directory: &Path) -> Result<(), WorkError> {
-    let (reader, mut writer) = io::pipe()?;
-    std::thread::scope(|scope| {
-        let write = scope.spawn(move || write_tree(&tree.tree, |layer, path| (tree.open)(layer, path), &mut writer));
-        let applied = apply(BufReader::with_capacity(1 << 18, reader), directory, &ApplyOptions::default());
-        write.join().map_err(|_| WorkError::Internal("writing a tree panicked"))??;
-        applied?;
-        Ok(())
-    })
-}
-
+/// Hashes what passes, and stops when the build is given up.
 struct Hashing<W> {
     to: W,
     hasher: sha2::Sha256,
+    cancelled: CancellationToken,
 }
 
 impl<W: Write> Write for Hashing<W> {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        if self.cancelled.is_cancelled() {
+            return Err(io::Error::other("cancelled"));
+        }
         let written = self.to.write(data)?;
         self.hasher.update(&data[..written]);
         Ok(written)

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use graph::{
     ContentDigest, CopyAction, FileAction, FileOp, GitSource, HttpSource, ImageSource, KeyHasher, LocalSource, SourceOp,
 };
-use snapshotter::layer::{Entry, LayerIndex, Tree};
+use snapshotter::layer::{Bytes, Entry, LayerIndex, Tree};
 use snapshotter::{CacheRecord, StatCache};
 use solver::{RunContext, Worker as _};
 use tokio_util::sync::CancellationToken;
@@ -193,8 +193,8 @@ fn single_file(mut entry: Entry, download: &http::Download) -> Result<ReadableTr
         *digest = ContentDigest::from_bytes(*hasher.finalize().as_bytes());
     }
     let tree = Arc::new(Tree::new(vec![Arc::new(LayerIndex::new(vec![entry]))]));
-    let open = move |_: usize, _: &[u8]| Ok(Box::new(std::fs::File::open(&path)?) as Box<dyn std::io::Read + Send>);
-    Ok(ReadableTree { tree, open: Arc::new(open) })
+    let bytes = move |_: usize, _: &[u8]| Ok(Bytes::Whole(std::fs::File::open(&path)?));
+    Ok(ReadableTree { tree, bytes: Arc::new(bytes) })
 }
 
 /// A plain name, whatever the URL says (CVE-2026-33747).
@@ -246,22 +246,22 @@ impl BuildWorker {
 
     async fn lay(
         &self,
-        _context: &RunContext,
+        context: &RunContext,
         op: &FileOp,
         base: &Rootfs,
         base_tree: &ReadableTree,
         trees: Vec<ReadableTree>,
     ) -> Result<Rootfs, WorkError> {
-        let (store, op, parent, base_tree, now) =
+        let (store, op, parent, base_tree, created) =
             (Arc::clone(&self.store), op.clone(), base.chain, base_tree.clone(), self.now);
-        let scratch = self.scratch.clone();
+        let (scratch, token) = (self.scratch.clone(), context.cancelled.clone());
         let record = blocking(move || {
-            let now_seconds = (now.as_second(), 0);
-            let work = file::Work { op: &op, base: &base_tree, inputs: &trees, now: now_seconds, scratch: &scratch };
+            let (now, cancelled) = ((created.as_second(), 0), &|| token.is_cancelled());
+            let work = file::Work { op: &op, base: &base_tree, inputs: &trees, now, scratch: &scratch, cancelled };
             let plan = work.plan()?;
             let (written, blob) = plan.write(&work, store.blob_writer()?)?;
             blob.commit(Some(&written.diff_id))?;
-            let record = snapshotter::LayerRecord::own(parent, written.diff_id, written.content, written.size, now);
+            let record = snapshotter::LayerRecord::own(parent, written.diff_id, written.content, written.size, created);
             store.put_index(&record.chain, &written.index.encode())?;
             store.put_layer(&record)?;
             Ok(record)

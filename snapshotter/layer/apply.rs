@@ -21,10 +21,22 @@ const MAX_HOLES: u64 = 256 << 30;
 /// How a layer is put on disk.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ApplyOptions {
-    /// Mark opaque directories with `user.overlay.opaque`, for overlays mounted with `userxattr`, not `trusted.…`.
-    pub userxattr: bool,
+    /// How the disk says what a layer removes.
+    pub marks: Marks,
     /// What becomes of owners.
     pub ownership: Ownership,
+}
+
+/// What stands on the disk for removals: files that exist no more, and directories that hide what is below.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Marks {
+    /// Overlayfs's own: devices 0:0 and `trusted.overlay.opaque`.
+    #[default]
+    Trusted,
+    /// The same with `user.overlay.opaque`, for overlays mounted with `userxattr`.
+    User,
+    /// Nothing: the index alone tells. Where there are no overlays, and where these marks could not be made.
+    None,
 }
 
 /// Whether files get the owners that the layer names.
@@ -56,13 +68,21 @@ pub struct Applied {
 ///
 /// Every entry that the tar has is made as the tar has it; what only the layers below can tell is noted in the index for
 /// [`super::mend`], which every layer needs, the lowest too. Nothing is synced. After an error the directory is to be removed.
-pub fn apply(tar: impl Read, dest: &Path, options: &ApplyOptions) -> Result<Applied, LayerError> {
+///
+/// `cancelled` is asked for every member; once it says yes, that is the end.
+pub fn apply(
+    tar: impl Read,
+    dest: &Path,
+    options: &ApplyOptions,
+    cancelled: &dyn Fn() -> bool,
+) -> Result<Applied, LayerError> {
     let none = |_: usize, _: &[u8]| Err(io::ErrorKind::NotFound.into());
     Applier {
         state: State::new(None),
         disk: Some(Disk::new(dest, *options)?),
         below: None,
         open_below: &none,
+        cancelled,
         holes: 0,
     }
     .run(tar)
@@ -76,15 +96,17 @@ pub fn apply_upon(
     options: &ApplyOptions,
     below: &Tree,
     open_below: impl Fn(usize, &[u8]) -> io::Result<File>,
+    cancelled: &dyn Fn() -> bool,
 ) -> Result<Applied, LayerError> {
     let disk = Some(Disk::new(dest, *options)?);
-    Applier { state: State::new(Some(below)), disk, below: Some(below), open_below: &open_below, holes: 0 }.run(tar)
+    let (state, open_below) = (State::new(Some(below)), &open_below);
+    Applier { state, disk, below: Some(below), open_below, cancelled, holes: 0 }.run(tar)
 }
 
 /// Reads an uncompressed layer without unpacking it.
-pub fn index_tar(tar: impl Read) -> Result<Applied, LayerError> {
+pub fn index_tar(tar: impl Read, cancelled: &dyn Fn() -> bool) -> Result<Applied, LayerError> {
     let none = |_: usize, _: &[u8]| Err(io::ErrorKind::NotFound.into());
-    Applier { state: State::new(None), disk: None, below: None, open_below: &none, holes: 0 }.run(tar)
+    Applier { state: State::new(None), disk: None, below: None, open_below: &none, cancelled, holes: 0 }.run(tar)
 }
 
 /// What a hard link is made to.
@@ -99,6 +121,7 @@ struct Applier<'a> {
     disk: Option<Disk>,
     below: Option<&'a Tree>,
     open_below: &'a dyn Fn(usize, &[u8]) -> io::Result<File>,
+    cancelled: &'a dyn Fn() -> bool,
     holes: u64,
 }
 
@@ -106,12 +129,16 @@ impl Applier<'_> {
     fn run(mut self, tar: impl Read) -> Result<Applied, LayerError> {
         let mut reader = TarReader::new(tar);
         while let Some(member) = reader.next_member()? {
+            if (self.cancelled)() {
+                return Err(LayerError::Cancelled);
+            }
             self.member(&mut reader, member)?;
+            self.state.check_size()?;
         }
         let (diff_id, size) = reader.finish()?;
         let mut not_held = Vec::new();
         if let Some(mut disk) = self.disk {
-            disk.finish(&self.state)?;
+            disk.finish(&self.state, self.cancelled)?;
             not_held = disk.not_held;
         }
         let index = self.state.index();
@@ -255,6 +282,9 @@ impl Applier<'_> {
         let mut hasher = blake3::Hasher::new();
         let mut ends_in_hole = false;
         while let Some(piece) = reader.piece()? {
+            if (self.cancelled)() {
+                return Err(LayerError::Cancelled);
+            }
             match piece {
                 Piece::Data(data) => {
                     hasher.update(data);
@@ -269,7 +299,7 @@ impl Applier<'_> {
                         let reason = "the holes of its sparse files are too large";
                         return Err(LayerError::Unrepresentable { path: show(&path()), reason });
                     }
-                    hash_zeros(&mut hasher, length);
+                    hash_zeros(&mut hasher, length, self.cancelled)?;
                     if let Some(file) = &mut file {
                         let length = i64::try_from(length).unwrap_or(i64::MAX);
                         file.seek(SeekFrom::Current(length)).map_err(|e| LayerError::io("seek", &path())(e))?;
@@ -341,11 +371,11 @@ impl Applier<'_> {
     /// The header of a link describes the file that it names, as in every engine. It nearly always says the same.
     fn describe_link(&mut self, id: NodeId, inode: usize, mut meta: Meta) -> Result<(), LayerError> {
         let before = &self.state.inode(inode).meta;
+        if meta.is_like(before) && (meta.xattrs.is_empty() || meta.xattrs == before.xattrs) {
+            return Ok(());
+        }
         if meta.xattrs.is_empty() {
             meta.xattrs.clone_from(&before.xattrs);
-        }
-        if *before == meta {
-            return Ok(());
         }
         if let Some(disk) = &mut self.disk {
             disk.describe_again(&self.state, id, &meta)?;
@@ -376,11 +406,20 @@ impl Applier<'_> {
     }
 }
 
-fn hash_zeros(hasher: &mut blake3::Hasher, mut length: u64) {
+/// Holes cost nothing to store and much to hash.
+pub fn hash_zeros(
+    hasher: &mut blake3::Hasher,
+    mut length: u64,
+    cancelled: &dyn Fn() -> bool,
+) -> Result<(), LayerError> {
     static ZEROS: [u8; 128 * 1024] = [0; 128 * 1024];
     while length > 0 {
+        if cancelled() {
+            return Err(LayerError::Cancelled);
+        }
         let part = usize::try_from(length).unwrap_or(usize::MAX).min(ZEROS.len());
         hasher.update(&ZEROS[..part]);
         length -= part as u64;
     }
+    Ok(())
 }

@@ -13,10 +13,10 @@ use sys::file;
 use sys::path::{Links, open};
 use sys::xattr;
 
-use super::entry::{Entry, EntryKind, join, keeps_xattr, show};
+use super::entry::{Entry, EntryKind, MAX_PATHS, join, keeps_xattr, show};
 use super::error::LayerError;
 use super::index::{LayerIndex, implicit_dir};
-use super::tree::Tree;
+use super::tree::{Finger, Tree};
 use super::write::{Expect, LayerWriter};
 
 /// Files up to this size are read by several threads at once, larger ones as they are hashed.
@@ -25,11 +25,19 @@ const SMALL: u64 = 256 * 1024;
 const BATCH: u64 = 4 * 1024 * 1024;
 
 /// How an upper directory is read.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Default)]
 pub struct CommitOptions<'a> {
     /// The layers that were below, to drop whiteouts and opaque marks that hide nothing (overlay marks every new
     /// directory). Without it they are all kept.
     pub below: Option<&'a Tree>,
+    /// Asked for every entry; once it says yes, that is the end.
+    pub cancelled: Option<&'a (dyn Fn() -> bool + Sync)>,
+}
+
+impl CommitOptions<'_> {
+    pub(super) fn check(&self) -> Result<(), LayerError> {
+        if self.cancelled.is_some_and(|cancelled| cancelled()) { Err(LayerError::Cancelled) } else { Ok(()) }
+    }
 }
 
 /// A layer that an upper directory stands for.
@@ -51,9 +59,10 @@ pub struct Committed {
 /// As BuildKit's overlay differ, it has every directory on the way to a change, but not the root. Sockets are left out.
 pub fn commit_upper(upper: &Path, options: &CommitOptions<'_>) -> Result<Committed, LayerError> {
     let root = open_dir(upper)?;
-    let entries = Walk { below: options.below, names: HashMap::new(), entries: Vec::new() }.run(&root)?;
+    let below = options.below.map(Tree::finger);
+    let entries = Walk { options, below, names: HashMap::new(), entries: Vec::new(), path_bytes: 0 }.run(&root)?;
     let mut writer = LayerWriter::new(io::sink());
-    write_entries(&mut writer, &root, &entries, Expect::Nothing)?;
+    write_entries(&mut writer, &root, &entries, Expect::Nothing, options)?;
     let (written, _) = writer.finish()?;
     Ok(Committed { diff_id: written.diff_id, content: written.content, size: written.size, index: written.index })
 }
@@ -62,26 +71,28 @@ pub fn commit_upper(upper: &Path, options: &CommitOptions<'_>) -> Result<Committ
 pub fn write_upper(dir: &Path, index: &LayerIndex, out: impl Write) -> Result<(), LayerError> {
     let root = open_dir(dir)?;
     let mut writer = LayerWriter::new(out);
-    write_entries(&mut writer, &root, index.entries(), Expect::Trusted)?;
+    write_entries(&mut writer, &root, index.entries(), Expect::Trusted, &CommitOptions::default())?;
     writer.finish()?;
     Ok(())
 }
 
-fn open_dir(path: &Path) -> Result<OwnedFd, LayerError> {
+pub(super) fn open_dir(path: &Path) -> Result<OwnedFd, LayerError> {
     file::open_root(path).map_err(|source| LayerError::Io { op: "open", path: path.display().to_string(), source })
 }
 
 /// Feeds the writer. While it hashes one batch of files, the next is read and, if asked for, digested.
-fn write_entries<W: Write>(
+pub(super) fn write_entries<W: Write>(
     writer: &mut LayerWriter<W>,
     root: &OwnedFd,
     entries: &[Entry],
     expect: Expect,
+    options: &CommitOptions<'_>,
 ) -> Result<(), LayerError> {
     let batches = batches(entries);
     let mut batches = batches.into_iter();
     let mut ready = batches.next().map(|batch| (batch, load(root, batch, expect)));
     while let Some((batch, loaded)) = ready {
+        options.check()?;
         let next = batches.next();
         let mut coming = None;
         rayon::in_place_scope(|scope| {
@@ -177,10 +188,12 @@ fn write_entry<W: Write>(
 
 /// Lists an upper directory in the order of a layer.
 struct Walk<'a> {
-    below: Option<&'a Tree>,
+    options: &'a CommitOptions<'a>,
+    below: Option<Finger<'a>>,
     /// Files with several names, by device and inode: the first name found.
     names: HashMap<(u64, u64), Vec<u8>>,
     entries: Vec<Entry>,
+    path_bytes: u64,
 }
 
 impl Walk<'_> {
@@ -211,9 +224,14 @@ impl Walk<'_> {
         let stat = fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).map_err(|e| io("stat")(e.into()))?;
         let kind = FileType::from_raw_mode(stat.st_mode);
         let (major, minor) = (fs::major(stat.st_rdev), fs::minor(stat.st_rdev));
-        let below = |tree: &Tree| tree.lookup(path).is_some();
+        self.options.check()?;
+        LayerError::check_length(path)?;
+        self.path_bytes += path.len() as u64;
+        if self.path_bytes > MAX_PATHS {
+            return Err(LayerError::TooManyPaths);
+        }
         if kind == FileType::CharacterDevice && (major, minor) == (0, 0) {
-            if self.below.is_none_or(below) {
+            if self.below.as_mut().is_none_or(|below| below.lookup(path).is_some()) {
                 self.entries.push(Entry::new(path, EntryKind::Whiteout, 0));
             }
             return Ok(None);
@@ -233,8 +251,8 @@ impl Walk<'_> {
             _ => attributes(xattr::list_at(dir, name), path, |key| xattr::get_at(dir, name, key))?,
         };
         // A directory is only hidden by one of its own name.
-        let opaque =
-            opaque && self.below.is_none_or(|tree| tree.lookup(path).is_some_and(|found| found.entry.is_dir()));
+        let is_dir_below = |below: &mut Finger<'_>| below.lookup(path).is_some_and(|found| found.entry.is_dir());
+        let opaque = opaque && self.below.as_mut().is_none_or(is_dir_below);
         let kind = match kind {
             FileType::Directory => EntryKind::Dir { opaque, implicit: false },
             FileType::Symlink => EntryKind::Symlink { target: file::readlink(dir, name).map_err(io("readlink"))? },
@@ -266,7 +284,7 @@ impl Walk<'_> {
     }
 }
 
-fn describe(path: Vec<u8>, stat: &fs::Stat, kind: EntryKind, xattrs: Vec<(Vec<u8>, Vec<u8>)>) -> Entry {
+pub(super) fn describe(path: Vec<u8>, stat: &fs::Stat, kind: EntryKind, xattrs: Vec<(Vec<u8>, Vec<u8>)>) -> Entry {
     Entry {
         path,
         kind,
@@ -279,7 +297,7 @@ fn describe(path: Vec<u8>, stat: &fs::Stat, kind: EntryKind, xattrs: Vec<(Vec<u8
 }
 
 /// The names in a directory, the last first, as a stack gives them back sorted.
-fn names(dir: &OwnedFd, path: &[u8]) -> Result<Vec<Vec<u8>>, LayerError> {
+pub(super) fn names(dir: &OwnedFd, path: &[u8]) -> Result<Vec<Vec<u8>>, LayerError> {
     let io = |error: rustix::io::Errno| LayerError::io("read directory", path)(error.into());
     let mut names = Vec::new();
     for item in fs::Dir::read_from(dir).map_err(io)? {
@@ -294,11 +312,11 @@ fn names(dir: &OwnedFd, path: &[u8]) -> Result<Vec<Vec<u8>>, LayerError> {
 }
 
 /// Attributes by name.
-type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
+pub(super) type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
 
 /// What of the attributes belongs to the layer, and whether overlay marked the directory as opaque. Marks of overlay
 /// features that we never switch on mean that the data are not all here.
-fn attributes(
+pub(super) fn attributes(
     names: io::Result<Vec<Vec<u8>>>,
     path: &[u8],
     get: impl Fn(&[u8]) -> io::Result<Option<Vec<u8>>>,

@@ -10,10 +10,11 @@ use std::rc::Rc;
 use sys::file::{self, Node as Device};
 use sys::xattr;
 
-use super::apply::{ApplyOptions, Ownership};
+use super::apply::{ApplyOptions, Marks, Ownership};
 use super::entry::{EntryKind, show};
 use super::error::LayerError;
 use super::state::{Meta, NodeId, NodeKind, ROOT, State};
+use super::tree::Tree;
 
 /// So many directories are kept open.
 const MAX_OPEN: usize = 200;
@@ -151,7 +152,7 @@ impl Disk {
         self.describe_at(&dir, &state.node(id).name, meta, true, || state.path(id))
     }
 
-    fn describe_at(
+    pub(crate) fn describe_at(
         &mut self,
         dir: &OwnedFd,
         name: &[u8],
@@ -217,13 +218,17 @@ impl Disk {
 
     /// Makes the whiteouts, then describes all directories, the deepest first: until now they were ours alone, and what
     /// was made in them changed their times.
-    pub(crate) fn finish(&mut self, state: &State<'_>) -> Result<(), LayerError> {
+    pub(crate) fn finish(&mut self, state: &State<'_>, cancelled: &dyn Fn() -> bool) -> Result<(), LayerError> {
         let mut dirs = vec![ROOT];
+        let mut finger = state.tree().map(Tree::finger);
         state.walk(|id, path| {
             match &state.node(id).kind {
                 NodeKind::Dir { .. } => dirs.push(id),
                 // Overlayfs lists a whiteout that has nothing to hide, as a name without a file.
-                NodeKind::Other(EntryKind::Whiteout) if state.tree().is_none_or(|tree| tree.lookup(path).is_some()) => {
+                NodeKind::Other(EntryKind::Whiteout)
+                    if self.options.marks != Marks::None
+                        && finger.as_mut().is_none_or(|finger| finger.lookup(path).is_some()) =>
+                {
                     let dir = self.parent(state, id)?;
                     file::mknod(&*dir, &state.node(id).name, Device::WHITEOUT, 0o600)
                         .map_err(LayerError::held("mknod", path))?;
@@ -233,10 +238,14 @@ impl Disk {
             Ok(())
         })?;
         for id in dirs.into_iter().rev() {
+            if cancelled() {
+                return Err(LayerError::Cancelled);
+            }
             let node = state.node(id);
             let fd = self.dir(state, id)?;
-            if let NodeKind::Dir { opaque: true, .. } = node.kind {
-                let key = opaque_key(self.options.userxattr);
+            if let NodeKind::Dir { opaque: true, .. } = node.kind
+                && let Some(key) = opaque_key(self.options.marks)
+            {
                 xattr::set(&*fd, key, b"y").map_err(|e| LayerError::held("setxattr", &state.path(id))(e))?;
             }
             self.describe_dir(&fd, &node.meta, || state.path(id))?;
@@ -280,6 +289,10 @@ impl Disk {
 }
 
 /// The attribute by which overlayfs knows opaque directories.
-pub(crate) fn opaque_key(userxattr: bool) -> &'static [u8] {
-    if userxattr { b"user.overlay.opaque" } else { b"trusted.overlay.opaque" }
+pub(crate) fn opaque_key(marks: Marks) -> Option<&'static [u8]> {
+    match marks {
+        Marks::Trusted => Some(b"trusted.overlay.opaque"),
+        Marks::User => Some(b"user.overlay.opaque"),
+        Marks::None => None,
+    }
 }

@@ -121,7 +121,7 @@ impl Entry {
 /// directory's whole subtree follows it directly.
 #[must_use]
 pub fn cmp_paths(a: &[u8], b: &[u8]) -> Ordering {
-    let common = a.iter().zip(b).take_while(|(a, b)| a == b).count();
+    let common = common(a, b);
     match (a.get(common), b.get(common)) {
         (None, None) => Ordering::Equal,
         (None, Some(_)) => Ordering::Less,
@@ -130,6 +130,33 @@ pub fn cmp_paths(a: &[u8], b: &[u8]) -> Ordering {
         (Some(_), Some(b'/')) => Ordering::Greater,
         (Some(a), Some(b)) => a.cmp(b),
     }
+}
+
+/// Length of the beginning that both have. Paths of one layer share most of their bytes, hence the strides.
+pub(crate) fn common(a: &[u8], b: &[u8]) -> usize {
+    const STRIDE: usize = 32;
+    let strides = a.chunks_exact(STRIDE).zip(b.chunks_exact(STRIDE)).take_while(|(a, b)| a == b).count();
+    let start = strides * STRIDE;
+    start + a[start..].iter().zip(&b[start..]).take_while(|(a, b)| a == b).count()
+}
+
+/// Longest path that a layer may have: as Linux, whose PATH_MAX counts the byte that ends it.
+pub const MAX_PATH: usize = 4095;
+/// Longest name of a file: as Linux.
+pub const MAX_NAME: usize = 255;
+/// The paths of all entries of a layer together. A few bytes of an archive can stand for thousands of directories, each of
+/// which has a path of its own here.
+pub const MAX_PATHS: u64 = 512 << 20;
+
+/// What is wrong with the length of a path, if anything is. Depth needs no bound of its own: the path's is one.
+#[must_use]
+pub fn too_long(path: &[u8]) -> Option<&'static str> {
+    if path.len() > MAX_PATH {
+        return Some("a path may have 4095 bytes");
+    }
+    // Most paths are short as a whole.
+    (path.len() > MAX_NAME && path.split(|&b| b == b'/').any(|name| name.len() > MAX_NAME))
+        .then_some("a name may have 255 bytes")
 }
 
 /// Whether `path` is `dir` or lies in it.

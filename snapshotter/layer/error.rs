@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::entry::show;
+use super::entry::{MAX_PATHS, show, too_long};
 
 /// A layer could not be read, written, unpacked or merged.
 #[derive(Debug, thiserror::Error)]
@@ -88,6 +88,20 @@ pub enum LayerError {
         /// What was looked for.
         path: String,
     },
+    /// Longer than this machine, or any other that runs Linux, could open.
+    #[error("{path} is too long: {limit}")]
+    TooLong {
+        /// The path in the layer, shortened.
+        path: String,
+        /// What would fit.
+        limit: &'static str,
+    },
+    /// Nested deeper, or more of it, than any real layer: it would fill the memory.
+    #[error("the layer's paths are more than {} MiB together", MAX_PATHS >> 20)]
+    TooManyPaths,
+    /// Given up on request.
+    #[error("cancelled")]
+    Cancelled,
     /// The encoded index is damaged or of another version.
     #[error("the layer's index cannot be read: {0}")]
     Index(String),
@@ -100,20 +114,28 @@ pub enum LayerError {
 }
 
 impl LayerError {
+    /// An error for a path that is too long.
+    pub fn check_length(path: &[u8]) -> Result<(), Self> {
+        const SHOWN: usize = 60;
+        match too_long(path) {
+            None => Ok(()),
+            Some(limit) if path.len() > SHOWN => Err(Self::TooLong { path: show(&path[..SHOWN]) + "…", limit }),
+            Some(limit) => Err(Self::TooLong { path: show(path), limit }),
+        }
+    }
+
     /// For `map_err`: a failed call on a path of the layer. Lack of privilege is told apart.
     pub(crate) fn io(op: &'static str, path: &[u8]) -> impl FnOnce(io::Error) -> Self {
-        let path = show(path);
-        move |source| Self::Io { op, path, source }
+        move |source| Self::Io { op, path: show(path), source }
     }
 
     /// As [`LayerError::io`], for calls that fail where privileges or features are missing.
     pub(crate) fn held(op: &'static str, path: &[u8]) -> impl FnOnce(io::Error) -> Self {
-        let path = show(path);
         move |source| match source.raw_os_error().map(rustix::io::Errno::from_raw_os_error) {
             Some(rustix::io::Errno::PERM | rustix::io::Errno::INVAL | rustix::io::Errno::OPNOTSUPP) => {
-                Self::Unheld { op, path, source }
+                Self::Unheld { op, path: show(path), source }
             }
-            _ => Self::Io { op, path, source },
+            _ => Self::Io { op, path: show(path), source },
         }
     }
 }

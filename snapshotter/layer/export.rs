@@ -26,7 +26,7 @@ pub struct Extracted {
 }
 
 /// What a merged tree has at a path, with the names of one file brought together.
-enum Visible<'a> {
+pub(super) enum Visible<'a> {
     /// A file under the first of its names, to be read from where it was found.
     File(Found<'a>),
     /// A further name of the file that came as the given path.
@@ -36,7 +36,7 @@ enum Visible<'a> {
 
 /// Goes through a merged tree. Which name of a file comes first may differ from what its layer thought, since the layers
 /// above may hide some of them.
-fn walk<'a>(
+pub(super) fn walk<'a>(
     tree: &'a Tree,
     mut visit: impl FnMut(&'a Entry, Visible<'a>) -> Result<(), LayerError>,
 ) -> Result<(), LayerError> {
@@ -95,7 +95,7 @@ pub fn extract_tree<R: Read>(
         path: dest.display().to_string(),
         source,
     })?;
-    let mut extract = Extract { root, open: Vec::new(), dirs: Vec::new(), done: Extracted::default() };
+    let mut extract = Extract { descent: Descent::new(root), dirs: Vec::new(), done: Extracted::default() };
     walk(tree, |entry, visible| match visible {
         _ if entry.path.is_empty() => Ok(()),
         Visible::File(from) => {
@@ -109,20 +109,29 @@ pub fn extract_tree<R: Read>(
     extract.finish()
 }
 
-struct Extract<'a> {
+/// Directories below a root, opened part by part so that none can have become a link.
+pub(super) struct Descent {
     root: OwnedFd,
-    /// The directory that we are in and those above it, by the lengths of their paths.
+    /// The directory that we are in and those above it.
     open: Vec<(Vec<u8>, OwnedFd)>,
-    /// Described at the end, when nothing changes in them any more.
-    dirs: Vec<&'a Entry>,
-    done: Extracted,
 }
 
-impl<'a> Extract<'a> {
-    /// The directory of `path`, which was made before. Replacing what was there made sure that no part of it is a link;
-    /// opening it part by part makes sure that none has become one.
-    fn parent(&mut self, path: &[u8]) -> Result<&OwnedFd, LayerError> {
-        let dir = split(path).0;
+impl Descent {
+    pub(super) fn new(root: OwnedFd) -> Self {
+        Self { root, open: Vec::new() }
+    }
+
+    /// The directory of `path`, which was made before.
+    pub(super) fn parent(&mut self, path: &[u8]) -> Result<&OwnedFd, LayerError> {
+        self.enter(split(path).0)
+    }
+
+    /// The directory `dir` once more.
+    pub(super) fn open_dir(&mut self, dir: &[u8]) -> Result<OwnedFd, LayerError> {
+        file::open_dir(self.enter(dir)?, b".").map_err(LayerError::io("open", dir))
+    }
+
+    fn enter(&mut self, dir: &[u8]) -> Result<&OwnedFd, LayerError> {
         while self.open.last().is_some_and(|(open, _)| !super::is_within(dir, open)) {
             self.open.pop();
         }
@@ -137,17 +146,27 @@ impl<'a> Extract<'a> {
         }
         Ok(self.open.last().map_or(&self.root, |(_, fd)| fd))
     }
+}
 
+/// Replacing what was in the way made sure that no part of a path is a link.
+struct Extract<'a> {
+    descent: Descent,
+    /// Described at the end, when nothing changes in them any more.
+    dirs: Vec<&'a Entry>,
+    done: Extracted,
+}
+
+impl<'a> Extract<'a> {
     /// Removes what is in the way of something that is no directory.
     fn clear(&mut self, path: &[u8]) -> Result<(), LayerError> {
-        let dir = self.parent(path)?;
+        let dir = self.descent.parent(path)?;
         file::remove_all(dir, split(path).1).map_err(LayerError::io("replace", path))
     }
 
     fn directory(&mut self, entry: &'a Entry) -> Result<(), LayerError> {
         let (path, name) = (&entry.path, split(&entry.path).1);
         let io = |op| LayerError::io(op, path);
-        let dir = self.parent(path)?;
+        let dir = self.descent.parent(path)?;
         match fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => {
                 // We may have to write in a directory that an earlier extraction closed.
@@ -170,7 +189,7 @@ impl<'a> Extract<'a> {
         let EntryKind::File { size, .. } = entry.kind else { return Ok(()) };
         self.clear(path)?;
         let mut made: File =
-            file::create(self.parent(path)?, split(path).1, 0o600).map_err(LayerError::io("create", path))?;
+            file::create(self.descent.parent(path)?, split(path).1, 0o600).map_err(LayerError::io("create", path))?;
         if io::copy(&mut data, &mut made).map_err(LayerError::io("write", path))? != size {
             return Err(LayerError::Changed { path: show(path) });
         }
@@ -185,22 +204,15 @@ impl<'a> Extract<'a> {
 
     fn link(&mut self, path: &[u8], target: &[u8]) -> Result<(), LayerError> {
         self.clear(path)?;
-        let target_dir = sys::path::open(
-            &self.root,
-            split(target).0,
-            sys::path::Links::Refuse,
-            fs::OFlags::RDONLY | fs::OFlags::DIRECTORY,
-            0,
-        )
-        .map_err(LayerError::io("open", target))?;
-        let dir = self.parent(path)?;
+        let target_dir = self.descent.open_dir(split(target).0)?;
+        let dir = self.descent.parent(path)?;
         file::link(target_dir, split(target).1, dir, split(path).1).map_err(LayerError::io("link", path))
     }
 
     fn other(&mut self, entry: &Entry) -> Result<(), LayerError> {
         let (path, name) = (&entry.path, split(&entry.path).1);
         self.clear(path)?;
-        let dir = self.parent(path)?;
+        let dir = self.descent.parent(path)?;
         let device = match entry.kind {
             EntryKind::CharDev { major, minor } => Device::Char { major, minor },
             EntryKind::BlockDev { major, minor } => Device::Block { major, minor },
@@ -233,7 +245,7 @@ impl<'a> Extract<'a> {
         for entry in std::mem::take(&mut self.dirs).into_iter().rev() {
             let path = &entry.path;
             let name = split(path).1;
-            let dir = self.parent(path)?;
+            let dir = self.descent.parent(path)?;
             let fd = file::open_dir(dir, name).map_err(LayerError::io("open", path))?;
             file::chmod(&fd, entry.mode).map_err(LayerError::io("chmod", path))?;
             let mut failed = false;

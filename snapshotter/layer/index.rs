@@ -4,7 +4,7 @@
 use graph::{ContentDigest, KeyHasher};
 use serde::{Deserialize, Serialize};
 
-use super::entry::{Entry, EntryKind, clean, cmp_paths};
+use super::entry::{Entry, EntryKind, ancestors, clean, cmp_paths, common, split};
 use super::error::LayerError;
 
 /// First byte of the encoded form.
@@ -113,7 +113,7 @@ impl LayerIndex {
             .entries
             .iter()
             .map(|entry| {
-                let shared = before.iter().zip(&entry.path).take_while(|(a, b)| a == b).count();
+                let shared = common(before, &entry.path);
                 before = &entry.path;
                 let rest = Entry { path: entry.path[shared..].to_vec(), ..entry.clone() };
                 Packed { shared: u32::try_from(shared).unwrap_or(u32::MAX), rest }
@@ -153,13 +153,14 @@ impl LayerIndex {
     }
 }
 
-/// Adds what makes every entry's parent an entry. A non-directory with entries below it becomes their implicit directory.
+/// Adds what makes every entry's parent an entry, in one pass. A non-directory with entries below it becomes their implicit
+/// directory.
 fn with_parents(entries: Vec<Entry>) -> Vec<Entry> {
     let complete = entries.first().is_none_or(|first| first.path.is_empty() && first.is_dir()) && {
         // In this order the parent, if it is there, is on the chain of directories that the entry before ends.
         let mut chain: Vec<&[u8]> = Vec::new();
         entries.iter().all(|entry| {
-            let parent = super::entry::split(&entry.path).0;
+            let parent = split(&entry.path).0;
             while chain.last().is_some_and(|dir| *dir != parent) {
                 chain.pop();
             }
@@ -173,38 +174,36 @@ fn with_parents(entries: Vec<Entry>) -> Vec<Entry> {
     if complete {
         return entries;
     }
-    let mut all: std::collections::BTreeMap<Key, Entry> = std::collections::BTreeMap::new();
+    let mut all: Vec<Entry> = Vec::with_capacity(entries.len() + 1);
+    // Lengths of the paths of those directories, all in `all`, that the last entry lies in, and of itself if it is one.
+    let mut open: Vec<usize> = Vec::new();
     for entry in entries {
-        for dir in super::entry::ancestors(&entry.path) {
-            let parent = all.entry(Key(dir.to_vec())).or_insert_with(|| implicit_dir(dir));
-            if !parent.is_dir() {
-                *parent = implicit_dir(dir);
-            }
+        let last = all.last().map_or(&[][..], |entry| &entry.path);
+        let shared = common(last, &entry.path);
+        let leads_here = |end: usize| end == 0 || (end <= shared && entry.path.get(end) == Some(&b'/'));
+        while open.last().is_some_and(|&end| !leads_here(end)) {
+            open.pop();
         }
-        all.insert(Key(entry.path.clone()), entry);
+        let innermost = open.last().copied();
+        for dir in ancestors(&entry.path).filter(|dir| innermost.is_none_or(|end| dir.len() > end)) {
+            match all.last_mut().filter(|last| last.path == dir) {
+                // In this order it stands directly before what is below it.
+                Some(last) => *last = implicit_dir(dir),
+                None => all.push(implicit_dir(dir)),
+            }
+            open.push(dir.len());
+        }
+        if entry.is_dir() {
+            open.push(entry.path.len());
+        }
+        all.push(entry);
     }
-    all.into_values().collect()
+    all
 }
 
 /// A directory with the metadata it has when nothing is below.
 pub(crate) fn implicit_dir(path: &[u8]) -> Entry {
     Entry::new(path, EntryKind::Dir { opaque: false, implicit: true }, 0o755)
-}
-
-/// A path ordered by [`cmp_paths`].
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct Key(pub(crate) Vec<u8>);
-
-impl Ord for Key {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        cmp_paths(&self.0, &other.0)
-    }
-}
-
-impl PartialOrd for Key {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
 }
 
 /// Kind, owner, mode, content and attributes; neither path nor times.

@@ -16,7 +16,7 @@ use rustix::fs::OFlags;
 use sys::file::Node;
 use sys::path::{Links, open};
 
-use super::apply::{ApplyOptions, apply_upon};
+use super::apply::{ApplyOptions, Marks, apply_upon};
 use super::disk::{Disk, opaque_key};
 use super::entry::{Entry, EntryKind, split};
 use super::error::LayerError;
@@ -47,19 +47,26 @@ pub fn mend<R: Read>(
     options: &ApplyOptions,
     open_below: impl Fn(usize, &[u8]) -> io::Result<File>,
     open_tar: impl FnOnce() -> io::Result<R>,
+    cancelled: &dyn Fn() -> bool,
 ) -> Result<Mended, LayerError> {
     if index.leaning(below).is_some() {
         empty(dir)?;
-        let applied = apply_upon(open_tar().map_err(LayerError::Read)?, dir, options, below, open_below)?;
+        let applied = apply_upon(open_tar().map_err(LayerError::Read)?, dir, options, below, open_below, cancelled)?;
         *index = applied.index;
         hide_below_root(dir, index, below, options)?;
         return Ok(Mended::Reapplied { diff_id: applied.diff_id });
     }
-    drop_idle_whiteouts(dir, index, below)?;
+    if options.marks != Marks::None {
+        drop_idle_whiteouts(dir, index, below)?;
+    }
     let mut disk = None;
+    let mut finger = below.finger();
     // The deepest first: the mode that a parent gets may keep us out of it.
     for entry in index.entries_mut().rev().filter(|entry| entry.is_implicit()) {
-        let Some(found) = below.lookup(&entry.path).filter(|found| found.entry.is_dir()) else { continue };
+        if cancelled() {
+            return Err(LayerError::Cancelled);
+        }
+        let Some(found) = finger.lookup(&entry.path).filter(|found| found.entry.is_dir()) else { continue };
         let meta = Meta::of(found.entry);
         if meta == Meta::of(entry) {
             continue;
@@ -80,8 +87,10 @@ pub fn mend<R: Read>(
 impl LayerIndex {
     /// A path of this layer, unpacked apart, that means something else upon `below`; [`mend`] will need the tar.
     pub(crate) fn leaning(&self, below: &Tree) -> Option<&[u8]> {
-        let is_link =
-            |path: &[u8]| below.lookup(path).is_some_and(|found| matches!(found.entry.kind, EntryKind::Symlink { .. }));
+        let mut finger = below.finger();
+        let mut is_link = |path: &[u8]| {
+            finger.lookup(path).is_some_and(|found| matches!(found.entry.kind, EntryKind::Symlink { .. }))
+        };
         let dirs = self.entries().iter().filter(|entry| entry.is_implicit()).map(|entry| &*entry.path);
         let assumed = self.assumed().iter().map(|path| &**path);
         self.targets().first().map(|path| &**path).or_else(|| dirs.chain(assumed).find(|path| is_link(path)))
@@ -91,10 +100,11 @@ impl LayerIndex {
 /// Removes the whiteouts that hide nothing. In a directory that no other layer has, overlayfs would list them as names
 /// without files. The index keeps them, as the tar has them.
 fn drop_idle_whiteouts(dir: &Path, index: &LayerIndex, below: &Tree) -> Result<(), LayerError> {
+    let mut finger = below.finger();
     let mut idle = index
         .entries()
         .iter()
-        .filter(|entry| entry.kind == EntryKind::Whiteout && below.lookup(&entry.path).is_none())
+        .filter(|entry| entry.kind == EntryKind::Whiteout && finger.lookup(&entry.path).is_none())
         .peekable();
     if idle.peek().is_none() {
         return Ok(());
@@ -118,6 +128,7 @@ fn drop_idle_whiteouts(dir: &Path, index: &LayerIndex, below: &Tree) -> Result<(
 /// Overlayfs merges the roots of its layers whatever marks they have. Where the root is opaque, all that shows in it from
 /// below is hidden name by name.
 fn hide_below_root(dir: &Path, index: &LayerIndex, below: &Tree, options: &ApplyOptions) -> Result<(), LayerError> {
+    let Some(opaque) = opaque_key(options.marks) else { return Ok(()) };
     let Some(top) = index.get(b"").filter(|top| matches!(top.kind, EntryKind::Dir { opaque: true, .. })) else {
         return Ok(());
     };
@@ -125,8 +136,7 @@ fn hide_below_root(dir: &Path, index: &LayerIndex, below: &Tree, options: &Apply
     for Entry { path, .. } in below.children(b"").iter().map(|found| found.entry) {
         match index.get(path).map(|entry| &entry.kind) {
             Some(EntryKind::Dir { .. }) => {
-                sys::xattr::set_at(&root, path, opaque_key(options.userxattr), b"y")
-                    .map_err(LayerError::held("setxattr", path))?;
+                sys::xattr::set_at(&root, path, opaque, b"y").map_err(LayerError::held("setxattr", path))?;
             }
             None | Some(EntryKind::Whiteout) => match sys::file::mknod(&root, path, Node::WHITEOUT, 0o600) {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}

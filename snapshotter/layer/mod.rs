@@ -9,6 +9,7 @@
 //! - [`commit_upper`] hashes the tar that an overlay's upper directory stands for; [`write_upper`] makes its bytes again.
 //! - [`LayerWriter`] is the one place where tar bytes are made: the same entries give the same bytes.
 //! - [`TarReader`] reads any archive, member by member.
+//! - [`populate`] makes a directory of a stack where there are no overlays, [`commit_native`] the layer of its changes.
 //! - [`write_tree`] and [`extract_tree`] flatten a stack for `type=tar` and `type=local`.
 
 mod apply;
@@ -21,6 +22,7 @@ mod export;
 mod header;
 mod index;
 mod mend;
+mod native;
 mod read;
 mod sparse;
 mod squash;
@@ -28,16 +30,21 @@ mod state;
 mod tree;
 mod write;
 
-pub use apply::{Applied, ApplyOptions, Ownership, apply, apply_upon, index_tar};
+pub use apply::{Applied, ApplyOptions, Marks, Ownership, apply, apply_upon, hash_zeros, index_tar};
 pub use commit::{CommitOptions, Committed, commit_upper, write_upper};
-pub use entry::{Entry, EntryKind, ancestors, clean, cmp_paths, is_within, join, keeps_xattr, split};
+pub(crate) use disk::opaque_key;
+pub use entry::{
+    Entry, EntryKind, MAX_NAME, MAX_PATH, MAX_PATHS, ancestors, clean, cmp_paths, is_within, join, keeps_xattr, split,
+    too_long,
+};
 pub use error::LayerError;
 pub use export::{Extracted, extract_tree, open_in, write_tree};
 pub use index::{LayerIndex, hash_entry};
 pub use mend::{Mended, mend};
+pub use native::{Bytes, Populated, Sharing, commit_native, populate};
 pub use read::{Member, MemberKind, Piece, TarReader};
 pub use squash::squash;
-pub use tree::{Found, Resolved, Tree};
+pub use tree::{Finger, Found, Resolved, Tree};
 pub use write::{Expect, LayerWriter, WRITER_VERSION, Written};
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use graph::Digest;
 use sha2::Digest as _;
 use tar::Header;
 
+use super::entry::{MAX_PATH, clean};
 use super::error::LayerError;
 use super::header::{BLOCK, XATTR, padding};
 use super::sparse::{self, Hole, Holes};
@@ -17,8 +18,6 @@ use super::sparse::{self, Hole, Holes};
 const PIECE: usize = 256 * 1024;
 /// The most that a PAX header, a GNU long name or a sparse map may take: Go's reader has the same bound.
 const MAX_SPECIAL: u64 = 1 << 20;
-/// Linux's PATH_MAX.
-const MAX_NAME: usize = 4096;
 
 /// PAX records of one member.
 pub(crate) type Records = BTreeMap<Vec<u8>, Vec<u8>>;
@@ -315,9 +314,11 @@ impl<R: Read> TarReader<R> {
         let name =
             long_name.or_else(|| pax_sparse.as_ref()?.name.clone()).or(pax_name).unwrap_or_else(|| plain_name(block));
         let link = long_link.or(pax_link).unwrap_or_else(|| until_nul(&old.linkname).to_vec());
-        if name.len() > MAX_NAME || link.len() > MAX_NAME {
-            return Err(format("a name of more than 4096 bytes".to_owned()));
+        // Slashes and dots may make it longer than it is.
+        if name.len() > 2 * MAX_PATH || link.len() > MAX_PATH {
+            return Err(format("a name of more than 4095 bytes".to_owned()));
         }
+        LayerError::check_length(&clean(&name))?;
         if name.contains(&0) || link.contains(&0) {
             return Err(format("a name with a zero byte".to_owned()));
         }

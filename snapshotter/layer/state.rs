@@ -1,14 +1,14 @@
 //! What a layer has written so far, in memory: names are resolved here and not on the disk, so the disk cannot lead
 //! them astray, and nothing need be asked of it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use graph::ContentDigest;
 
-use super::entry::{Entry, EntryKind, join, show, split};
+use super::entry::{Entry, EntryKind, MAX_PATH, MAX_PATHS, show};
 use super::error::LayerError;
 use super::index::LayerIndex;
-use super::tree::{Found, Tree};
+use super::tree::{Finger, Found, Tree};
 
 /// As Linux: so many symbolic links may be followed in one look-up.
 const MAX_LINKS: u32 = 40;
@@ -42,15 +42,17 @@ impl Meta {
     }
 
     pub(crate) fn entry(&self, path: &[u8], kind: EntryKind) -> Entry {
-        Entry {
-            path: path.to_vec(),
-            kind,
-            mode: self.mode,
-            uid: self.uid,
-            gid: self.gid,
-            mtime: self.mtime,
-            xattrs: self.xattrs.clone(),
-        }
+        Entry { xattrs: self.xattrs.clone(), ..self.entry_without_xattrs(path, kind) }
+    }
+
+    fn entry_without_xattrs(&self, path: &[u8], kind: EntryKind) -> Entry {
+        let Self { mode, uid, gid, mtime, .. } = *self;
+        Entry { path: path.to_vec(), kind, mode, uid, gid, mtime, xattrs: Vec::new() }
+    }
+
+    /// Whether all but the attributes is the same.
+    pub(crate) fn is_like(&self, other: &Self) -> bool {
+        (self.mode, self.uid, self.gid, self.mtime) == (other.mode, other.uid, other.gid, other.mtime)
     }
 }
 
@@ -72,6 +74,8 @@ pub(crate) enum NodeKind {
 pub(crate) struct Node {
     pub(crate) parent: NodeId,
     pub(crate) name: Vec<u8>,
+    /// Length of its path.
+    length: usize,
     pub(crate) kind: NodeKind,
     /// Of files it is the inode's that counts.
     pub(crate) meta: Meta,
@@ -85,16 +89,32 @@ pub(crate) struct Inode {
     pub(crate) meta: Meta,
 }
 
-/// What a path is, for resolving.
-enum Peek {
+/// What a path leads to, for resolving.
+#[derive(Clone, Copy)]
+enum Place {
+    /// Something of this layer.
+    Node(NodeId),
+    /// Nothing of this layer; the layers below may show.
+    Below,
+    /// Nothing at all.
+    Nowhere,
+}
+
+/// One name further.
+enum Step {
     Symlink(Vec<u8>),
-    Other,
+    To(Place),
 }
 
 /// The layer so far, upon the layers below if they are known.
 pub(crate) struct State<'a> {
     below: Option<&'a Tree>,
+    /// Looks into `below`.
+    finger: Option<Finger<'a>>,
     nodes: Vec<Node>,
+    /// Bytes of all paths that the index will have, and the longest.
+    path_bytes: u64,
+    longest: usize,
     inodes: Vec<Inode>,
     assumed: BTreeSet<Vec<u8>>,
     targets: BTreeSet<Vec<u8>>,
@@ -108,12 +128,16 @@ impl<'a> State<'a> {
         let root = Node {
             parent: ROOT,
             name: Vec::new(),
+            length: 0,
             kind: NodeKind::Dir { children: BTreeMap::new(), opaque: false, implicit: true, hidden: false },
             meta: found.map_or_else(Meta::invented, |found| Meta::of(found.entry)),
         };
         Self {
             below,
+            finger: below.map(Tree::finger),
             nodes: vec![root],
+            path_bytes: 0,
+            longest: 0,
             inodes: Vec::new(),
             assumed: BTreeSet::new(),
             targets: BTreeSet::new(),
@@ -154,7 +178,7 @@ impl<'a> State<'a> {
     }
 
     pub(crate) fn is_hidden(&self, id: NodeId) -> bool {
-        matches!(self.nodes[id].kind, NodeKind::Dir { hidden: true, .. })
+        is_hidden(&self.nodes[id])
     }
 
     pub(crate) fn path(&self, mut id: NodeId) -> Vec<u8> {
@@ -216,14 +240,19 @@ impl<'a> State<'a> {
             return Ok(*node);
         }
         let path = self.resolve(dir)?;
-        let mut node = ROOT;
+        let (mut node, mut length) = (ROOT, 0);
         for part in path.split(|&b| b == b'/').filter(|part| !part.is_empty()) {
+            length += part.len() + usize::from(length > 0);
             let existing = self.child(node, part);
             node = match existing {
                 Some(child) if self.is_dir(child) => child,
                 _ => {
-                    let full = join(&self.path(node), part);
-                    let below = self.below(&full).filter(|found| found.entry.is_dir());
+                    let below = match &mut self.finger {
+                        Some(finger) if existing.is_none() && !is_hidden(&self.nodes[node]) => {
+                            finger.lookup(&path[..length]).filter(|found| found.entry.is_dir())
+                        }
+                        _ => None,
+                    };
                     // What this layer put there, or removed, is gone from below as well.
                     let replaced = existing.is_some();
                     if let Some(old) = existing {
@@ -252,58 +281,90 @@ impl<'a> State<'a> {
             todo.extend(parts.map(<[u8]>::to_vec));
         };
         push(&mut todo, path);
-        let mut done = Vec::new();
+        let mut done: Vec<u8> = Vec::new();
+        // Where each part of `done` leads, by its length.
+        let mut places = vec![(0, Place::Node(ROOT))];
         let mut links = 0;
         while let Some(part) = todo.pop() {
             if part == b".." {
-                done.truncate(split(&done).0.len());
+                if places.len() > 1 {
+                    places.pop();
+                }
+                done.truncate(places.last().map_or(0, |(length, _)| *length));
                 continue;
             }
-            let next = join(&done, &part);
-            match self.peek(&next) {
-                Peek::Symlink(target) => {
+            let (before, here) = places.last().copied().unwrap_or((0, Place::Node(ROOT)));
+            if before > 0 {
+                done.push(b'/');
+            }
+            done.extend_from_slice(&part);
+            if done.len() > MAX_PATH {
+                LayerError::check_length(&done)?;
+            }
+            match self.step(here, &part, &done) {
+                Step::Symlink(target) => {
                     links += 1;
                     if links > MAX_LINKS {
                         return Err(LayerError::Loop { path: show(path) });
                     }
                     if target.first() == Some(&b'/') {
-                        done.clear();
+                        places.truncate(1);
                     }
+                    done.truncate(places.last().map_or(0, |(length, _)| *length));
                     push(&mut todo, &target);
                 }
-                Peek::Other => done = next,
+                Step::To(place) => places.push((done.len(), place)),
             }
         }
+        self.check_size()?;
         Ok(done)
     }
 
-    /// Looks at a path whose parents are resolved. Where this layer has nothing and those below are not known, it notes that
+    /// Looks at `name` in `here`, which is `path`. Where this layer has nothing and those below are not known, it notes that
     /// it took for granted that there is no symlink.
-    fn peek(&mut self, path: &[u8]) -> Peek {
-        let mut node = ROOT;
-        for part in path.split(|&b| b == b'/').filter(|part| !part.is_empty()) {
+    fn step(&mut self, here: Place, name: &[u8], path: &[u8]) -> Step {
+        if let Place::Node(node) = here {
             match &self.nodes[node].kind {
-                NodeKind::Dir { children, hidden, .. } => match children.get(part) {
-                    Some(&child) => node = child,
-                    None if *hidden => return Peek::Other,
-                    None => {
-                        let Some(below) = self.below else {
-                            self.assumed.insert(path.to_vec());
-                            return Peek::Other;
-                        };
-                        return match below.lookup(path).map(|found| &found.entry.kind) {
-                            Some(EntryKind::Symlink { target }) => Peek::Symlink(target.clone()),
-                            _ => Peek::Other,
+                NodeKind::Dir { children, hidden, .. } => match children.get(name) {
+                    Some(&child) => {
+                        return match &self.nodes[child].kind {
+                            NodeKind::Other(EntryKind::Symlink { target }) => Step::Symlink(target.clone()),
+                            _ => Step::To(Place::Node(child)),
                         };
                     }
+                    None if *hidden => return Step::To(Place::Nowhere),
+                    None => {}
                 },
-                _ => return Peek::Other,
+                _ => return Step::To(Place::Nowhere),
             }
         }
-        match &self.nodes[node].kind {
-            NodeKind::Other(EntryKind::Symlink { target }) => Peek::Symlink(target.clone()),
-            _ => Peek::Other,
+        if matches!(here, Place::Nowhere) {
+            return Step::To(Place::Nowhere);
         }
+        match &mut self.finger {
+            Some(finger) => match finger.lookup(path).map(|found| &found.entry.kind) {
+                Some(EntryKind::Symlink { target }) => Step::Symlink(target.clone()),
+                _ => Step::To(Place::Below),
+            },
+            None => {
+                if self.assumed.insert(path.to_vec()) {
+                    self.path_bytes += path.len() as u64;
+                }
+                Step::To(Place::Below)
+            }
+        }
+    }
+
+    /// Whether the layer has grown beyond what any real one is.
+    pub(crate) fn check_size(&self) -> Result<(), LayerError> {
+        if self.path_bytes > MAX_PATHS {
+            return Err(LayerError::TooManyPaths);
+        }
+        if self.longest > MAX_PATH {
+            let limit = "a path may have 4095 bytes, with its symbolic links followed";
+            return Err(LayerError::TooLong { path: "a member of the archive".to_owned(), limit });
+        }
+        Ok(())
     }
 
     /// Notes that a hard link's target must be in the layers below.
@@ -318,7 +379,11 @@ impl<'a> State<'a> {
             self.last_parent = None;
         }
         let id = self.nodes.len();
-        self.nodes.push(Node { parent: dir, name: name.to_vec(), kind, meta });
+        let above = self.nodes[dir].length;
+        let length = above + usize::from(above > 0) + name.len();
+        self.path_bytes += length as u64;
+        self.longest = self.longest.max(length);
+        self.nodes.push(Node { parent: dir, name: name.to_vec(), length, kind, meta });
         if let NodeKind::Dir { children, .. } = &mut self.nodes[dir].kind {
             children.insert(name.to_vec(), id);
         }
@@ -394,7 +459,7 @@ impl<'a> State<'a> {
         };
         let mut entries = Vec::with_capacity(self.nodes.len());
         entries.extend(dir(&self.nodes[ROOT], b""));
-        let mut first: BTreeMap<InodeId, usize> = BTreeMap::new();
+        let mut first: HashMap<InodeId, usize> = HashMap::new();
         let done: Result<(), std::convert::Infallible> = self.walk(|id, path| {
             let node = &self.nodes[id];
             let entry = match &node.kind {
@@ -410,9 +475,8 @@ impl<'a> State<'a> {
                         }
                         Some(&at) => {
                             let first: &Entry = &entries[at];
-                            let mut link = inode.meta.entry(path, EntryKind::Hardlink { target: first.path.clone() });
-                            link.xattrs.clear();
-                            link
+                            let kind = EntryKind::Hardlink { target: first.path.clone() };
+                            inode.meta.entry_without_xattrs(path, kind)
                         }
                     })
                 }
@@ -428,4 +492,9 @@ impl<'a> State<'a> {
             Err(never) => match never {},
         }
     }
+}
+
+/// Whether nothing of the layers below shows in a directory.
+fn is_hidden(node: &Node) -> bool {
+    matches!(node.kind, NodeKind::Dir { hidden: true, .. })
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use graph::{ContentDigest, KeyHasher};
 
-use super::entry::{Entry, EntryKind, is_within, join, show, split};
+use super::entry::{Entry, EntryKind, cmp_paths, common, is_within, join, show, split};
 use super::error::LayerError;
 use super::index::{LayerIndex, hash_entry};
 
@@ -38,7 +38,7 @@ pub struct Resolved<'a> {
 }
 
 /// The parts of some layers that make up one directory: the topmost layer first.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 struct Merged {
     parts: Vec<(usize, Range<usize>)>,
 }
@@ -64,15 +64,13 @@ impl Tree {
     /// What is at `path`, taken literally: a symlink in the middle of it leads nowhere.
     #[must_use]
     pub fn lookup(&self, path: &[u8]) -> Option<Found<'_>> {
-        let (mut found, mut dir) = self.root()?;
-        if path.is_empty() {
-            return Some(found);
-        }
-        let ends = path.iter().enumerate().filter(|&(_, &b)| b == b'/').map(|(at, _)| at);
-        for end in ends.chain([path.len()]) {
-            (found, dir) = self.step(&dir, &path[..end])?;
-        }
-        Some(found)
+        self.finger().lookup(path)
+    }
+
+    /// For many look-ups of neighbours.
+    #[must_use]
+    pub fn finger(&self) -> Finger<'_> {
+        Finger { tree: self, path: Vec::new(), steps: Vec::new() }
     }
 
     /// Follows symbolic links as a process with this root would: absolute targets start at the root, `..` never leaves
@@ -83,13 +81,14 @@ impl Tree {
         push_parts(&mut todo, path);
         let mut done: Vec<u8> = Vec::new();
         let mut links = 0;
+        let mut finger = self.finger();
         while let Some(part) = todo.pop() {
             if part == b".." {
                 done.truncate(split(&done).0.len());
                 continue;
             }
             let next = join(&done, &part);
-            match self.lookup(&next).map(|found| &found.entry.kind) {
+            match finger.lookup(&next).map(|found| &found.entry.kind) {
                 Some(EntryKind::Symlink { target }) if follow_last || !todo.is_empty() => {
                     links += 1;
                     if links > MAX_LINKS {
@@ -103,23 +102,14 @@ impl Tree {
                 _ => done = next,
             }
         }
-        let found = self.lookup(&done);
+        let found = finger.lookup(&done);
         Ok(Resolved { path: done, found })
     }
 
     /// The entries directly in the directory `path` (taken literally), sorted by name. Nothing for what is no directory.
     #[must_use]
     pub fn children(&self, path: &[u8]) -> Vec<Found<'_>> {
-        let Some((_, mut dir)) = self.root() else { return Vec::new() };
-        for end in path.iter().enumerate().filter(|&(_, &b)| b == b'/').map(|(at, _)| at).chain([path.len()]) {
-            if end == 0 {
-                continue;
-            }
-            match self.step(&dir, &path[..end]) {
-                Some((_, next)) => dir = next,
-                None => return Vec::new(),
-            }
-        }
+        let Some((_, dir)) = self.finger().find(path).cloned() else { return Vec::new() };
         let mut found = Vec::new();
         let mut cursor = Cursor::new(self, path.len(), dir);
         while let Some((child, _)) = cursor.next() {
@@ -131,16 +121,7 @@ impl Tree {
     /// Calls `visit` with everything visible at `path` (taken literally) and below, in the order of
     /// [`super::cmp_paths`]. Each entry comes as its layer has it; see [`Tree::file_of`] for hard links.
     pub fn walk<'a, E>(&'a self, path: &[u8], mut visit: impl FnMut(Found<'a>) -> Result<(), E>) -> Result<(), E> {
-        let Some((mut found, mut dir)) = self.root() else { return Ok(()) };
-        for end in path.iter().enumerate().filter(|&(_, &b)| b == b'/').map(|(at, _)| at).chain([path.len()]) {
-            if end == 0 {
-                continue;
-            }
-            match self.step(&dir, &path[..end]) {
-                Some(next) => (found, dir) = next,
-                None => return Ok(()),
-            }
-        }
+        let Some((found, dir)) = self.finger().find(path).cloned() else { return Ok(()) };
         visit(found)?;
         let mut stack = vec![Cursor::new(self, path.len(), dir)];
         while let Some(cursor) = stack.last_mut() {
@@ -213,17 +194,20 @@ impl Tree {
     }
 
     /// The root and its parts. A layer without any entry has no root of its own.
-    fn root(&self) -> Option<(Found<'_>, Merged)> {
+    fn root(&self) -> Option<Step<'_>> {
         let all = (0..self.layers.len()).rev().map(|layer| (layer, 0..self.layers[layer].entries().len()));
         self.merge(all.filter(|(_, range)| !range.is_empty()))
     }
 
     /// One step down into `path`, a child of the directory that `dir` is.
-    fn step(&self, dir: &Merged, path: &[u8]) -> Option<(Found<'_>, Merged)> {
+    fn step(&self, dir: &Merged, path: &[u8]) -> Option<Step<'_>> {
+        // All that lies in a directory has its path, which need not be looked at again.
+        let prefix = path.len() - split(path).1.len();
         self.merge(dir.parts.iter().filter_map(|(layer, range)| {
-            let layer = *layer;
-            let at = self.layers[layer].position(path)?;
-            range.contains(&at).then(|| (layer, at..self.subtree_end(layer, at, range.end)))
+            let entries = &self.layers[*layer].entries()[range.clone()];
+            let at = entries.binary_search_by(|entry| cmp_paths(&entry.path[prefix..], &path[prefix..])).ok()?;
+            let at = range.start + at;
+            Some((*layer, at..self.subtree_end(*layer, at, range.end)))
         }))
     }
 
@@ -264,6 +248,50 @@ impl Tree {
         }
         let high = limit.min(low + width);
         low + entries[low..high].partition_point(|entry| is_within(&entry.path, path))
+    }
+}
+
+/// What one step of a path led to.
+type Step<'a> = (Found<'a>, Merged);
+
+/// Looks paths up one after the other, and walks only where one differs from the one before: linear in the length of the
+/// path, however deep it is.
+#[derive(Clone)]
+pub struct Finger<'a> {
+    tree: &'a Tree,
+    /// What was looked up last, as far as something is there.
+    path: Vec<u8>,
+    /// By the length of the path up to there; the root's is 0.
+    steps: Vec<(usize, Step<'a>)>,
+}
+
+impl<'a> Finger<'a> {
+    /// What is at `path`, taken literally.
+    pub fn lookup(&mut self, path: &[u8]) -> Option<Found<'a>> {
+        self.find(path).map(|(found, _)| *found)
+    }
+
+    fn find(&mut self, path: &[u8]) -> Option<&Step<'a>> {
+        if self.steps.is_empty() {
+            self.steps.push((0, self.tree.root()?));
+        }
+        let shared = common(&self.path, path);
+        let stays = |end: usize| end == 0 || (end <= shared && matches!(path.get(end), None | Some(b'/')));
+        while self.steps.last().is_some_and(|(end, _)| !stays(*end)) {
+            self.steps.pop();
+        }
+        let mut end = self.steps.last().map_or(0, |(end, _)| *end);
+        self.path.clear();
+        self.path.extend_from_slice(&path[..end]);
+        while end < path.len() {
+            let start = if end == 0 { 0 } else { end + 1 };
+            end = path[start..].iter().position(|&b| b == b'/').map_or(path.len(), |at| start + at);
+            let (_, (_, dir)) = self.steps.last()?;
+            let step = self.tree.step(dir, &path[..end])?;
+            self.steps.push((end, step));
+            self.path.extend_from_slice(&path[self.path.len()..end]);
+        }
+        self.steps.last().map(|(_, step)| step)
     }
 }
 

@@ -161,6 +161,7 @@ impl<W: Write> LayerWriter<W> {
         if clean(&entry.path) != entry.path || entry.path.contains(&0) {
             return unrepresentable("it is not a plain relative path");
         }
+        LayerError::check_length(&entry.path)?;
         if entry.path.is_empty() && !entry.is_dir() {
             return unrepresentable("the root must be a directory");
         }

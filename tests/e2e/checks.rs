@@ -127,17 +127,3 @@ fn a_context_can_be_a_target_of_the_same_file() {
     let slip = env.rbuild(["build", "--build-context", "one=target:tow"]).arg(context.dir()).run();
     slip.exits(1).contains("did you mean two?");
 }
-
-#[test]
-fn a_context_can_be_an_image_of_an_oci_layout() {
-    let env = TestEnv::busybox();
-    let made = env.dockerfile("made", "FROM busybox\nENV WHERE=layout\nRUN echo layout > /f\n");
-    let layout = env.dir().join("layout");
-    let spec = format!("type=oci,dest={},tar=false", layout.display());
-    env.rbuild(["build", "-o", &spec]).arg(made.dir()).run().success();
-    let context = env.dockerfile("c", "FROM base\nRUN test \"$(cat /f) $WHERE\" = \"layout layout\"\n");
-    let spec = format!("base=oci-layout://{}", layout.display());
-    env.rbuild(["build", "--build-context", &spec]).arg(context.dir()).run().success();
-    let other = env.rbuild(["build", "--build-context", &format!("{spec}:nothing")]).arg(context.dir()).run();
-    other.exits(1).contains("has no image nothing");
-}

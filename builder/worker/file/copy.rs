@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 
 use graph::{ChmodSpec, CopyAction};
-use snapshotter::layer::{Entry, EntryKind, Tree, join, split};
+use snapshotter::layer::{Entry, EntryKind, LayerError, Tree, join, split};
 
 use super::select::{Item, Role, Root, Selection};
 use super::staging::{Content, Planned, Staging, lossy};
@@ -36,18 +36,27 @@ impl<'a> Copy<'a> {
     }
 
     /// Copies all that the source names.
-    pub(crate) fn run(&self, staging: &mut Staging<'_>) -> Result<(), FileError> {
-        self.selection.roots().iter().try_for_each(|root| self.copy(staging, root))
+    pub(crate) fn run(&self, staging: &mut Staging<'_>, cancelled: &dyn Fn() -> bool) -> Result<(), FileError> {
+        self.selection.roots().iter().try_for_each(|root| self.copy(staging, root, cancelled))
     }
 
     /// One named path to the destination.
-    pub(super) fn copy(&self, staging: &mut Staging<'_>, root: &Root) -> Result<(), FileError> {
+    pub(super) fn copy(
+        &self,
+        staging: &mut Staging<'_>,
+        root: &Root,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<(), FileError> {
         let is_dir = self.selection.entry(root)?.is_dir();
         let target = self.target(staging, root, is_dir)?;
         // A context's own directory has no time that anybody set.
         let time = root.path.is_empty().then_some(staging.now());
         let mut files = HashMap::new();
         self.selection.walk(root, |item| {
+            if cancelled() {
+                return Err(LayerError::Cancelled.into());
+            }
+            staging.check_size()?;
             let to = if item.relative.is_empty() { target.clone() } else { join(&target, item.relative) };
             if item.entry.is_dir() {
                 return self.directory(staging, &item, to, time);

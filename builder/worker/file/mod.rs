@@ -17,7 +17,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use graph::{CopyAction, FileAction, FileOp};
-use snapshotter::layer::{Entry, LayerError, Tree, split};
+use snapshotter::layer::{ApplyOptions, Bytes, Entry, LayerError, Populated, Sharing, Tree, populate, split};
 
 use copy::{Copy, Source};
 pub(crate) use select::copied_digest;
@@ -28,17 +28,34 @@ pub(crate) use unpack::archive_tree;
 #[derive(Clone)]
 pub(crate) struct ReadableTree {
     pub(crate) tree: Arc<Tree>,
-    pub(crate) open: Arc<OpenFile>,
+    pub(crate) bytes: Arc<FindBytes>,
 }
 
-/// Opens the file at a path of layer number so-and-so.
-pub(crate) type OpenFile = dyn Fn(usize, &[u8]) -> io::Result<Box<dyn Read + Send>> + Send + Sync;
+/// Where the bytes of the file at a path of layer number so-and-so are.
+pub(crate) type FindBytes = dyn Fn(usize, &[u8]) -> io::Result<Bytes> + Send + Sync;
 
 impl ReadableTree {
     /// Nothing at all.
     pub(crate) fn empty() -> Self {
-        let open = |_: usize, _: &[u8]| Err(io::ErrorKind::NotFound.into());
-        Self { tree: Arc::default(), open: Arc::new(open) }
+        let bytes = |_: usize, _: &[u8]| Err(io::ErrorKind::NotFound.into());
+        Self { tree: Arc::default(), bytes: Arc::new(bytes) }
+    }
+
+    /// Opens a file of a layer.
+    pub(crate) fn open(&self, layer: usize, path: &[u8]) -> io::Result<Box<dyn Read + Send>> {
+        Ok((self.bytes)(layer, path)?.reader())
+    }
+
+    /// Makes all of it in an empty directory.
+    pub(crate) fn populate(
+        &self,
+        directory: &Path,
+        options: &ApplyOptions,
+        sharing: Sharing,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<Populated, LayerError> {
+        let open = |layer: usize, path: &[u8]| (self.bytes)(layer, path);
+        populate(&self.tree, open, directory, options, sharing, cancelled)
     }
 }
 
@@ -123,6 +140,8 @@ pub(crate) struct Work<'a> {
     pub(crate) now: (i64, u32),
     /// For temporary files.
     pub(crate) scratch: &'a Path,
+    /// Asked for every entry; once it says yes, that is the end.
+    pub(crate) cancelled: &'a (dyn Fn() -> bool + Sync),
 }
 
 /// The layer, decided but not written.
@@ -177,11 +196,11 @@ impl Work<'_> {
         let owner = owner::resolve(self.base, action.chown.as_ref())?;
         let copy = Copy::new(Source { tree: &input.tree, number }, action, owner)?;
         if !action.attempt_unpack {
-            return copy.run(staging);
+            return copy.run(staging, self.cancelled);
         }
         for root in copy.selection.roots() {
-            if !unpack::unpack(input, root, staging, spool, self.base, &action.dest, owner)? {
-                copy.copy(staging, root)?;
+            if !unpack::unpack(input, root, staging, spool, self.base, &action.dest, owner, self.cancelled)? {
+                copy.copy(staging, root, self.cancelled)?;
             }
         }
         Ok(())

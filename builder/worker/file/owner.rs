@@ -45,7 +45,7 @@ fn find(base: &ReadableTree, file: &'static str, name: &str) -> Result<Option<Ve
     let path = select::resolve(&base.tree, file.as_bytes(), true)?;
     let Some(found) = base.tree.lookup(&path) else { return Ok(None) };
     let found = base.tree.file_of(found).ok_or_else(|| error("it is no regular file".into()))?;
-    let reader = (base.open)(found.layer, &found.entry.path).map_err(|why| error(why.to_string()))?;
+    let reader = base.open(found.layer, &found.entry.path).map_err(|why| error(why.to_string()))?;
     let mut text = Vec::new();
     reader.take(MAX_SIZE + 1).read_to_end(&mut text).map_err(|why| error(why.to_string()))?;
     if text.len() as u64 > MAX_SIZE {

@@ -3,10 +3,12 @@
 //! All look-ups go through the index of the base and the changes so far; neither a mount nor an unpacked base is needed.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap, hash_map};
+use std::collections::{BTreeMap, BTreeSet, HashMap, hash_map};
 use std::sync::Arc;
 
-use snapshotter::layer::{Entry, EntryKind, Tree, ancestors, cmp_paths, is_within, join, split};
+use snapshotter::layer::{
+    Entry, EntryKind, Finger, LayerError, MAX_PATH, MAX_PATHS, Tree, ancestors, cmp_paths, is_within, split,
+};
 
 use super::FileError;
 
@@ -40,13 +42,29 @@ impl Planned {
 
 /// Changes upon a base tree. Paths are relative to the root, without a leading slash; the root is empty.
 pub(crate) struct Staging<'a> {
-    base: &'a Tree,
     changes: BTreeMap<Vec<u8>, Planned>,
     /// Given to what has no time of its own.
     now: (i64, u32),
     inodes: u64,
-    /// The directory asked about last, and whether what the base has in it shows: most questions are about siblings.
-    shown: RefCell<Option<(Vec<u8>, bool)>>,
+    /// Attributes of files with several names. One name carries them in the end; each having them all would cost memory as
+    /// no archive costs its maker.
+    shared: HashMap<u64, Xattrs>,
+    /// Looks into the base.
+    finger: RefCell<Finger<'a>>,
+    /// The directory asked about last.
+    shown: RefCell<Shown>,
+    /// Bytes of all paths of the layer.
+    path_bytes: u64,
+}
+
+type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
+
+/// Whether what the base has in a directory shows, for one directory and all above it: most questions are about neighbours.
+#[derive(Default)]
+struct Shown {
+    directory: Vec<u8>,
+    /// By the length of the path, the root's first.
+    steps: Vec<(usize, bool)>,
 }
 
 /// As many links as BuildKit follows.
@@ -54,7 +72,15 @@ const MAX_LINKS: usize = 255;
 
 impl<'a> Staging<'a> {
     pub(crate) fn new(base: &'a Tree, now: (i64, u32)) -> Self {
-        Self { base, changes: BTreeMap::new(), now, inodes: 0, shown: RefCell::default() }
+        Self {
+            changes: BTreeMap::new(),
+            now,
+            inodes: 0,
+            shared: HashMap::new(),
+            finger: RefCell::new(base.finger()),
+            shown: RefCell::default(),
+            path_bytes: 0,
+        }
     }
 
     /// What is at this very path, links not followed. The root is always a directory.
@@ -70,24 +96,35 @@ impl<'a> Staging<'a> {
         if !self.shows(split(path).0) {
             return None;
         }
-        self.base.lookup(path).map(|found| found.entry)
+        self.in_base(path)
+    }
+
+    fn in_base(&self, path: &[u8]) -> Option<&'a Entry> {
+        self.finger.borrow_mut().lookup(path).map(|found| found.entry)
     }
 
     /// Whether what the base has in a directory can be seen.
     fn shows(&self, directory: &[u8]) -> bool {
-        if directory.is_empty() {
-            return true;
+        let mut shown = self.shown.borrow_mut();
+        shown.keep(|known| is_within(directory, known));
+        if shown.steps.is_empty() {
+            let hides = self.changes.get(&b""[..]).is_some_and(|planned| hides_below(&planned.entry.kind));
+            shown.steps.push((0, !hides));
         }
-        if let Some((known, shows)) = &*self.shown.borrow()
-            && known == directory
+        while let Some(&(length, shows)) = shown.steps.last()
+            && length < directory.len()
         {
-            return *shows;
+            let start = if length == 0 { 0 } else { length + 1 };
+            let end = directory[start..].iter().position(|&b| b == b'/').map_or(directory.len(), |at| start + at);
+            let part = &directory[..end];
+            let hides = |planned: &Planned| hides_below(&planned.entry.kind);
+            let shows =
+                shows && !self.changes.get(part).is_some_and(hides) && self.in_base(part).is_some_and(Entry::is_dir);
+            shown.steps.push((end, shows));
         }
-        let hides = |path: &[u8]| self.changes.get(path).is_some_and(|planned| hides_below(&planned.entry.kind));
-        let hidden = ancestors(directory).chain([directory]).any(hides);
-        let shows = !hidden && self.base.lookup(directory).is_some_and(|found| found.entry.is_dir());
-        self.shown.replace(Some((directory.to_vec(), shows)));
-        shows
+        shown.directory.clear();
+        shown.directory.extend_from_slice(directory);
+        shown.steps.last().is_some_and(|(_, shows)| *shows)
     }
 
     pub(crate) fn is_dir(&self, path: &[u8]) -> bool {
@@ -105,22 +142,25 @@ impl<'a> Staging<'a> {
         let mut done: Vec<u8> = root.to_vec();
         let mut links = 0;
         while let Some(name) = rest.pop() {
+            let before = done.len();
             if name == b".." {
                 done.truncate(split(&done).0.len().max(root.len()));
                 continue;
             }
-            let next = join(&done, &name);
-            if let Some(Entry { kind: EntryKind::Symlink { target }, .. }) = self.get(&next) {
+            if before > 0 {
+                done.push(b'/');
+            }
+            done.extend_from_slice(&name);
+            if done.len() > MAX_PATH {
+                LayerError::check_length(&done)?;
+            }
+            if let Some(Entry { kind: EntryKind::Symlink { target }, .. }) = self.get(&done) {
                 links += 1;
                 if links > MAX_LINKS {
                     return Err(FileError::TooManyLinks { path: lossy(path) });
                 }
-                if target.first() == Some(&b'/') {
-                    done.truncate(root.len());
-                }
                 rest.extend(components(target).rev());
-            } else {
-                done = next;
+                done.truncate(if target.first() == Some(&b'/') { root.len() } else { before });
             }
         }
         Ok(done)
@@ -141,10 +181,7 @@ impl<'a> Staging<'a> {
 
     /// Something changed at `path`.
     fn forget(&self, path: &[u8]) {
-        let mut shown = self.shown.borrow_mut();
-        if shown.as_ref().is_some_and(|(known, _)| is_within(known, path)) {
-            *shown = None;
-        }
+        self.shown.borrow_mut().keep(|known| !is_within(known, path));
     }
 
     fn below(&self, path: &[u8]) -> Vec<Vec<u8>> {
@@ -164,8 +201,18 @@ impl<'a> Staging<'a> {
                 None => false,
             };
         }
+        if let Some(inode) = planned.inode {
+            let xattrs = std::mem::take(&mut planned.entry.xattrs);
+            self.shared.entry(inode).or_insert(xattrs);
+        }
         self.forget(&path);
+        self.path_bytes += path.len() as u64;
         self.changes.insert(path, planned);
+    }
+
+    /// Whether the layer has grown beyond what any real one is.
+    pub(crate) fn check_size(&self) -> Result<(), FileError> {
+        if self.path_bytes > MAX_PATHS { Err(LayerError::TooManyPaths.into()) } else { Ok(()) }
     }
 
     /// Makes `path`, whose links are already followed, a directory, and all its parents.
@@ -211,47 +258,62 @@ impl<'a> Staging<'a> {
     pub(crate) fn share(&mut self, path: &[u8]) -> Option<Planned> {
         let inode = self.new_inode();
         let planned = self.changes.get_mut(path)?;
-        planned.inode.get_or_insert(inode);
+        if planned.inode.is_none() {
+            planned.inode = Some(inode);
+            self.shared.insert(inode, std::mem::take(&mut planned.entry.xattrs));
+        }
         Some(planned.clone())
     }
 
     /// The layer, in the order of a tar. Parents that the base has come with it, as the base has them.
-    pub(crate) fn finish(mut self) -> Vec<Planned> {
-        let mut parents: Vec<Vec<u8>> = Vec::new();
+    pub(crate) fn finish(self) -> Vec<Planned> {
+        let mut parents: BTreeSet<&[u8]> = BTreeSet::new();
         let mut last: &[u8] = b"";
         for path in self.changes.keys() {
             let directory = split(path).0;
             if directory != last {
                 last = directory;
                 let mut ancestor = directory;
-                while !ancestor.is_empty() && !self.changes.contains_key(ancestor) {
-                    parents.push(ancestor.to_vec());
+                while !ancestor.is_empty() && !self.changes.contains_key(ancestor) && parents.insert(ancestor) {
                     ancestor = split(ancestor).0;
                 }
             }
         }
-        for path in parents {
-            let entry = match self.base.lookup(&path) {
-                Some(found) => Entry { path: path.clone(), ..carried(found.entry.clone()) },
-                None => self.directory(&path, 0o755),
-            };
-            self.changes.entry(path).or_insert(Planned::new(entry, Content::None));
-        }
+        let parent = |path: &[u8]| match self.in_base(path) {
+            Some(found) => Entry { path: path.to_vec(), ..carried(found.clone()) },
+            None => self.directory(path, 0o755),
+        };
+        let parents: Vec<Entry> = parents.into_iter().map(parent).collect();
         let mut planned: Vec<Planned> = self.changes.into_values().collect();
+        planned.extend(parents.into_iter().map(|entry| Planned::new(entry, Content::None)));
         planned.sort_by(|a, b| cmp_paths(&a.entry.path, &b.entry.path));
-        link_later_names(&mut planned);
+        link_later_names(&mut planned, self.shared);
         planned
     }
 }
 
-/// Of several names of one file the first carries the data, the others are links to it.
-fn link_later_names(planned: &mut [Planned]) {
+impl Shown {
+    /// Forgets the directories that do not fit, which lie below those that do.
+    fn keep(&mut self, fits: impl Fn(&[u8]) -> bool) {
+        while self.steps.last().is_some_and(|(length, _)| !fits(&self.directory[..*length])) {
+            self.steps.pop();
+        }
+        let length = self.steps.last().map_or(0, |(length, _)| *length);
+        self.directory.truncate(length);
+    }
+}
+
+/// Of several names of one file the first carries the data and the attributes, the others are links to it.
+fn link_later_names(planned: &mut [Planned], mut shared: HashMap<u64, Xattrs>) {
     let mut first: HashMap<u64, Vec<u8>> = HashMap::new();
     for planned in planned {
         let Some(inode) = planned.inode else { continue };
         match first.entry(inode) {
             hash_map::Entry::Vacant(vacant) => {
                 vacant.insert(planned.entry.path.clone());
+                if let Some(xattrs) = shared.remove(&inode) {
+                    planned.entry.xattrs = xattrs;
+                }
             }
             hash_map::Entry::Occupied(first) => {
                 planned.entry.kind = EntryKind::Hardlink { target: first.get().clone() };

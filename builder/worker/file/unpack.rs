@@ -1,12 +1,12 @@
 //! ADD of local archives: what an archive holds becomes part of the layer, by Docker's rules.
 
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
 use graph::ContentDigest;
 use snapshotter::layer::{
-    Entry, EntryKind, LayerError, LayerIndex, Member, MemberKind, Piece, TarReader, Tree, join, keeps_xattr,
+    Entry, EntryKind, LayerError, LayerIndex, Member, MemberKind, Piece, TarReader, Tree, hash_zeros, join, keeps_xattr,
 };
 
 use super::super::decompressed;
@@ -32,7 +32,11 @@ impl<'a> Spool<'a> {
     }
 
     /// Takes the data of the current member; says where they are, and what.
-    fn store<R: Read>(&mut self, reader: &mut TarReader<R>) -> Result<(u64, ContentDigest), LayerError> {
+    fn store<R: Read>(
+        &mut self,
+        reader: &mut TarReader<R>,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<(u64, ContentDigest), LayerError> {
         let file = match &mut self.file {
             Some(file) => file,
             none => none.insert(tempfile::tempfile_in(self.scratch).map_err(LayerError::Write)?),
@@ -40,6 +44,9 @@ impl<'a> Spool<'a> {
         let offset = self.length;
         let mut hasher = blake3::Hasher::new();
         while let Some(piece) = reader.piece()? {
+            if cancelled() {
+                return Err(LayerError::Cancelled);
+            }
             match piece {
                 Piece::Data(data) => {
                     file.write_all(data).map_err(LayerError::Write)?;
@@ -52,7 +59,7 @@ impl<'a> Spool<'a> {
                         let reason = "the holes of the archive's sparse files are too large";
                         return Err(LayerError::Unrepresentable { path: "/".into(), reason });
                     }
-                    io::copy(&mut io::repeat(0).take(length), &mut Hashing(&mut hasher)).map_err(LayerError::Write)?;
+                    hash_zeros(&mut hasher, length, cancelled)?;
                     self.length += length;
                     file.set_len(self.length).and_then(|()| file.seek(SeekFrom::End(0))).map_err(LayerError::Write)?;
                 }
@@ -66,20 +73,8 @@ impl<'a> Spool<'a> {
     }
 }
 
-struct Hashing<'a>(&'a mut blake3::Hasher);
-
-impl Write for Hashing<'_> {
-    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        self.0.update(data);
-        Ok(data.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 /// Unpacks what a source names into the action's destination; `false`: it is no archive.
+#[expect(clippy::too_many_arguments, reason = "what an ADD works on and where it goes, from its only caller")]
 pub(super) fn unpack(
     input: &ReadableTree,
     root: &Root,
@@ -88,12 +83,13 @@ pub(super) fn unpack(
     base: &ReadableTree,
     dest: &str,
     owner: Option<(u32, u32)>,
+    cancelled: &dyn Fn() -> bool,
 ) -> Result<bool, FileError> {
     let real = select::resolve(&input.tree, &root.path, true)?;
     let Some(file) = input.tree.lookup(&real).and_then(|found| input.tree.file_of(found)) else { return Ok(false) };
     let path = lossy(&root.name);
     let open = || {
-        let data = (input.open)(file.layer, &file.entry.path);
+        let data = input.open(file.layer, &file.entry.path);
         data.map_err(|source| FileError::Read { path: path.clone(), source })
     };
     let failed = |error: LayerError| FileError::Archive { path: path.clone(), why: error.to_string() };
@@ -103,8 +99,9 @@ pub(super) fn unpack(
     let dest = staging.resolve(dest.as_bytes())?;
     staging.make_dirs(&dest, 0o755, owner)?;
     let plain = decompressed(open()?).map_err(|error| failed(LayerError::Read(error)))?;
-    let mut merge = Merge { staging, spool, base, owner, dest };
+    let mut merge = Merge { staging, spool, base, owner, dest, cancelled, last: None };
     merge.all(plain).map_err(|error| match error {
+        FileError::Layer(LayerError::Cancelled) => error,
         FileError::Layer(error) => failed(error),
         FileError::Archive { path: member, why } => {
             FileError::Archive { path: path.clone(), why: format!("{member}: {why}") }
@@ -121,7 +118,9 @@ pub(crate) fn archive_tree(archive: impl Read + Send + 'static) -> Result<(Layer
     let mut spool = Spool::new(&scratch);
     let mut staging = Staging::new(&empty, (0, 0));
     let plain = decompressed(archive).map_err(LayerError::Read)?;
-    Merge { staging: &mut staging, spool: &mut spool, base: &nothing, owner: None, dest: Vec::new() }.all(plain)?;
+    let (staging_in, spool_in, cancelled) = (&mut staging, &mut spool, &|| false);
+    let (base, owner, dest) = (&nothing, None, Vec::new());
+    Merge { staging: staging_in, spool: spool_in, base, owner, dest, cancelled, last: None }.all(plain)?;
     let entries = staging.finish().into_iter().map(|planned| {
         let mut entry = planned.entry;
         if let (EntryKind::File { offset, .. }, Content::Spooled { offset: at }) = (&mut entry.kind, planned.content) {
@@ -143,13 +142,20 @@ struct Merge<'a, 'b, 'c> {
     base: &'a ReadableTree,
     owner: Option<(u32, u32)>,
     dest: Vec<u8>,
+    cancelled: &'a dyn Fn() -> bool,
+    /// The last directory that a name was in, as written and as it is.
+    last: Option<(Vec<u8>, Vec<u8>)>,
 }
 
 impl Merge<'_, '_, '_> {
     fn all(&mut self, plain: impl Read) -> Result<(), FileError> {
         let mut reader = TarReader::new(plain);
         while let Some(member) = reader.next_member()? {
+            if (self.cancelled)() {
+                return Err(LayerError::Cancelled.into());
+            }
             self.member(&mut reader, member)?;
+            self.staging.check_size()?;
         }
         Ok(())
     }
@@ -166,7 +172,7 @@ impl Merge<'_, '_, '_> {
         let (mut content, mut inode) = (Content::None, None);
         match member.kind {
             MemberKind::File { size, .. } => {
-                let (offset, digest) = self.spool.store(reader)?;
+                let (offset, digest) = self.spool.store(reader, self.cancelled)?;
                 entry.kind = EntryKind::File { size, digest, offset: None };
                 content = Content::Spooled { offset };
             }
@@ -194,7 +200,11 @@ impl Merge<'_, '_, '_> {
             MemberKind::Fifo => entry.kind = EntryKind::Fifo,
         }
         if self.staging.get(&entry.path).is_some() {
+            self.last = None;
             self.staging.remove(&entry.path);
+        }
+        if matches!(entry.kind, EntryKind::Symlink { .. }) {
+            self.last = None;
         }
         self.staging.make_dirs(snapshotter::layer::split(&entry.path).0, 0o755, None)?;
         self.staging.put(Planned { entry, content, inode });
@@ -202,7 +212,7 @@ impl Merge<'_, '_, '_> {
     }
 
     /// Where a member goes: below the destination, which is the root for links on the way.
-    fn place(&self, name: &[u8]) -> Result<Vec<u8>, FileError> {
+    fn place(&mut self, name: &[u8]) -> Result<Vec<u8>, FileError> {
         let mut parts: Vec<Vec<u8>> = Vec::new();
         for part in components(name) {
             if part != b".." {
@@ -211,9 +221,19 @@ impl Merge<'_, '_, '_> {
                 return Err(FileError::Archive { path: lossy(name), why: "it leads out of the archive".into() });
             }
         }
-        let Some(last) = parts.pop() else { return Ok(self.dest.clone()) };
-        let directory = self.staging.resolve_below(&self.dest, &parts.join(&b'/'))?;
-        Ok(join(&directory, &last))
+        let Some(name) = parts.pop() else { return Ok(self.dest.clone()) };
+        let written = parts.join(&b'/');
+        let path = match &self.last {
+            Some((last, directory)) if *last == written => join(directory, &name),
+            _ => {
+                let directory = self.staging.resolve_below(&self.dest, &written)?;
+                let path = join(&directory, &name);
+                self.last = Some((written, directory));
+                path
+            }
+        };
+        LayerError::check_length(&path)?;
+        Ok(path)
     }
 
     /// What a hard link in the archive names: something of this layer, or of the base, which is then copied.

@@ -45,7 +45,7 @@ impl Plan {
         let first = batches.next().unwrap_or_default();
         if batches.planned.peek().is_none() {
             for planned in first {
-                append(&mut writer, prepare(work, spool, planned)?)?;
+                append(&mut writer, prepare(work, spool, planned)?, work)?;
             }
             return Ok(writer.finish()?);
         }
@@ -62,7 +62,10 @@ impl Plan {
             });
             for batch in receiver {
                 for ready in batch {
-                    append(&mut writer, ready?)?;
+                    if (work.cancelled)() {
+                        return Err(LayerError::Cancelled.into());
+                    }
+                    append(&mut writer, ready?, work)?;
                 }
             }
             Ok::<_, FileError>(())
@@ -110,7 +113,7 @@ fn prepare<'a>(work: &Work<'_>, spool: Option<&'a File>, planned: Planned) -> Re
         Content::Source { source, layer, path } => {
             let tree = if source == BASE { Some(work.base) } else { work.inputs.get(source) };
             let read = |source| FileError::Read { path: lossy(&path), source };
-            let open = tree.map_or_else(|| Err(io::ErrorKind::NotFound.into()), |tree| (tree.open)(layer, &path));
+            let open = tree.map_or_else(|| Err(io::ErrorKind::NotFound.into()), |tree| tree.open(layer, &path));
             let data = open.map_err(read)?;
             match small(&entry) {
                 None => Data::Stream(data),
@@ -145,7 +148,8 @@ fn read_all(mut data: impl Read, size: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn append<W: Write>(writer: &mut LayerWriter<W>, ready: Ready<'_>) -> Result<(), FileError> {
+fn append<W: Write>(writer: &mut LayerWriter<W>, ready: Ready<'_>, work: &Work<'_>) -> Result<(), FileError> {
+    let until = |data| Until { data, cancelled: work.cancelled };
     let Ready { entry, data } = ready;
     match data {
         Data::None => writer.append(entry)?,
@@ -156,14 +160,29 @@ fn append<W: Write>(writer: &mut LayerWriter<W>, ready: Ready<'_>) -> Result<(),
             writer.append_file(entry, &*bytes, Expect::Trusted)?;
         }
         Data::Stream(data) => {
-            writer.append_file(entry, data, Expect::Digest)?;
+            writer.append_file(entry, until(data), Expect::Digest)?;
         }
         Data::Spooled(at) => {
             let EntryKind::File { size, .. } = entry.kind else { return Ok(()) };
-            writer.append_file(entry, at.take(size), Expect::Trusted)?;
+            writer.append_file(entry, until(Box::new(at.take(size))), Expect::Trusted)?;
         }
     }
     Ok(())
+}
+
+/// Large files are given up in the middle.
+struct Until<'a> {
+    data: Box<dyn Read + Send + 'a>,
+    cancelled: &'a (dyn Fn() -> bool + Sync),
+}
+
+impl Read for Until<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if (self.cancelled)() {
+            return Err(io::Error::other("cancelled"));
+        }
+        self.data.read(buffer)
+    }
 }
 
 /// Reads a file from an offset.

@@ -1,5 +1,7 @@
 //! Archives that try to reach what is not theirs. Each is unpacked beside a canary, which must be as before.
 
+use std::sync::Arc;
+
 use proptest::prelude::*;
 
 use super::support::{Raw, Shot, archive, options, root, same, shot_of_dir};
@@ -14,7 +16,7 @@ fn attack(what: &str, members: impl Fn(&str) -> Vec<Raw>) -> (Result<Applied, La
     let dest = temp.path().join("dest");
     std::fs::create_dir(&dest).expect("mkdir");
     let before = shot_of_dir(&outside);
-    let result = apply(&*archive(&members(&outside.display().to_string())), &dest, &options());
+    let result = apply(&*archive(&members(&outside.display().to_string())), &dest, &options(), &|| false);
     same(&before, &shot_of_dir(&outside));
     let mut names: Vec<_> =
         std::fs::read_dir(temp.path()).expect("list").map(|item| item.expect("item").file_name()).collect();
@@ -122,7 +124,7 @@ fn headers_that_disagree_on_the_size() {
         Raw { data: smuggled.clone(), size: Some(0), ..Raw::new(b'0', "carrier") },
         Raw::file("after", ""),
     ];
-    let index = index_tar(&*archive(&members)).expect("index").index;
+    let index = index_tar(&*archive(&members), &|| false).expect("index").index;
     assert!(index.get(b"smuggled").is_none());
     assert!(index.get(b"after").is_some());
 
@@ -134,13 +136,13 @@ fn headers_that_disagree_on_the_size() {
         Raw { data: vec![b'x'; 1024], ..Raw::new(b'0', "short-name") },
         Raw::file("after", ""),
     ];
-    let index = index_tar(&*archive(&members)).expect("index").index;
+    let index = index_tar(&*archive(&members), &|| false).expect("index").index;
     assert!(matches!(index.get(b"long-name").expect("found").kind, EntryKind::File { size: 1024, .. }));
     assert!(index.get(b"after").is_some());
 
     // A size of what has no data is nothing.
     let members = [Raw { size: Some(512), ..Raw::dir("d") }, Raw::file("in-the-data", "")];
-    assert!(index_tar(&*archive(&members)).expect("index").index.get(b"in-the-data").is_some());
+    assert!(index_tar(&*archive(&members), &|| false).expect("index").index.get(b"in-the-data").is_some());
 }
 
 #[test]
@@ -155,10 +157,10 @@ fn what_overlay_and_the_hosts_security_modules_use_is_dropped() {
     ];
     let records: Vec<(&str, &[u8])> = keys.iter().map(|key| (*key, &b"y"[..])).collect();
     let tar = archive(&[Raw::pax(&records), Raw::dir("d")]);
-    let index = index_tar(&*tar).expect("index").index;
+    let index = index_tar(&*tar, &|| false).expect("index").index;
     assert_eq!(index.get(b"d").expect("found").xattrs, [(b"user.kept".to_vec(), b"y".to_vec())]);
     let temp = tempfile::tempdir().expect("temporary directory");
-    apply(&*tar, temp.path(), &options()).expect("apply");
+    apply(&*tar, temp.path(), &options(), &|| false).expect("apply");
     let names = sys::xattr::list_at(sys::file::open_root(temp.path()).expect("open"), b"d").expect("list");
     assert!(names.iter().all(|name| name == b"user.kept" || name.starts_with(b"security.")), "{names:?}");
 }
@@ -177,7 +179,7 @@ fn what_would_fill_the_memory_is_refused() {
     for kind in [b'x', b'L', b'K', b'g'] {
         let mut tar = archive(&[Raw { size: Some(1 << 40), ..Raw::new(kind, "x") }]);
         tar.truncate(512);
-        let error = index_tar(std::io::Read::chain(&*tar, std::io::repeat(b'1'))).expect_err("too large");
+        let error = index_tar(std::io::Read::chain(&*tar, std::io::repeat(b'1')), &|| false).expect_err("too large");
         assert!(error.to_string().contains("a header of"), "{error}");
     }
 }
@@ -186,16 +188,19 @@ fn what_would_fill_the_memory_is_refused() {
 fn damage_is_an_error() {
     let good = archive(&[Raw::file("a", "data"), Raw::dir("b")]);
     for (what, tar) in [("cut in the data", &good[..600]), ("cut in a header", &good[..1100])] {
-        assert!(matches!(index_tar(tar), Err(LayerError::Format { .. })), "{what}");
+        assert!(matches!(index_tar(tar, &|| false), Err(LayerError::Format { .. })), "{what}");
     }
     let mut flipped = good.clone();
     flipped[5] ^= 1;
-    assert!(index_tar(&*flipped).expect_err("checksum").to_string().contains("checksum"));
+    assert!(index_tar(&*flipped, &|| false).expect_err("checksum").to_string().contains("checksum"));
     assert!(
-        index_tar(&*archive(&[Raw::new(b'Q', "x")])).expect_err("type").to_string().contains("unknown member type")
+        index_tar(&*archive(&[Raw::new(b'Q', "x")]), &|| false)
+            .expect_err("type")
+            .to_string()
+            .contains("unknown member type")
     );
-    assert!(index_tar(&good[..1024 + 512]).is_ok(), "an archive without its end is read as tar reads it");
-    assert!(index_tar(&b""[..]).expect("nothing at all").index.entries().len() <= 1);
+    assert!(index_tar(&good[..1024 + 512], &|| false).is_ok(), "an archive without its end is read as tar reads it");
+    assert!(index_tar(&b""[..], &|| false).expect("nothing at all").index.entries().len() <= 1);
 }
 
 proptest! {
@@ -229,7 +234,7 @@ proptest! {
                 }
             }
         }
-        if let Ok(read) = index_tar(&*tar) {
+        if let Ok(read) = index_tar(&*tar, &|| false) {
             let encoded = read.index.encode();
             prop_assert_eq!(LayerIndex::decode(&encoded).expect("our own"), read.index);
         }
@@ -241,4 +246,117 @@ proptest! {
     fn any_index_is_survived(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
         let _ = LayerIndex::decode(&[&[1], &*bytes].concat());
     }
+}
+
+fn deep(directory: &str, name: u32) -> [Raw; 2] {
+    [Raw::pax(&[("path", format!("{}{name}", format!("{directory}/").repeat(2000)).as_bytes())]), Raw::file("x", "")]
+}
+
+/// Work per directory on the way that grows with the depth would not end.
+#[test]
+fn a_layer_as_deep_as_paths_go() {
+    let members: Vec<Raw> = (0..100).flat_map(|name| [deep("a", name), deep("b", name)]).flatten().collect();
+    let tar = archive(&members);
+    let applied = index_tar(&*tar, &|| false).expect("legal");
+    assert_eq!(applied.index.entries().len(), 1 + 2 * 2000 + 200);
+    assert!(applied.index.encode().len() < 200_000, "paths share their beginnings");
+    let tree = Tree::new(vec![Arc::new(applied.index)]);
+    let mut visited = 0;
+    tree.walk(b"", |_| {
+        visited += 1;
+        Ok::<_, LayerError>(())
+    })
+    .expect("visit has no error");
+    assert_eq!(visited, 4201);
+    let last = format!("{}99", "b/".repeat(2000));
+    assert!(tree.lookup(last.as_bytes()).is_some());
+
+    // On the disk, upon itself, and back.
+    let temp = tempfile::tempdir().expect("temporary directory");
+    let mut applied = apply(&*tar, temp.path(), &options(), &|| false).expect("legal");
+    let open_below = |_: usize, _: &[u8]| Err(std::io::ErrorKind::NotFound.into());
+    mend(temp.path(), &mut applied.index, &tree, &options(), open_below, || Ok(&*tar), &|| false).expect("legal");
+    let committed = commit_upper(temp.path(), &CommitOptions { below: Some(&tree), cancelled: None }).expect("legal");
+    assert_eq!(committed.index.entries().len(), 4201);
+    sys::file::remove_all(sys::file::open_root(temp.path()).expect("open"), b"a").expect("removed");
+    sys::file::remove_all(sys::file::open_root(temp.path()).expect("open"), b"b").expect("removed");
+}
+
+#[test]
+fn few_bytes_that_stand_for_many_paths_are_refused() {
+    let members = (0..200).flat_map(|number| {
+        let path = format!("{number}/{}x", "d/".repeat(2000));
+        [Raw::pax(&[("path", path.as_bytes())]), Raw::file("x", "")]
+    });
+    let tar = archive(&members.collect::<Vec<_>>());
+    assert!(tar.len() < 2 << 20);
+    let error = index_tar(&*tar, &|| false).expect_err("half a gigabyte of paths");
+    assert!(matches!(error, LayerError::TooManyPaths), "{error}");
+    // What is only looked up counts too: targets of links that are not there.
+    let members = (0..200).flat_map(|number| {
+        let target = format!("{number}/{}x", "d/".repeat(2000));
+        [Raw::pax(&[("linkpath", target.as_bytes())]), Raw::hardlink(&format!("link{number}"), "")]
+    });
+    let tar = archive(&members.collect::<Vec<_>>());
+    assert!(matches!(index_tar(&*tar, &|| false), Err(LayerError::TooManyPaths)));
+}
+
+#[test]
+fn names_that_no_file_system_holds_are_refused() {
+    for (path, why) in [("n".repeat(256), "255 bytes"), ("d/".repeat(2100), "4095 bytes")] {
+        let tar = archive(&[Raw::pax(&[("path", path.as_bytes())]), Raw::file("x", "")]);
+        let error = index_tar(&*tar, &|| false).expect_err("too long").to_string();
+        assert!(error.contains(why) && error.len() < 200, "{error}");
+    }
+    // A short name that grows on the way: a link leads to a long path, again and again.
+    let long = "d/".repeat(1000);
+    let members = [
+        Raw::pax(&[("linkpath", long.as_bytes())]),
+        Raw::symlink("l", ""),
+        Raw::pax(&[("path", b"l/l/x"), ("linkpath", long.as_bytes())]),
+        Raw::symlink("", ""),
+        Raw::pax(&[("path", format!("l/l/x/{}", "e/".repeat(1100)).as_bytes())]),
+        Raw::dir(""),
+    ];
+    let error = index_tar(&*archive(&members), &|| false).expect_err("too long").to_string();
+    assert!(error.contains("4095 bytes"), "{error}");
+}
+
+/// A link has the attributes of its file: each copying them would turn a small archive into gigabytes.
+#[test]
+fn many_names_of_a_file_with_large_attributes() {
+    let value = vec![b'v'; 900_000];
+    let mut members = vec![Raw::pax(&[("SCHILY.xattr.user.large", &value)]), Raw::file("file", "")];
+    members.extend((0..50_000).map(|number| Raw::hardlink(&format!("link{number}"), "file")));
+    let index = index_tar(&*archive(&members), &|| false).expect("legal").index;
+    assert_eq!(index.entries().len(), 50_002);
+    let bytes: usize = index.entries().iter().flat_map(|entry| &entry.xattrs).map(|(_, value)| value.len()).sum();
+    assert_eq!(bytes, value.len());
+}
+
+#[test]
+fn unpacking_ends_when_asked_to() {
+    let members: Vec<Raw> = (0..1000).map(|number| Raw::file(&number.to_string(), "data")).collect();
+    let tar = archive(&members);
+    let asked = std::cell::Cell::new(0);
+    let cancelled = || {
+        asked.set(asked.get() + 1);
+        asked.get() > 10
+    };
+    let temp = tempfile::tempdir().expect("temporary directory");
+    assert!(matches!(apply(&*tar, temp.path(), &options(), &cancelled), Err(LayerError::Cancelled)));
+    assert_eq!(asked.get(), 11);
+    assert!(std::fs::read_dir(temp.path()).expect("ours").count() <= 11);
+    // In the middle of a file: holes cost nothing to send.
+    let records = [
+        ("GNU.sparse.major", &b"0"[..]),
+        ("GNU.sparse.minor", b"1"),
+        ("GNU.sparse.size", b"200000000000"),
+        ("GNU.sparse.map", b"0,0"),
+    ];
+    asked.set(0);
+    let tar = archive(&[Raw::pax(&records), Raw::file("hole", "")]);
+    assert!(matches!(index_tar(&*tar, &cancelled), Err(LayerError::Cancelled)));
+    let committed = commit_upper(temp.path(), &CommitOptions { below: None, cancelled: Some(&|| true) });
+    assert!(matches!(committed, Err(LayerError::Cancelled)));
 }

@@ -2,6 +2,7 @@
 
 mod attacks;
 mod compression;
+mod native;
 mod roundtrip;
 mod stacks;
 mod support;

@@ -78,14 +78,14 @@ fn a_directory_survives_byte_for_byte() {
     write_upper(&source, &committed.index, &mut tar).expect("write");
     assert_eq!((Digest::of(&tar), tar.len() as u64), (committed.diff_id, committed.size));
 
-    let applied = apply(&*tar, &copy, &options()).expect("apply");
+    let applied = apply(&*tar, &copy, &options(), &|| false).expect("apply");
     assert_eq!(applied.not_held, Vec::<Vec<u8>>::new());
     assert_eq!(
         (applied.diff_id, applied.size, applied.content),
         (committed.diff_id, committed.size, committed.content)
     );
     assert_eq!(applied.index.entries()[1..], committed.index.entries()[1..]);
-    let indexed = index_tar(&*tar).expect("index");
+    let indexed = index_tar(&*tar, &|| false).expect("index");
     assert_eq!(indexed.index, applied.index);
     assert_eq!(LayerIndex::decode(&applied.index.encode()).expect("decode"), applied.index);
 
@@ -154,7 +154,7 @@ fn the_bytes_of_a_layer_are_fixed() {
 fn the_content_digest_knows_no_times() {
     let layer = |mtime: i64, mode: u32| {
         let members = [Raw { mtime, ..Raw::file("a/b", "x") }, Raw { mtime, ..Raw::dir("c").mode(mode) }];
-        index_tar(&*archive(&members)).expect("index")
+        index_tar(&*archive(&members), &|| false).expect("index")
     };
     assert_eq!(layer(1, 0o755).content, layer(2, 0o755).content);
     assert_ne!(layer(1, 0o755).diff_id, layer(2, 0o755).diff_id);
@@ -264,8 +264,9 @@ fn gnu_tars_own_formats_are_read() {
         let command = format!("tar --sparse --numeric-owner --format={format} -C {} -cf - .", source.display());
         let result = Command::new("sh").args(["-c", &command]).output().expect("tar");
         assert!(result.status.success(), "{}", String::from_utf8_lossy(&result.stderr));
-        let mut got =
-            shot_of_index(index_tar(&*result.stdout).unwrap_or_else(|error| panic!("{format}: {error}")).index);
+        let mut got = shot_of_index(
+            index_tar(&*result.stdout, &|| false).unwrap_or_else(|error| panic!("{format}: {error}")).index,
+        );
         got.remove("/");
         // Only PAX has fractions of seconds.
         let cut = |shot: &super::support::Shot| -> super::support::Shot {
@@ -279,7 +280,7 @@ fn gnu_tars_own_formats_are_read() {
         if root() && format.starts_with("pax") {
             let dest = temp.path().join(format.replace([' ', '='], "-"));
             std::fs::create_dir(&dest).expect("mkdir");
-            apply(&*result.stdout, &dest, &options()).expect("apply");
+            apply(&*result.stdout, &dest, &options(), &|| false).expect("apply");
             let mut got = shot_of_dir(&dest);
             got.remove("/");
             same(&want, &got);
@@ -301,9 +302,9 @@ fn umoci_unpacks_our_layers() {
     let source = temp.path().join("upper");
     std::fs::create_dir(&source).expect("mkdir");
     upper(&source);
-    let below = index_tar(&*archive(&lower)).expect("index");
+    let below = index_tar(&*archive(&lower), &|| false).expect("index");
     let tree = Tree::new(vec![below.index.clone().into()]);
-    let committed = commit_upper(&source, &CommitOptions { below: Some(&tree) }).expect("commit");
+    let committed = commit_upper(&source, &CommitOptions { below: Some(&tree), cancelled: None }).expect("commit");
     let mut tar = Vec::new();
     write_upper(&source, &committed.index, &mut tar).expect("write");
 

@@ -168,6 +168,10 @@ fn look(real: &Path, path: &[u8], first: &mut BTreeMap<u64, String>, shot: &mut 
     use std::os::unix::ffi::{OsStrExt, OsStringExt};
     let stat = std::fs::symlink_metadata(real).expect("stat");
     let kind = stat.file_type();
+    if kind.is_socket() {
+        // A layer has none.
+        return;
+    }
     let handle = sys::file::open_root(real.parent().expect("a parent")).expect("open");
     let name = real.file_name().expect("a name").as_bytes();
     let mut entry = Entry::dir(path, stat.permissions().mode() & 0o7777);
@@ -211,7 +215,7 @@ fn look(real: &Path, path: &[u8], first: &mut BTreeMap<u64, String>, shot: &mut 
 
 /// What a tar shows when it is taken for a root file system.
 pub(crate) fn shot_of_tar(tar: impl Read) -> Shot {
-    shot_of_index(index_tar(tar).expect("a valid archive").index)
+    shot_of_index(index_tar(tar, &|| false).expect("a valid archive").index)
 }
 
 /// What differs, one line for each path.

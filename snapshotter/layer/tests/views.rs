@@ -6,7 +6,9 @@ use super::support::{Raw, archive, options, root, same, shot_of_dir, shot_of_tar
 use crate::layer::*;
 
 fn tree(layers: &[&[Raw]]) -> Tree {
-    Tree::new(layers.iter().map(|layer| Arc::new(index_tar(&*archive(layer)).expect("index").index)).collect())
+    Tree::new(
+        layers.iter().map(|layer| Arc::new(index_tar(&*archive(layer), &|| false).expect("index").index)).collect(),
+    )
 }
 
 fn debian() -> Tree {
@@ -178,7 +180,7 @@ fn overlay_marks_that_hide_nothing_are_dropped() {
     };
     let dir = |opaque| format!("Dir {{ opaque: {opaque}, implicit: false }}");
     assert_eq!(
-        kinds(CommitOptions { below: Some(&below) }),
+        kinds(CommitOptions { below: Some(&below), cancelled: None }),
         [
             format!("fresh {}", dir(false)),
             "removed Whiteout".to_owned(),
@@ -206,7 +208,7 @@ fn a_user_without_privileges_is_told() {
     let temp = tempfile::tempdir().expect("temporary directory");
     let skip = ApplyOptions { ownership: Ownership::Skip, ..options() };
     let tar = archive(&[Raw { uid: 4242, ..Raw::file("f", "x") }]);
-    let applied = apply(&*tar, temp.path(), &skip).expect("apply");
+    let applied = apply(&*tar, temp.path(), &skip, &|| false).expect("apply");
     assert_eq!(applied.index.get(b"f").expect("found").uid, 4242);
     assert!(shot_of_dir(temp.path())["/f"].contains(" 0:0 "));
 }

@@ -139,13 +139,13 @@ fn compressed_archives_are_unpacked() {
     gzip.write_all(&plain).expect("gzip");
     let mut bzip2 = bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::fast());
     bzip2.write_all(&plain).expect("bzip2");
-    let mut xz = Vec::new();
-    lzma_rs::xz_compress(&mut plain.as_slice(), &mut xz).expect("xz");
+    let mut xz = lzma_rust2::XzWriter::new(Vec::new(), lzma_rust2::XzOptions::with_preset(1)).expect("xz");
+    xz.write_all(&plain).expect("xz");
     for (name, bytes) in [
         ("gzip", gzip.finish().expect("gzip")),
         ("bzip2", bzip2.finish().expect("bzip2")),
         ("zstd", zstd::encode_all(plain.as_slice(), 1).expect("zstd")),
-        ("xz", xz),
+        ("xz", xz.finish().expect("xz")),
         ("tar", plain),
     ] {
         assert_eq!(add("", bytes, "ADD a.tar /"), "d/\nd/x = content\n", "{name}");
@@ -196,4 +196,44 @@ fn an_archive_as_a_build_context() {
     let names: Vec<_> = index.entries().iter().map(|entry| String::from_utf8_lossy(&entry.path).into_owned()).collect();
     assert_eq!(names, ["", ".wh.z", "d", "d/l", "d/y", "x"]);
     assert!(data.is_some());
+}
+
+/// Member headers with names as long as a PAX record can say.
+fn deep_archive(names: impl Iterator<Item = String>) -> Vec<u8> {
+    let mut builder = tar::Builder::new(Vec::new());
+    for name in names {
+        builder.append_pax_extensions([("path", name.as_bytes())]).expect("records");
+        let mut header = tar::Header::new_ustar();
+        header.set_path("short").expect("path");
+        header.set_mode(0o644);
+        header.set_size(0);
+        header.set_cksum();
+        builder.append(&header, &b""[..]).expect("member");
+    }
+    builder.into_inner().expect("archive")
+}
+
+/// Look-ups that started at the root, or compared whole paths for every directory on the way, would not end.
+#[test]
+fn an_archive_as_deep_as_paths_go() {
+    let (one, other) = ("a/".repeat(2000), "b/".repeat(2000));
+    let names = (0..100).flat_map(|number| [format!("{one}{number}"), format!("{other}{number}")]);
+    let got = add("", deep_archive(names), "ADD a.tar /");
+    assert_eq!(got.lines().count(), 2 * 2000 + 200, "every directory and file");
+}
+
+#[test]
+fn paths_longer_than_any_machine_can_open_are_refused() {
+    for (name, instruction, why) in [
+        ("n".repeat(256), "ADD a.tar /", "a name may have 255 bytes"),
+        ("d/".repeat(2100), "ADD a.tar /", "4095 bytes"),
+        ("d/".repeat(2040) + "x", "ADD a.tar /a/longer/way", "a path may have 4095 bytes"),
+    ] {
+        let got = add("", deep_archive(["first".to_owned(), name].into_iter()), instruction);
+        assert!(got.starts_with("error: cannot unpack /a.tar: ") && got.contains(why), "{got}");
+        assert!(got.len() < 300, "the whole name is not shown: {got}");
+    }
+    let names = (0..200).map(|number| format!("{number}/{}x", "d/".repeat(2000)));
+    let got = add("", deep_archive(names), "ADD a.tar /");
+    assert!(got.contains("paths are more than 512 MiB"), "{got}");
 }

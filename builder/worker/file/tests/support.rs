@@ -5,7 +5,7 @@
 //! follow them. A line `---` begins the next layer.
 
 use std::collections::HashMap;
-use std::io::{self, Read};
+use std::io::{self, Seek, Write};
 use std::sync::Arc;
 
 use graph::{ChmodSpec, ChownSpec, CopyAction, FileAction, FileOp, ParentsSpec, UserSpec};
@@ -44,10 +44,15 @@ pub(super) fn tree_with(text: &str, time: i64, blobs: &HashMap<&str, Vec<u8>>) -
     }
     let layers: Vec<_> = layers.into_iter().map(|entries| Arc::new(LayerIndex::new(entries))).collect();
     let open = move |layer: usize, path: &[u8]| match bytes.get(&(layer, path.to_vec())) {
-        Some(content) => Ok(Box::new(io::Cursor::new(content.clone())) as Box<dyn Read + Send>),
+        Some(content) => {
+            let mut file = tempfile::tempfile()?;
+            file.write_all(content)?;
+            file.rewind()?;
+            Ok(snapshotter::layer::Bytes::Whole(file))
+        }
         None => Err(io::ErrorKind::NotFound.into()),
     };
-    ReadableTree { tree: Arc::new(Tree::new(layers)), open: Arc::new(open) }
+    ReadableTree { tree: Arc::new(Tree::new(layers)), bytes: Arc::new(open) }
 }
 
 fn entry(line: &str) -> (Entry, Option<String>) {
@@ -197,7 +202,8 @@ pub(super) fn run(
     let op = FileOp { base: None, actions };
     let inputs = [source.clone()];
     let scratch = std::env::temp_dir();
-    let work = Work { op: &op, base, inputs: &inputs, now: (NOW, 0), scratch: &scratch };
+    let cancelled = &|| false;
+    let work = Work { op: &op, base, inputs: &inputs, now: (NOW, 0), scratch: &scratch, cancelled };
     work.plan()?.write(&work, Vec::new())
 }
 
