@@ -280,6 +280,7 @@ fn unhex(hex: &str) -> String {
 }
 
 /// The first lines that differ.
+#[allow(dead_code)] // Only where cases are files.
 pub(crate) fn difference(expected: &str, got: &str) -> String {
     let (expected, got): (Vec<&str>, Vec<&str>) = (expected.lines().collect(), got.lines().collect());
     let first = expected.iter().zip(&got).take_while(|(a, b)| a == b).count();
