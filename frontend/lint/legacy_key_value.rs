@@ -32,7 +32,8 @@ pub(crate) fn check(
 fn edit(source: &SourceFile, pair: &KeyValue) -> Option<Edit> {
     let span = pair.key.span.to(pair.value.span);
     let value = pair.value.text.as_str();
-    if source.slice(span).contains(['\n', '\r']) || pair.key.text.contains(['"', '\'', '\\', '`']) {
+    let odd = |c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '\\' | '`' | '=');
+    if source.slice(span).contains(['\n', '\r']) || pair.key.text.contains(odd) {
         return None;
     }
     let spaces = value.contains(char::is_whitespace);
