@@ -8,6 +8,8 @@ mod build;
 mod cache;
 #[path = "e2e/concurrency.rs"]
 mod concurrency;
+#[path = "e2e/explain.rs"]
+mod explain;
 #[path = "e2e/failures.rs"]
 mod failures;
 #[path = "e2e/formats.rs"]

@@ -1,6 +1,8 @@
 //! The command line: one file per subcommand, each an `Args` (whose doc comments are the help text) and one function.
 
 pub mod build;
+pub mod builds;
+pub mod explain;
 pub mod history;
 pub mod images;
 pub mod import;
@@ -30,7 +32,8 @@ use crate::session::{Session, Start};
 ///
 /// `rbuild [OPTIONS] PATH` is short for `rbuild build [OPTIONS] PATH`.
 ///
-/// Exit status: 0 success, 1 the build or command failed, 2 wrong usage, 4 a registry failed or refused.
+/// Exit status: 0 success, 1 the build or command failed, 2 wrong usage, 3 a step would have to run and `--fail-on-miss` forbids
+/// it, 4 a registry failed or refused.
 /// `rbuild run` passes on the status of the program it ran (125, 126 and 127 as with docker).
 #[derive(Parser, Debug)]
 #[command(name = "rbuild", version, max_term_width = 100, disable_help_subcommand = true)]
@@ -60,6 +63,8 @@ pub struct Global {
 #[expect(missing_docs, reason = "what each does is said by its arguments' help text")]
 pub enum Command {
     Build(Box<build::Args>),
+    Builds(builds::Args),
+    Explain(explain::Args),
     History(history::Args),
     Images(images::Args),
     Import(import::Args),
@@ -83,6 +88,8 @@ pub async fn run(cli: Cli, start: Start) -> Result<ExitCode, Report> {
     let session = Session::open(&cli.global, start).map_err(|error| Report::of(&error))?;
     match cli.command {
         Command::Build(args) => build::run(&args, &session).await,
+        Command::Builds(args) => builds::run(&args, &session),
+        Command::Explain(args) => explain::run(&args, &session),
         Command::History(args) => history::run(&args, &session).await,
         Command::Images(args) => images::run(&args, &session).await,
         Command::Import(args) => import::run(&args, &session).await,
