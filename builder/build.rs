@@ -13,6 +13,7 @@ use solver::{MustHit, Options, Progress, RunContext, SolveError};
 use tokio_util::sync::CancellationToken;
 
 use crate::builds::{Builds, Recorder};
+use crate::bundle::{Bundle, BundleError, Place as ImagePlace};
 use crate::cache::{self, CacheFrom, Imports, Recorded};
 use crate::context::{self, ContextArg, ContextError, LocalContext, Place, Wanted};
 use crate::export::OutputSpec;
@@ -37,6 +38,8 @@ pub struct Request {
     pub platforms: Vec<Platform>,
     /// `--build-context NAME=DIRECTORY`
     pub directories: BTreeMap<String, PathBuf>,
+    /// `--build-context NAME=oci-layout://…` and the like
+    pub places: BTreeMap<String, ImagePlace>,
     /// `--pull`
     pub pull: bool,
     /// Where the result goes.
@@ -103,6 +106,14 @@ pub enum BuildError {
         /// What is wrong with it.
         problems: Diagnostics,
     },
+    /// A `--build-context` that is an image in a file.
+    #[error("cannot use the build context {name}")]
+    NamedContext {
+        /// Of the context.
+        name: String,
+        /// Why.
+        source: Box<BundleError>,
+    },
     /// A base image cannot be had.
     #[error("{source}")]
     Base {
@@ -122,6 +133,8 @@ pub enum BuildError {
         source_file: SourceFile,
         /// Lines of the step.
         span: Option<graph::Span>,
+        /// For which its programs are, where that is not this machine's.
+        platform: Option<Platform>,
         /// Why.
         source: Box<WorkError>,
     },
@@ -162,11 +175,12 @@ pub async fn build(
     progress: &Progress,
     cancelled: &CancellationToken,
 ) -> Result<Built, BuildError> {
-    let Request { context, file, frontend: options, platforms, directories, pull, policy, parallel, .. } = request;
+    let Request { context, file, frontend: options, platforms, directories, places, pull, policy, parallel, .. } =
+        request;
     let imports = Imports::new(request.cache_from, session.remote.clone(), Arc::clone(&session.store));
     let loaded = load(session, context, file, progress, cancelled).await?;
     let source = loaded.dockerfile.source;
-    let plans = plans(&source, &options, &platforms)?;
+    let plans = plans(session, &source, &options, &platforms, &places, progress, cancelled).await?;
     let lowered = plans.iter().map(|plan| lower(session, plan, &source, pull, progress, cancelled));
     let lowered = futures_util::future::try_join_all(lowered).await?;
     warn(&lowered, progress);
@@ -190,24 +204,40 @@ pub async fn build(
 }
 
 /// One plan for each platform: what a Dockerfile means may depend on it from the first line on.
-fn plans(
+async fn plans(
+    session: &Session,
     source: &SourceFile,
     options: &frontend::Options,
     platforms: &[Platform],
+    places: &BTreeMap<String, ImagePlace>,
+    progress: &Progress,
+    cancelled: &CancellationToken,
 ) -> Result<Vec<frontend::Plan>, BuildError> {
-    let plan =
-        |options: &frontend::Options| frontend::plan(source, options).map_err(|problems| wrong(source, problems));
+    let mut all = Vec::new();
     if platforms.is_empty() {
-        return Ok(vec![plan(options)?]);
+        all.push(options.clone());
     }
-    let multi_platform = platforms.len() > 1;
-    let options = platforms.iter().map(|platform| frontend::Options {
+    all.extend(platforms.iter().map(|platform| frontend::Options {
         target_platform: platform.clone(),
         implicit_platform: false,
-        multi_platform,
+        multi_platform: platforms.len() > 1,
         ..options.clone()
-    });
-    options.map(|options| plan(&options)).collect()
+    }));
+    let mut plans = Vec::with_capacity(all.len());
+    for mut options in all {
+        for (name, place) in places {
+            let vertex = progress.vertex(&format!("[context {name}] load the image"));
+            let context = RunContext { progress: vertex.clone(), cancelled: cancelled.clone() };
+            let image = vertex.during(Bundle::as_base(session, place, &options.target_platform, &context)).await;
+            let image = image.map_err(|source| match source {
+                BundleError::Cancelled => BuildError::Cancelled,
+                source => BuildError::NamedContext { name: name.clone(), source: Box::new(source) },
+            })?;
+            options.named_contexts.insert(name.clone(), ContextSource::Image(image));
+        }
+        plans.push(frontend::plan(source, &options).map_err(|problems| wrong(source, problems))?);
+    }
+    Ok(plans)
 }
 
 /// A Dockerfile lowered for one platform, and the images that it stands upon.
@@ -390,6 +420,8 @@ fn worker(
         imports,
         results: Mutex::default(),
         builds: Builds::new(session.store.builds_directory()),
+        limit: session.limit(),
+        tidying: Arc::default(),
     })
 }
 
@@ -422,9 +454,12 @@ async fn solve(
         SolveError::Missed { node, name } => {
             BuildError::Missed { source_file: source.clone(), span: graph.node(node).meta.span, name }
         }
-        SolveError::Vertex { node, source: error, .. } => {
-            BuildError::Step { source_file: source.clone(), span: graph.node(node).meta.span, source: Box::new(error) }
-        }
+        SolveError::Vertex { node, source: error, .. } => BuildError::Step {
+            source_file: source.clone(),
+            span: graph.node(node).meta.span,
+            platform: foreign_platform(&graph.node(node).op),
+            source: Box::new(error),
+        },
     })?;
     let context = RunContext { progress: progress.vertex("[internal] result"), cancelled: cancelled.clone() };
     let mut solved = solved.into_iter();
@@ -438,6 +473,12 @@ async fn solve(
         stacks.rootfs.push(worker.rootfs_of(&context, &solved.output).await?);
     }
     Ok(stacks)
+}
+
+/// The platform of a step that runs programs of another machine's kind.
+fn foreign_platform(op: &Op) -> Option<Platform> {
+    let Op::Exec(exec) = op else { return None };
+    (exec.platform.architecture != Platform::host().architecture).then(|| exec.platform.clone())
 }
 
 /// The image of one platform.
@@ -471,21 +512,34 @@ fn finish(
     Ok(BuiltImage { platform: lowered.platform, rootfs, base_layers, unfinished, config, id })
 }
 
+/// What `--build-context` gives.
+#[derive(Debug, Default)]
+pub struct NamedContexts {
+    /// For the frontend.
+    pub sources: BTreeMap<String, ContextSource>,
+    /// Directories of the caller.
+    pub directories: BTreeMap<String, PathBuf>,
+    /// Images in layouts and archives.
+    pub places: BTreeMap<String, ImagePlace>,
+}
+
 /// Parses what `--build-context` gives: what the frontend is told, and directories of the caller.
 ///
 /// # Errors
 /// What is wrong with one of them.
-pub fn named_contexts(
-    specs: &[String],
-) -> Result<(BTreeMap<String, ContextSource>, BTreeMap<String, PathBuf>), String> {
-    let (mut sources, mut directories) = (BTreeMap::new(), BTreeMap::new());
+pub fn named_contexts(specs: &[String]) -> Result<NamedContexts, String> {
+    let NamedContexts { mut sources, mut directories, mut places } = NamedContexts::default();
     for spec in specs {
         let (name, value) =
             spec.split_once('=').ok_or_else(|| format!("--build-context {spec:?} is not NAME=SOURCE"))?;
         let name = name.to_ascii_lowercase();
         let source = if let Some(image) = value.strip_prefix("docker-image://") {
             ContextSource::Image(image.to_owned())
-        } else if value.starts_with("oci-layout://") || value.starts_with("target:") {
+        } else if ["oci-layout:", "oci-archive:", "docker-archive:"].iter().any(|kind| value.starts_with(kind)) {
+            let place = ImagePlace::parse(value).map_err(|error| format!("--build-context {spec:?}: {error}"))?;
+            places.insert(name, place);
+            continue;
+        } else if value.starts_with("target:") {
             return Err(format!("--build-context {spec:?}: sources of this kind are not supported yet"));
         } else {
             match ContextArg::parse(value) {
@@ -505,7 +559,7 @@ pub fn named_contexts(
         };
         sources.insert(name, source);
     }
-    Ok((sources, directories))
+    Ok(NamedContexts { sources, directories, places })
 }
 
 impl Request {
@@ -514,7 +568,7 @@ impl Request {
     /// # Errors
     /// A value that cannot be, in words.
     pub fn from_args(args: &crate::cli::build::Args, config: &crate::config::Config) -> Result<Self, String> {
-        let (named_contexts, directories) = named_contexts(&args.build_contexts)?;
+        let NamedContexts { sources: named_contexts, directories, places } = named_contexts(&args.build_contexts)?;
         let tags = args.tags.iter().map(|tag| parse_name(tag).map_err(|error| error.to_string()));
         let tags: Vec<Reference> = tags.collect::<Result<_, _>>()?;
         let platforms = platforms(&args.platforms)?;
@@ -564,6 +618,7 @@ impl Request {
             frontend,
             platforms,
             directories,
+            places,
             pull: args.pull,
             outputs: args.output_specs()?,
             policy,

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use crate::size::Size;
+
 /// What the file says.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -18,9 +20,24 @@ pub struct Config {
     /// The network of RUN steps: default, private, none or host.
     #[serde(default)]
     pub network: crate::network::StepNetwork,
+    /// Further directories like docker's and containerd's `certs.d`, looked into first.
+    #[serde(default, rename = "certs-dirs")]
+    pub certs_dirs: Vec<PathBuf>,
     /// Steps that may run at the same time.
     #[serde(default, rename = "max-parallelism")]
     pub max_parallelism: Option<usize>,
+    /// What the store may take.
+    #[serde(default)]
+    pub gc: Collection,
+}
+
+/// `[gc]`
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Collection {
+    /// The most that the store may take, kept during builds: the least recently used goes first.
+    #[serde(default, rename = "max-used-space")]
+    pub max_used_space: Option<Size>,
 }
 
 /// An engine that `--load` hands images to.

@@ -1,6 +1,7 @@
 //! From the errors of a build to what a person is told: message, place, causes, advice, exit code.
 
 use crate::build::BuildError;
+use crate::bundle::BundleError;
 use crate::context::ContextError;
 use crate::images::ImageError;
 use crate::import::ImportError;
@@ -24,8 +25,16 @@ impl From<BuildError> for Report {
                     None => report,
                 }
             }
-            BuildError::Step { source_file, span, source } => {
+            BuildError::Step { source_file, span, platform, source } => {
+                let foreign = platform.filter(|_| is_format_error(&source));
                 let mut report = Self::from(*source);
+                if let Some(platform) = foreign {
+                    report.hint = Some(format!(
+                        "this step runs programs for {platform}, and this machine has no interpreter registered for \
+                         them: install qemu-user-static (with binfmt-support), or copy into the image what a stage \
+                         FROM --platform=$BUILDPLATFORM cross-compiles"
+                    ));
+                }
                 report.message = format!("failed to solve: {}", report.message);
                 match span {
                     Some(span) => report.with_excerpt(Excerpt::of_lines(&source_file, span)),
@@ -44,6 +53,11 @@ impl From<BuildError> for Report {
             other => Self::of(&other),
         }
     }
+}
+
+/// The kernel does not know how to start the program.
+fn is_format_error(error: &WorkError) -> bool {
+    matches!(error, WorkError::Start(failure) if failure.error.to_string().to_ascii_lowercase().contains("format"))
 }
 
 impl From<WorkError> for Report {
@@ -105,6 +119,17 @@ impl From<StoredError> for Report {
             StoredError::Missing(_) => report.with_hint("rbuild images lists what there is; rbuild pull fetches more"),
             StoredError::Ambiguous(_) => report.with_hint("give more of its digits"),
             StoredError::Image(_) | StoredError::Store(_) => report,
+        }
+    }
+}
+
+impl From<BundleError> for Report {
+    fn from(error: BundleError) -> Self {
+        match error {
+            BundleError::Stored(error) => Self::from(error),
+            BundleError::Output(error) => Self::from(error),
+            BundleError::Import(error) => Self::from(error),
+            other => Self::of(&other),
         }
     }
 }

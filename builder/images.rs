@@ -45,6 +45,12 @@ pub enum ImageError {
     Store(#[from] StoreError),
 }
 
+/// The registry of images that came with `--build-context`: no host can have this name (RFC 2606).
+pub(crate) const CONTEXT_REGISTRY: &str = "context.invalid";
+
+/// Indexes that lead to indexes.
+const INDEXES_DEEP: usize = 4;
+
 /// Largest config that is read.
 const MAX_CONFIG: u64 = 16 << 20;
 
@@ -82,7 +88,9 @@ impl Remote {
     /// No such image, or none for the platform.
     pub async fn find(&self, request: &ImageRequest, pull: bool) -> Result<Found, ImageError> {
         let reference = parse_name(&request.reference)?;
-        if !pull && let Some(found) = self.find_local(&reference, &request.platform)? {
+        if (!pull || reference.registry() == CONTEXT_REGISTRY)
+            && let Some(found) = self.find_local(&reference, &request.platform)?
+        {
             return Ok(found);
         }
         self.pull_config(&reference, &request.platform, ImageKind::Base).await
@@ -149,13 +157,14 @@ impl Remote {
         let malformed = |why: String| ImageError::Malformed { name: name.clone(), why };
         let mut resolved = self.client.resolve(reference).await.map_err(failed)?;
         let index_digest = digest(resolved.digest()).map_err(malformed)?;
-        if let Manifest::Index(index) = resolved.parse().map_err(failed)? {
+        for _ in 0..INDEXES_DEEP {
+            let Manifest::Index(index) = resolved.parse().map_err(failed)? else { break };
             let want = Want { os: &platform.os, architecture: &platform.architecture, variant: &platform.variant };
             let chosen = registry::choose_platform(&index, &want).map_err(failed)?;
             resolved = self.client.manifest(reference.repository(), chosen).await.map_err(failed)?;
         }
         let Manifest::Image(manifest) = resolved.parse().map_err(failed)? else {
-            return Err(malformed("its index leads to another index".into()));
+            return Err(malformed("its indexes lead to further indexes without end".into()));
         };
         let bytes =
             self.client.small_blob(reference.repository(), manifest.config(), MAX_CONFIG).await.map_err(failed)?;

@@ -5,6 +5,7 @@
 
 pub mod build;
 pub mod builds;
+pub mod bundle;
 pub mod cache;
 pub mod cli;
 pub mod config;
@@ -20,6 +21,7 @@ pub mod outputs;
 pub mod progress;
 pub mod report;
 pub mod session;
+pub mod size;
 pub mod stored;
 pub mod terminal;
 pub mod variant;

@@ -429,6 +429,9 @@ fn name_images(
         media_type: descriptor.media_type.clone(),
         size: descriptor.size,
     });
+    if names.is_empty() {
+        session.store.put_image(&ImageRecord::unnamed(image.id, manifest.clone()))?;
+    }
     for name in names {
         let record = ImageRecord {
             name: name.to_string(),

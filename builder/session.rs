@@ -1,7 +1,7 @@
 //! What a command works with: the store, the configuration, registries, and the launcher of steps.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use executor::Launcher;
 use executor::rootless::Tier;
@@ -13,6 +13,7 @@ use crate::cli::Global;
 use crate::config::{Config, ConfigError};
 use crate::images::Remote;
 use crate::notices::Notices;
+use crate::size::Size;
 use crate::worker::Layers;
 
 /// What was done before there was a thread.
@@ -40,6 +41,7 @@ pub struct Session {
     /// What ids there are.
     pub tier: Tier,
     launcher: Option<Launcher>,
+    limit: OnceLock<u64>,
 }
 
 /// A session that cannot begin.
@@ -78,12 +80,35 @@ impl Session {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let registries: BTreeMap<_, _> = config.registry.clone().into_iter().collect();
         let notices = Arc::new(Notices::default());
-        let settings = Settings { registries, on_event: Some(notices.sink()), ..Settings::from_env() };
+        let mut settings = Settings { registries, on_event: Some(notices.sink()), ..Settings::from_env() };
+        settings.certs_dirs.splice(0..0, config.certs_dirs.iter().cloned());
         let client = Client::new(settings, Arc::new(registry::DockerCredentials::from_env()));
         let remote = Remote::new(client, Arc::clone(&store));
         let layers = Arc::new(Layers::new(Arc::clone(&store), remote.clone(), apply_options(&tier)));
         let http = reqwest::Client::builder().user_agent(concat!("rbuild/", env!("CARGO_PKG_VERSION"))).build();
-        Ok(Self { config, store, remote, notices, layers, http: http.map_err(SessionError::Http)?, tier, launcher })
+        Ok(Self {
+            config,
+            store,
+            remote,
+            notices,
+            layers,
+            http: http.map_err(SessionError::Http)?,
+            tier,
+            launcher,
+            limit: OnceLock::new(),
+        })
+    }
+
+    /// The most that the store may take, in bytes.
+    #[must_use]
+    pub fn limit(&self) -> Option<u64> {
+        self.limit.get().copied().or_else(|| Some(self.config.gc.max_used_space?.0))
+    }
+
+    /// Another limit than that of the configuration.
+    pub fn set_limit(&self, Size(bytes): Size) {
+        // Said once, by the command line.
+        let _ = self.limit.set(bytes);
     }
 
     /// The launcher of steps.

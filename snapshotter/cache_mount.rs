@@ -3,9 +3,11 @@
 use std::fs::{self, DirBuilder};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
+use std::sync::PoisonError;
 
 use crate::blob::hashed_name;
 use crate::reaper::remove_tree;
+use crate::usage::{CACHE_MOUNT, CacheMountNote, cache_mount_digest};
 use crate::{KeyLock, Store, StoreError};
 
 /// How concurrent steps share a directory.
@@ -67,6 +69,7 @@ impl Store {
             CacheMountSharing::Private => self.private(&name)?,
         };
         let path = self.layout.join("cache-mounts").join(&name);
+        self.use_mount(&name, id)?;
         if !path.exists() {
             let _making = self.lock(&format!("making cache-mount {name}"), cancelled)?;
             if !path.exists() {
@@ -74,6 +77,22 @@ impl Store {
             }
         }
         Ok(CacheMountDir { path, _lock: lock })
+    }
+
+    /// Notes that a directory is in use, so that nobody removes it, and when.
+    fn use_mount(&self, name: &str, id: &str) -> Result<(), StoreError> {
+        self.db.read_guarded(|_| {
+            self.lease.hold(&cache_mount_digest(name));
+            Ok(())
+        })?;
+        let now = jiff::Timestamp::now().as_millisecond();
+        let note = self.note(CACHE_MOUNT, name)?.and_then(|text| serde_json::from_str(&text).ok());
+        let before = note.unwrap_or(CacheMountNote { created: now, ..CacheMountNote::default() });
+        let id = id.chars().take(200).collect();
+        let note = CacheMountNote { id, used: now, ..before };
+        self.put_note(CACHE_MOUNT, name, &serde_json::to_string(&note).unwrap_or_default())?;
+        self.used_mounts.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned());
+        Ok(())
     }
 
     fn make<E: From<StoreError>>(

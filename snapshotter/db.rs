@@ -119,6 +119,10 @@ impl Db {
                 let _alone = guard.exclusive()?;
                 create(&connection).map_err(fail)?;
             }
+            newer if newer > SCHEMA_VERSION => {
+                let (found, known) = (format!("{newer} of its database"), SCHEMA_VERSION as u32);
+                return Err(StoreError::Version { path: layout.root.clone(), found, known });
+            }
             _ => return Err(StoreError::Damaged { path }),
         }
         let inode = std::fs::metadata(&path).map_err(StoreError::io("examine", &path))?.ino();

@@ -16,6 +16,7 @@ use crate::db::{FileKind, Inside};
 use crate::layout::Layout;
 use crate::lease;
 use crate::recover::{chains_of, sweep};
+use crate::usage::{CACHE_MOUNT, cache_mount_digest};
 use crate::{Store, StoreError};
 
 /// What a collection may forget.
@@ -25,6 +26,23 @@ pub struct CollectPolicy {
     pub unused_since: Option<jiff::Timestamp>,
     /// Bases that were pulled for builds and have no name given by a person are forgotten.
     pub bases: bool,
+}
+
+/// What else a collection forgets.
+#[derive(Debug, Default)]
+pub(crate) struct Forget {
+    pub(crate) policy: CollectPolicy,
+    /// Results by their stack.
+    pub(crate) results: Vec<Bytes>,
+    /// Results that are the empty tree, unless they were used after the time given.
+    pub(crate) empty_results: bool,
+    pub(crate) empty_before: Option<jiff::Timestamp>,
+    /// Bases, and images without a name, by the name of their row.
+    pub(crate) bases: Vec<String>,
+    /// Cache mounts by the name of their directory, unless somebody has come to use them.
+    pub(crate) mounts: Vec<String>,
+    /// This process relies on nothing any more.
+    pub(crate) ignore_own: bool,
 }
 
 /// What a collection removed.
@@ -45,16 +63,25 @@ impl Store {
     /// # Errors
     /// The database or the disk.
     pub fn collect(&self, policy: &CollectPolicy) -> Result<Reclaimed, StoreError> {
+        self.collect_with(&Forget { policy: *policy, ..Forget::default() })
+    }
+
+    pub(crate) fn collect_with(&self, what: &Forget) -> Result<Reclaimed, StoreError> {
         self.note_use()?;
+        if what.ignore_own {
+            self.lease.forget();
+            self.doubt();
+        }
         let mark_and_forget = |db: &Connection| -> Result<(Reclaimed, HashSet<[u8; 32]>), Inside> {
             let held = lease::living(&self.layout, true)?.held;
-            let reclaimed = self.forget(db, policy, &held)?;
+            let reclaimed = self.forget(db, what, &held)?;
             Ok((reclaimed, held))
         };
         let mut swept = Ok(());
         let (reclaimed, _) = self.db.write_alone(mark_and_forget, |db, (_, held)| {
             swept =
                 self.db.sync_log().map_err(Inside::Store).and_then(|()| sweep(db, &self.layout, &self.reaper, held));
+            self.discard_mounts(db, &what.mounts, held);
         })?;
         swept.map_err(|error| match error {
             Inside::Store(error) => error,
@@ -69,11 +96,22 @@ impl Store {
     }
 
     /// Deletes rows; the files follow.
-    fn forget(&self, db: &Connection, policy: &CollectPolicy, held: &HashSet<[u8; 32]>) -> Result<Reclaimed, Inside> {
-        let mut reclaimed = Reclaimed::default();
+    fn forget(&self, db: &Connection, what: &Forget, held: &HashSet<[u8; 32]>) -> Result<Reclaimed, Inside> {
+        let (mut reclaimed, policy) = (Reclaimed::default(), &what.policy);
+        for chain in &what.results {
+            reclaimed.records += db.prepare_cached("DELETE FROM records WHERE chain = ?1")?.execute([chain])? as u64;
+        }
+        if what.empty_results {
+            let before = what.empty_before.map_or(i64::MAX, jiff::Timestamp::as_millisecond);
+            reclaimed.records += db.execute("DELETE FROM records WHERE chain IS NULL AND used < ?1", [before])? as u64;
+        }
+        for name in &what.bases {
+            db.prepare_cached("DELETE FROM images WHERE (tagged = 0 OR name LIKE '<none>@%') AND name = ?1")?
+                .execute([name])?;
+        }
         if let Some(since) = policy.unused_since {
             let sql = "DELETE FROM records WHERE used < ?1";
-            reclaimed.records = db.execute(sql, [since.as_millisecond()])? as u64;
+            reclaimed.records += db.execute(sql, [since.as_millisecond()])? as u64;
         }
         if policy.bases {
             db.execute("DELETE FROM images WHERE tagged = 0", [])?;
@@ -128,19 +166,12 @@ impl Store {
                 marked.blobs.extend(previous.manifest.map(|(digest, _, _)| *digest.as_bytes()));
             }
         }
-        // A manifest may be an index, which leads to further manifests and configs.
-        let mut manifests: Vec<Bytes> = db
+        let indexes: Vec<Bytes> = db
             .prepare("SELECT manifest FROM images WHERE manifest_type LIKE '%index%' OR manifest_type LIKE '%list%'")?
             .query_map([], |row| row.get(0))?
             .collect::<rusqlite::Result<_>>()?;
-        while let Some(manifest) = manifests.pop() {
-            let named = named_in(&self.layout, &Digest::from_bytes(manifest)).unwrap_or_default();
-            for child in named.manifests.iter().map(|child| *child.digest.as_bytes()) {
-                if marked.blobs.insert(child) {
-                    manifests.push(child);
-                }
-            }
-            configs.extend(named.config.map(|config| config.digest));
+        for index in indexes {
+            configs.extend(reached_from(&self.layout, index, &mut marked.blobs));
         }
         for config in configs {
             marked.blobs.insert(*config.as_bytes());
@@ -149,6 +180,16 @@ impl Store {
             }
         }
         Ok(())
+    }
+
+    /// Behind the gate nobody begins to use one.
+    fn discard_mounts(&self, db: &Connection, names: &[String], held: &HashSet<[u8; 32]>) {
+        for name in names.iter().filter(|name| !held.contains(cache_mount_digest(name).as_bytes())) {
+            // What cannot be moved stays for the next time.
+            if self.reaper.discard(&self.layout.join("cache-mounts").join(name)).is_ok() {
+                let _ = db.execute("DELETE FROM notes WHERE kind = ?1 AND key = ?2", [CACHE_MOUNT, name]);
+            }
+        }
     }
 
     /// Lock files that a killed process left. Removed while held, as whoever lets go of a lock does.
@@ -190,6 +231,22 @@ struct Name {
     digest: Digest,
 }
 
+/// A manifest may be an index, which leads to further manifests and to configs. The manifests are noted, the configs
+/// answered.
+pub(crate) fn reached_from(layout: &Layout, manifest: Bytes, noted: &mut HashSet<Bytes>) -> Vec<Digest> {
+    let (mut manifests, mut configs) = (vec![manifest], Vec::new());
+    while let Some(manifest) = manifests.pop() {
+        let named = named_in(layout, &Digest::from_bytes(manifest)).unwrap_or_default();
+        for child in named.manifests.iter().map(|child| *child.digest.as_bytes()) {
+            if noted.insert(child) {
+                manifests.push(child);
+            }
+        }
+        configs.extend(named.config.map(|config| config.digest));
+    }
+    configs
+}
+
 fn named_in(layout: &Layout, manifest: &Digest) -> Option<Named> {
     serde_json::from_slice(&fs::read(layout.blob(manifest)).ok()?).ok()
 }
@@ -197,14 +254,15 @@ fn named_in(layout: &Layout, manifest: &Digest) -> Option<Named> {
 type Bytes = [u8; 32];
 
 /// What stays.
-struct Marked {
-    layers: HashSet<Bytes>,
+#[derive(Default)]
+pub(crate) struct Marked {
+    pub(crate) layers: HashSet<Bytes>,
     /// Blobs, and the diff ids of layers.
-    blobs: HashSet<Bytes>,
+    pub(crate) blobs: HashSet<Bytes>,
 }
 
 /// All layers that are recorded.
-struct Layers {
+pub(crate) struct Layers {
     /// Parent and diff id by chain id.
     layers: HashMap<Bytes, (Option<Bytes>, Bytes)>,
     by_diff_id: HashMap<Bytes, Vec<Bytes>>,
@@ -214,7 +272,7 @@ struct Layers {
 }
 
 impl Layers {
-    fn read(db: &Connection) -> rusqlite::Result<Self> {
+    pub(crate) fn read(db: &Connection) -> rusqlite::Result<Self> {
         let mut layers = HashMap::new();
         let mut by_diff_id: HashMap<Bytes, Vec<Bytes>> = HashMap::new();
         let mut statement = db.prepare("SELECT chain, parent, diff_id FROM layers")?;
@@ -234,8 +292,23 @@ impl Layers {
         Ok(Self { layers, by_diff_id, unpacked, with_blob: with_blob.into_iter().collect() })
     }
 
+    pub(crate) fn contains(&self, chain: &Bytes) -> bool {
+        self.layers.contains_key(chain)
+    }
+
+    pub(crate) fn parent(&self, chain: &Bytes) -> Option<Bytes> {
+        self.layers.get(chain).and_then(|(parent, _)| *parent)
+    }
+
+    /// Chain and diff ids, in an order that does not change.
+    pub(crate) fn diff_ids(&self) -> Vec<(Bytes, Bytes)> {
+        let mut all: Vec<(Bytes, Bytes)> = self.layers.iter().map(|(chain, (_, diff_id))| (*chain, *diff_id)).collect();
+        all.sort_unstable();
+        all
+    }
+
     /// Keeps a layer and all below it.
-    fn mark(&self, chain: Bytes, marked: &mut Marked) {
+    pub(crate) fn mark(&self, chain: Bytes, marked: &mut Marked) {
         let mut pending = vec![chain];
         while let Some(chain) = pending.pop() {
             let Some((parent, diff_id)) = self.layers.get(&chain) else { continue };

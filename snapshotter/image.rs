@@ -40,6 +40,23 @@ pub struct ManifestRef {
     pub size: u64,
 }
 
+/// Begins the name of an image that nobody has named, or whose name went to another; its id follows.
+pub(crate) const UNNAMED: &str = "<none>@";
+
+impl ImageRecord {
+    /// An image without a name, which is kept until somebody removes it.
+    #[must_use]
+    pub fn unnamed(config: Digest, manifest: Option<ManifestRef>) -> Self {
+        Self { name: format!("{UNNAMED}{config}"), config, manifest, kind: ImageKind::Tagged }
+    }
+
+    /// Whether it has no name.
+    #[must_use]
+    pub fn is_unnamed(&self) -> bool {
+        self.name.starts_with(UNNAMED)
+    }
+}
+
 const COLUMNS: &str = "name, config, manifest, manifest_type, manifest_size, tagged";
 
 impl Store {
@@ -69,6 +86,8 @@ impl Store {
 
     /// Names an image, replacing what had the name. A name that a person gave stays one.
     ///
+    /// An image that thereby loses its last name stays without one; one that gets a name is no longer without.
+    ///
     /// Until [`Store::make_durable`], what had the name before is kept too: should the machine die and take the new image
     /// with it, the name falls back.
     ///
@@ -83,6 +102,18 @@ impl Store {
                 .prepare_cached(&sql)?
                 .query_row([&image.name], |row| Ok((read(row)?, row.get::<_, Option<String>>(6)?)))
                 .optional()?;
+            if let Some((old, _)) = &old
+                && old.config != image.config
+                && old.kind == ImageKind::Tagged
+            {
+                keep_unnamed(db, old)?;
+            }
+            if !image.is_unnamed() {
+                let unnamed = ImageRecord::unnamed(image.config, None).name;
+                db.prepare_cached("DELETE FROM images WHERE name = ?1")?.execute([unnamed])?;
+            } else if has_name(db, &image.config, &image.name)? {
+                return Ok(0);
+            }
             let previous = match old {
                 None => None,
                 Some((_, Some(previous))) => Some(previous),
@@ -122,6 +153,32 @@ impl Store {
     pub fn remove_image(&self, name: &str) -> Result<bool, StoreError> {
         Ok(self.db.write(|db| db.execute("DELETE FROM images WHERE name = ?1", [name]))? > 0)
     }
+}
+
+/// Whether an image has a name other than `but`.
+fn has_name(db: &Connection, config: &Digest, but: &str) -> rusqlite::Result<bool> {
+    let sql = "SELECT 1 FROM images WHERE config = ?1 AND tagged AND name <> ?2";
+    db.prepare_cached(sql)?.exists(params![config.as_bytes(), but])
+}
+
+/// Keeps an image that is about to lose a name, if it is the last.
+fn keep_unnamed(db: &Connection, image: &ImageRecord) -> rusqlite::Result<()> {
+    if has_name(db, &image.config, &image.name)? {
+        return Ok(());
+    }
+    let manifest = image.manifest.as_ref();
+    db.prepare_cached(
+        "INSERT OR IGNORE INTO images (name, config, manifest, manifest_type, manifest_size, tagged)
+         VALUES (?1, ?2, ?3, ?4, ?5, 1)",
+    )?
+    .execute(params![
+        ImageRecord::unnamed(image.config, None).name,
+        image.config.as_bytes(),
+        manifest.map(|manifest| manifest.digest.as_bytes()),
+        manifest.map(|manifest| &manifest.media_type),
+        manifest.map(|manifest| manifest.size as i64),
+    ])?;
+    Ok(())
 }
 
 /// What a name stood for before, as text in its row.

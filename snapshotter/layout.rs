@@ -2,7 +2,7 @@
 
 use std::fs::{self, DirBuilder};
 use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use graph::Digest;
@@ -60,6 +60,10 @@ impl Layout {
         let is_known = layout.has_version()?;
         if !is_known {
             layout.refuse_foreign()?;
+        }
+        // Versions before made it searchable by others. Where the mode cannot be changed, it was somebody's wish.
+        if fs::metadata(&layout.root).is_ok_and(|metadata| metadata.mode() & 0o077 != 0) {
+            let _ = fs::set_permissions(&layout.root, fs::Permissions::from_mode(0o700));
         }
         for directory in DIRECTORIES {
             let path = layout.root.join(directory);
@@ -199,8 +203,6 @@ fn network_name(magic: u64) -> Option<&'static str> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
 
     #[test]
@@ -218,6 +220,15 @@ mod tests {
             return;
         }
         assert!(matches!(Layout::open(root.path()), Err(StoreError::Owner { owner: 12345, .. })));
+    }
+
+    #[test]
+    fn a_store_that_others_could_search_is_closed() {
+        let root = tempfile::tempdir().unwrap();
+        Layout::open(root.path()).unwrap();
+        fs::set_permissions(root.path(), fs::Permissions::from_mode(0o711)).unwrap();
+        Layout::open(root.path()).unwrap();
+        assert_eq!(fs::metadata(root.path()).unwrap().mode() & 0o7777, 0o700);
     }
 
     #[test]

@@ -77,6 +77,15 @@ impl Lease {
         }
     }
 
+    /// Relies on nothing any more. To be called behind no gate, by a process that has done its work.
+    pub(crate) fn forget(&self) {
+        let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        log.held.clear();
+        log.unwritten.clear();
+        // Should it fail, more stays than need be.
+        let _ = log.file.set_len(0);
+    }
+
     /// Whether a digest is held already, so that no gate is needed.
     pub(crate) fn holds(&self, digest: &Digest) -> bool {
         self.log.lock().unwrap_or_else(PoisonError::into_inner).held.contains(digest.as_bytes())
@@ -121,6 +130,21 @@ pub(crate) fn living(layout: &Layout, contents: bool) -> Result<Living, StoreErr
         living.ids.insert(id);
     }
     Ok(living)
+}
+
+/// What each living process holds.
+pub(crate) fn living_by_process(layout: &Layout) -> Result<Vec<(u32, HashSet<[u8; 32]>)>, StoreError> {
+    let living = living(layout, false)?;
+    let mut processes = Vec::new();
+    for id in living.ids {
+        let mut held = HashSet::new();
+        read_digests(&layout.join("leases").join(&id), &mut held)?;
+        // An id begins with that of the process.
+        let process = id.split('-').next().and_then(|process| process.parse().ok()).unwrap_or(0);
+        processes.push((process, held));
+    }
+    processes.sort_by_key(|(process, _)| *process);
+    Ok(processes)
 }
 
 fn read_digests(path: &Path, held: &mut HashSet<[u8; 32]>) -> Result<(), StoreError> {

@@ -122,14 +122,33 @@ impl Store {
             let active = self.prepare()?;
             fill(active.fs())?;
             remove_tree(active.work()).map_err(StoreError::io("remove", active.work()))?;
+            // Files that it shares with layers count there.
+            let size = own_size(active.directory());
             self.db.write_files(|db| {
                 fs::rename(active.directory(), &target).map_err(StoreError::io("write", &target))?;
                 forget_file(db, FileKind::Merged, chain)?;
-                Ok(add_file(db, FileKind::Merged, chain, 0)?)
+                Ok(add_file(db, FileKind::Merged, chain, size)?)
             })?;
         }
         Ok(Snapshot::at(target.join("fs")))
     }
+}
+
+fn own_size(directory: &Path) -> u64 {
+    let mut total = 0;
+    let mut pending = vec![directory.to_owned()];
+    while let Some(directory) = pending.pop() {
+        for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
+            let Ok(metadata) = entry.metadata() else { continue };
+            if metadata.is_dir() {
+                pending.push(entry.path());
+            }
+            if metadata.is_dir() || metadata.nlink() == 1 {
+                total += metadata.blocks() * 512;
+            }
+        }
+    }
+    total
 }
 
 /// Does what steps do: removes, replaces, changes.

@@ -1,5 +1,6 @@
 //! Snapshots: layers as directories, each usable as one lower directory of an overlay.
 
+use std::collections::HashSet;
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
@@ -13,6 +14,7 @@ use crate::blob::write_file;
 use crate::db::{FileKind, add_file, forget_file, has_file};
 use crate::reaper::{Reaper, remove_tree};
 use crate::store::insert_layer;
+use crate::usage::measure;
 use crate::{LayerRecord, Store, StoreError};
 
 /// An unpacked layer. Immutable.
@@ -97,6 +99,8 @@ impl Store {
         let encoded = active.directory.join("index");
         fs::write(&encoded, index).map_err(StoreError::io("write", &encoded))?;
         remove_tree(&active.work).map_err(StoreError::io("remove", &active.work))?;
+        // As the disk has it: overlays and sparse files make it another number than the tar's.
+        let size = measure(&active.directory, &mut HashSet::new());
         self.db.write_files(|db| {
             self.lease.hold(&layer.chain);
             if !target.exists() {
@@ -109,7 +113,7 @@ impl Store {
                 forget_file(db, kind, &layer.chain)?;
             }
             insert_layer(db, layer)?;
-            Ok(add_file(db, kind, &layer.chain, layer.size)?)
+            Ok(add_file(db, kind, &layer.chain, size)?)
         })?;
         Ok(Snapshot { fs: target.join("fs") })
     }

@@ -29,6 +29,8 @@ pub struct Store {
     unique: AtomicU64,
     /// There are no overlays here.
     pub(crate) native: AtomicBool,
+    /// Cache mounts that this process has used.
+    pub(crate) used_mounts: Mutex<HashSet<String>>,
     /// Keys of records that were found, whose time of use is written in one go.
     pub(crate) found: Mutex<HashSet<ContentDigest>>,
     /// Layers that were seen to be there in some form, with all below them.
@@ -66,6 +68,7 @@ impl Store {
             reaper,
             unique: AtomicU64::new(0),
             native: AtomicBool::new(false),
+            used_mounts: Mutex::default(),
             found: Mutex::default(),
             whole: Mutex::default(),
         })

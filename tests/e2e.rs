@@ -8,6 +8,8 @@ mod build;
 mod cache;
 #[path = "e2e/concurrency.rs"]
 mod concurrency;
+#[path = "e2e/disk.rs"]
+mod disk;
 #[path = "e2e/explain.rs"]
 mod explain;
 #[path = "e2e/failures.rs"]
@@ -41,3 +43,5 @@ mod sources;
 #[path = "e2e/storage.rs"]
 mod storage;
 mod support;
+#[path = "e2e/transfer.rs"]
+mod transfer;

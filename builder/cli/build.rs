@@ -17,6 +17,7 @@ use crate::outputs::{self, Delivered};
 use crate::progress::{self, Mode};
 use crate::report::Report;
 use crate::session::Session;
+use crate::size::Size;
 
 /// Build an image from a Dockerfile
 ///
@@ -122,6 +123,10 @@ pub struct Args {
     /// Steps that may run at the same time
     #[arg(long, value_name = "N")]
     pub max_parallelism: Option<usize>,
+    /// The most that the state directory may take, as `20GB`; the least recently used goes first [default: max-used-space of
+    /// the configuration's [gc], otherwise no limit]
+    #[arg(long, value_name = "SIZE")]
+    pub max_used_space: Option<Size>,
 }
 
 /// What `docker build` takes for the sake of its past.
@@ -161,6 +166,9 @@ impl Obsolete {
 /// # Errors
 /// What a person is to be told.
 pub async fn run(args: &Args, session: &Session) -> Result<ExitCode, Report> {
+    if let Some(size) = args.max_used_space {
+        session.set_limit(size);
+    }
     let mut request = Request::from_args(args, &session.config).map_err(|why| Report::new(why).with_exit_code(2))?;
     let caches = args.cache_specs().map_err(|why| Report::new(why).with_exit_code(2))?;
     let mut outputs = default_outputs(std::mem::take(&mut request.outputs), session.config.load);

@@ -28,7 +28,8 @@ pub struct Args {
     /// Whole ids
     #[arg(long)]
     pub no_trunc: bool,
-    /// Only images whose name fits a pattern with `*` and `?`: `reference=PATTERN`; one of several suffices
+    /// Only images whose name fits a pattern with `*` and `?`: `reference=PATTERN`; one of several suffices. Or
+    /// `dangling=true|false`: without a name, or with one
     #[arg(short, long = "filter", value_name = "FILTER")]
     pub filters: Vec<String>,
     /// `table`, or `json` for one object per line
@@ -51,16 +52,24 @@ struct Row {
 #[expect(clippy::print_stdout, reason = "the list is this command's result")]
 pub async fn run(args: &Args, session: &Session) -> Result<ExitCode, Report> {
     let wanted = args.name.as_deref().map(str::parse::<Reference>).transpose().map_err(|error| Report::of(&error))?;
-    let patterns = patterns(&args.filters)?;
+    let (dangling, filters) = dangling(&args.filters);
+    let patterns = patterns(&filters)?;
     let mut rows = Vec::new();
     for record in session.store.images().map_err(|error| Report::of(&error))? {
+        if record.is_unnamed() {
+            if wanted.is_none() && patterns.is_empty() && dangling != Some(false) {
+                rows.push(row(&session.store, &record, None)?);
+            }
+            continue;
+        }
         let Ok(name) = record.name.parse::<Reference>() else { continue };
-        let fits = wanted.as_ref().is_none_or(|wanted| {
-            wanted.repository() == name.repository() && wanted.tag().is_none_or(|tag| name.tag() == Some(tag))
-        });
+        let fits = dangling != Some(true)
+            && wanted.as_ref().is_none_or(|wanted| {
+                wanted.repository() == name.repository() && wanted.tag().is_none_or(|tag| name.tag() == Some(tag))
+            });
         let fits = fits && (patterns.is_empty() || patterns.iter().any(|pattern| pattern.fits(&name)));
         if fits && (args.all || record.kind == ImageKind::Tagged) {
-            rows.push(row(&session.store, &record, &name)?);
+            rows.push(row(&session.store, &record, Some(&name))?);
         }
     }
     rows.sort_by(|a, b| b.created.cmp(&a.created).then_with(|| (&a.repository, &a.tag).cmp(&(&b.repository, &b.tag))));
@@ -87,6 +96,19 @@ pub async fn run(args: &Args, session: &Session) -> Result<ExitCode, Report> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// What `dangling=` says, and the other filters.
+fn dangling(filters: &[String]) -> (Option<bool>, Vec<String>) {
+    let (mut dangling, mut rest) = (None, Vec::new());
+    for filter in filters {
+        match filter.as_str() {
+            "dangling=true" | "dangling=1" => dangling = Some(true),
+            "dangling=false" | "dangling=0" => dangling = Some(false),
+            _ => rest.push(filter.clone()),
+        }
+    }
+    (dangling, rest)
+}
+
 /// What `--filter reference=` names: a repository, and a tag if one is given.
 #[derive(Debug, PartialEq, Eq)]
 struct Pattern {
@@ -99,7 +121,7 @@ fn patterns(filters: &[String]) -> Result<Vec<Pattern>, Report> {
         Some(("reference", text)) if !text.is_empty() => Ok(Pattern::parse(text)),
         _ => {
             let report = Report::new(format!("--filter {filter:?} is not supported"));
-            Err(report.with_hint("use --filter reference=PATTERN").with_exit_code(2))
+            Err(report.with_hint("use --filter reference=PATTERN or dangling=true|false").with_exit_code(2))
         }
     };
     filters.iter().map(pattern).collect()
@@ -154,7 +176,8 @@ fn matches(pattern: &str, text: &str) -> bool {
     pattern[p..].iter().all(|c| *c == '*')
 }
 
-fn row(store: &Store, record: &ImageRecord, name: &Reference) -> Result<Row, Report> {
+fn row(store: &Store, record: &ImageRecord, name: Option<&Reference>) -> Result<Row, Report> {
+    const NONE: &str = "<none>";
     let failed = |error: snapshotter::StoreError| Report::of(&error);
     let bytes = store.read_blob(&record.config).map_err(failed)?;
     let config = bytes.and_then(|bytes| parse_config(&record.name, &bytes).ok()).unwrap_or_default();
@@ -164,8 +187,8 @@ fn row(store: &Store, record: &ImageRecord, name: &Reference) -> Result<Row, Rep
         None => Vec::new(),
     };
     Ok(Row {
-        repository: name.repository().familiar(),
-        tag: name.tag().unwrap_or("<none>").to_owned(),
+        repository: name.map_or_else(|| NONE.to_owned(), |name| name.repository().familiar()),
+        tag: name.and_then(Reference::tag).unwrap_or(NONE).to_owned(),
         id: record.config,
         created: config.created.as_deref().and_then(|time| time.parse().ok()),
         size: layers.iter().map(|layer| layer.size).sum(),
@@ -194,6 +217,6 @@ mod tests {
             let name: Reference = name.parse().unwrap();
             assert_eq!(Pattern::parse(pattern).fits(&name), fits, "{pattern} {name}");
         }
-        assert_eq!(patterns(&["dangling=true".to_owned()]).map_err(|report| report.exit_code), Err(2));
+        assert_eq!(patterns(&["since=x".to_owned()]).map_err(|report| report.exit_code), Err(2));
     }
 }

@@ -1,10 +1,16 @@
 //! `rbuild inspect`
 
+use std::io::{self, Write as _};
 use std::process::ExitCode;
 
+use graph::Platform;
 use registry::Reference;
 use serde_json::{Value, json};
+use solver::RunContext;
 
+use super::transfer::{mode, shown};
+use crate::bundle::{self, Bundle, BundleError, Place};
+use crate::progress::{Colours, neutralise};
 use crate::report::Report;
 use crate::session::Session;
 use crate::stored::Stored;
@@ -16,8 +22,18 @@ pub struct Args {
     #[arg(value_name = "IMAGE", required = true)]
     pub images: Vec<String>,
     /// `json`, or a path such as `{{.Config.Env}}` or `{{json .Config}}`
-    #[arg(short, long, value_name = "FORMAT")]
+    #[arg(short, long, value_name = "FORMAT", conflicts_with_all = ["raw", "validate"])]
     pub format: Option<String>,
+    /// Print the manifest or index itself, byte for byte
+    #[arg(long, conflicts_with = "validate")]
+    pub raw: bool,
+    /// Ask the registry instead of the store; nothing is pulled
+    #[arg(long)]
+    pub remote: bool,
+    /// Read every byte and say what is wrong: digests, sizes, media types, diff ids, history, names in layers. Exits with 1
+    /// if anything is
+    #[arg(long)]
+    pub validate: bool,
 }
 
 /// Prints the images in docker's form.
@@ -26,9 +42,15 @@ pub struct Args {
 /// There is no such image, or the format is none that is known.
 #[expect(clippy::print_stdout, reason = "the description is this command's result")]
 pub async fn run(args: &Args, session: &Session) -> Result<ExitCode, Report> {
+    if args.raw || args.validate {
+        return whole(args, session).await;
+    }
     let mut images = Vec::new();
     for text in &args.images {
-        images.push(describe(session, &Stored::find(&session.store, text)?)?);
+        images.push(match place(args, text)? {
+            None => describe(session, &Stored::find(&session.store, text)?)?,
+            Some(place) => describe_there(session, &place).await?,
+        });
     }
     match args.format.as_deref() {
         None => println!("{:#}", Value::Array(images)),
@@ -40,6 +62,64 @@ pub async fn run(args: &Args, session: &Session) -> Result<ExitCode, Report> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Another place than the store, if one is meant.
+fn place(args: &Args, text: &str) -> Result<Option<Place>, Report> {
+    let prefixed = ["docker:", "oci:", "oci-layout:", "oci-archive:", "docker-archive:"];
+    if args.remote || prefixed.iter().any(|prefix| text.starts_with(prefix)) {
+        return super::copy::place(text).map(Some);
+    }
+    Ok(None)
+}
+
+/// What is there, byte for byte.
+#[expect(clippy::print_stdout, reason = "the findings are this command's result")]
+async fn whole(args: &Args, session: &Session) -> Result<ExitCode, Report> {
+    let mut wrong = false;
+    for text in &args.images {
+        let place = place(args, text)?.unwrap_or_else(|| Place::Store(text.clone()));
+        let work = async |context: &RunContext| -> Result<_, BundleError> {
+            let bundle = Bundle::read(session, &place, None, context).await?;
+            let findings = if args.validate { bundle::validate(&bundle, context).await? } else { Vec::new() };
+            Ok((bundle, findings))
+        };
+        let (bundle, findings) = shown(session, mode(true)?, "reading", work).await?;
+        if args.raw {
+            io::stdout().write_all(&bundle.top.bytes).map_err(|error| Report::of(&error))?;
+            continue;
+        }
+        wrong |= !findings.is_empty();
+        if findings.is_empty() {
+            println!("{text}: valid ({})", bundle.top.descriptor.digest);
+        }
+        for finding in &findings {
+            println!("{text}: {}", neutralise(finding.as_bytes(), Colours::Strip));
+        }
+    }
+    Ok(if wrong { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// An image elsewhere: what its manifest or index says, and the config for this machine.
+async fn describe_there(session: &Session, place: &Place) -> Result<Value, Report> {
+    let work = async |context: &RunContext| -> Result<_, BundleError> {
+        let whole = Bundle::read(session, place, None, context).await?;
+        // An index without an image for this machine is still one.
+        let ours = Bundle::read(session, place, Some(&Platform::host()), context).await.ok();
+        let config = match ours.and_then(|ours| ours.config_descriptor().map(|config| (ours, config))) {
+            Some((ours, config)) => serde_json::from_slice::<Value>(&ours.small(&config).await?).ok(),
+            None => None,
+        };
+        Ok((whole, config))
+    };
+    let (bundle, config) = shown(session, mode(true)?, "reading", work).await?;
+    let manifest: Value = serde_json::from_slice(&bundle.top.bytes).map_err(|error| Report::of(&error))?;
+    Ok(json!({
+        "Digest": bundle.top.descriptor.digest,
+        "MediaType": bundle.top.descriptor.media_type,
+        "Manifest": manifest,
+        "Image": config,
+    }))
 }
 
 fn describe(session: &Session, image: &Stored) -> Result<Value, Report> {

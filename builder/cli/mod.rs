@@ -2,13 +2,17 @@
 
 pub mod build;
 pub mod builds;
+pub mod copy;
+pub mod du;
 pub mod explain;
+pub mod export;
 pub mod history;
 pub mod images;
 pub mod import;
 pub mod inspect;
 pub mod load;
 pub mod login;
+pub mod prune;
 pub mod pull;
 pub mod push;
 pub mod rmi;
@@ -64,19 +68,33 @@ pub struct Global {
 pub enum Command {
     Build(Box<build::Args>),
     Builds(builds::Args),
+    Copy(copy::CopyArgs),
     Explain(explain::Args),
+    Export(export::Args),
+    /// Manage the build cache
+    #[command(subcommand)]
+    Builder(prune::Builder),
+    Du(du::Args),
     History(history::Args),
+    /// Manage images
+    #[command(subcommand)]
+    Image(prune::Image),
     Images(images::Args),
     Import(import::Args),
     Inspect(inspect::Args),
     Load(load::Args),
     Login(login::LoginArgs),
     Logout(login::LogoutArgs),
+    Merge(copy::MergeArgs),
+    Prune(prune::Args),
     Pull(pull::Args),
     Push(push::Args),
     Rmi(rmi::Args),
     Run(Box<run::Args>),
     Save(save::Args),
+    /// Manage the state directory
+    #[command(subcommand)]
+    System(prune::System),
     Tag(tag::Args),
 }
 
@@ -86,23 +104,54 @@ pub enum Command {
 /// What a person is to be told.
 pub async fn run(cli: Cli, start: Start) -> Result<ExitCode, Report> {
     let session = Session::open(&cli.global, start).map_err(|error| Report::of(&error))?;
-    match cli.command {
-        Command::Build(args) => build::run(&args, &session).await,
-        Command::Builds(args) => builds::run(&args, &session),
-        Command::Explain(args) => explain::run(&args, &session),
-        Command::History(args) => history::run(&args, &session).await,
-        Command::Images(args) => images::run(&args, &session).await,
-        Command::Import(args) => import::run(&args, &session).await,
-        Command::Inspect(args) => inspect::run(&args, &session).await,
-        Command::Load(args) => load::run(&args, &session).await,
-        Command::Login(args) => login::login(&args, &session).await,
+    let result = carry_out(cli.command, &session).await;
+    // Whatever it was, what it added may be too much.
+    keep_limit(&session).await;
+    result
+}
+
+async fn carry_out(command: Command, session: &Session) -> Result<ExitCode, Report> {
+    match command {
+        Command::Build(args) => build::run(&args, session).await,
+        Command::Builder(command) => prune::builder(&command, session).await,
+        Command::Builds(args) => builds::run(&args, session),
+        Command::Copy(args) => copy::copy(&args, session).await,
+        Command::Du(args) => du::run(&args, session).await,
+        Command::Explain(args) => explain::run(&args, session),
+        Command::Export(args) => export::run(&args, session).await,
+        Command::History(args) => history::run(&args, session).await,
+        Command::Image(command) => prune::image(&command, session).await,
+        Command::Images(args) => images::run(&args, session).await,
+        Command::Import(args) => import::run(&args, session).await,
+        Command::Inspect(args) => inspect::run(&args, session).await,
+        Command::Load(args) => load::run(&args, session).await,
+        Command::Login(args) => login::login(&args, session).await,
         Command::Logout(args) => login::logout(&args).await,
-        Command::Pull(args) => pull::run(&args, &session).await,
-        Command::Push(args) => push::run(&args, &session).await,
-        Command::Rmi(args) => rmi::run(&args, &session).await,
-        Command::Run(args) => run::run(&args, &session).await,
-        Command::Save(args) => save::run(&args, &session).await,
-        Command::Tag(args) => tag::run(&args, &session).await,
+        Command::Merge(args) => copy::merge(&args, session).await,
+        Command::Prune(args) => prune::run(&args, session).await,
+        Command::Pull(args) => pull::run(&args, session).await,
+        Command::Push(args) => push::run(&args, session).await,
+        Command::Rmi(args) => rmi::run(&args, session).await,
+        Command::Run(args) => run::run(&args, session).await,
+        Command::Save(args) => save::run(&args, session).await,
+        Command::System(command) => prune::system(&command, session).await,
+        Command::Tag(args) => tag::run(&args, session).await,
+    }
+}
+
+/// Brings the store below its limit, if it has one.
+async fn keep_limit(session: &Session) {
+    let Some(limit) = session.limit() else { return };
+    let store = std::sync::Arc::clone(&session.store);
+    let kept = tokio::task::spawn_blocking(move || store.keep_below(limit, true)).await;
+    match kept {
+        Ok(Ok(size)) if size > limit => eprintln!(
+            "WARNING: the store takes {}, more than max-used-space ({}): images keep the rest (rbuild du --verbose)",
+            crate::progress::bytes(size),
+            crate::progress::bytes(limit)
+        ),
+        Ok(Ok(_)) | Err(_) => {}
+        Ok(Err(error)) => eprintln!("WARNING: the store could not be kept below max-used-space: {error}"),
     }
 }
 

@@ -55,6 +55,9 @@ pub async fn run(args: &Args, session: &Session) -> Result<ExitCode, Report> {
         };
         for name in &gone {
             session.store.remove_image(name).map_err(failed)?;
+            if name.starts_with("<none>") {
+                continue;
+            }
             let familiar = name.parse().map_or_else(|_| name.clone(), |name: Reference| name.familiar());
             println!("Untagged: {familiar}");
         }

@@ -41,6 +41,18 @@ pub struct Loaded {
 /// # Errors
 /// The first image that is not what it says; then none of them is named.
 pub fn load(store: &Store, input: Input, platform: &Platform) -> Result<Vec<Loaded>, ImportError> {
+    let loaded = take(store, input, platform)?;
+    for image in &loaded {
+        name_image(store, image.id, &image.names, image.manifest.as_ref())?;
+    }
+    Ok(loaded)
+}
+
+/// As [`load`], without naming them in the store.
+///
+/// # Errors
+/// As above.
+pub fn take(store: &Store, input: Input, platform: &Platform) -> Result<Vec<Loaded>, ImportError> {
     let members = match input {
         Input::Archive(archive) => Members::read(store, archive)?,
         Input::Directory(directory) => Members::Directory(directory),
@@ -57,9 +69,6 @@ pub fn load(store: &Store, input: Input, platform: &Platform) -> Result<Vec<Load
     // What both describe has one id, and so is one image, with the manifest of the layout.
     if let Some(manifest) = manifest {
         loading.docker(&manifest)?;
-    }
-    for image in &loading.loaded {
-        name_image(store, image.id, &image.names, image.manifest.as_ref())?;
     }
     Ok(loading.loaded)
 }

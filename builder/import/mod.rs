@@ -22,7 +22,7 @@ use snapshotter::{ImageKind, ImageRecord, ManifestRef, Store, StoreError};
 use crate::images::ImageError;
 
 pub use changes::{ChangeError, Changes};
-pub use load::{Input, Loaded, load};
+pub use load::{Input, Loaded, load, take};
 
 /// Something that cannot be taken in.
 #[derive(Debug, thiserror::Error)]
@@ -128,6 +128,10 @@ fn name_image<'a>(
     names: impl IntoIterator<Item = &'a Reference>,
     manifest: Option<&ManifestRef>,
 ) -> Result<(), StoreError> {
+    let mut names = names.into_iter().peekable();
+    if names.peek().is_none() {
+        store.put_image(&ImageRecord::unnamed(id, manifest.cloned()))?;
+    }
     for name in names {
         let record =
             ImageRecord { name: name.to_string(), config: id, manifest: manifest.cloned(), kind: ImageKind::Tagged };

@@ -10,6 +10,8 @@ use reqwest::header::{HeaderMap, LINK};
 use serde::Deserialize;
 
 use crate::error::Asked;
+use crate::hosts::{HostSpec, Need};
+use crate::registries_conf::Rule;
 use crate::transport::{Body, Endpoint, Request, Shared, same_origin};
 use crate::{Credential, CredentialSource, Digest, Error, Reference, Repository, Settings, StaticCredentials};
 
@@ -23,7 +25,7 @@ pub struct Client {
     endpoints: Arc<Mutex<HashMap<String, Hosts>>>,
 }
 
-/// The hosts of one registry, in the order in which they are asked: mirrors, then itself.
+/// The hosts of a repository, in the order in which they are asked: mirrors, then the registry itself.
 type Hosts = Arc<Vec<Arc<Endpoint>>>;
 
 /// How far a transfer is.
@@ -57,7 +59,7 @@ impl Client {
     /// # Errors
     /// Says why not.
     pub async fn ping(&self, registry: &str) -> Result<(), Error> {
-        base(self.origin(registry)?.as_ref(), "the registry API").await
+        base(self.origin(registry, "")?.as_ref(), "the registry API").await
     }
 
     /// Checks a credential with the registry, without using or storing it otherwise.
@@ -66,7 +68,8 @@ impl Client {
     /// [`Error::Unauthorized`] when it is refused, or why it could not be checked.
     pub async fn login(&self, registry: &str, credential: Credential) -> Result<(), Error> {
         let credentials = StaticCredentials::one(registry, credential);
-        let endpoint = Endpoint::origin(self.shared.clone(), registry, Some(credentials))?;
+        let spec = HostSpec::origin(&self.shared, registry)?;
+        let endpoint = Endpoint::new(self.shared.clone(), credentials, spec);
         base(&endpoint, "login").await
     }
 
@@ -80,7 +83,7 @@ impl Client {
             #[serde(default)]
             tags: Option<Vec<String>>,
         }
-        let endpoint = self.origin(repository.registry())?;
+        let endpoint = self.origin(repository.registry(), repository.path())?;
         let what = format!("tags of {repository}");
         let mut request = endpoint.request(Method::GET, repository, "tags/list", "pull", what).await?;
         request.url.query_pairs_mut().append_pair("n", "1000");
@@ -107,38 +110,46 @@ impl Client {
     /// # Errors
     /// When the registry refuses; many do, or must be configured to allow it.
     pub async fn delete(&self, reference: &Reference) -> Result<(), Error> {
-        let endpoint = self.origin(reference.registry())?;
+        let endpoint = self.origin(reference.registry(), reference.repository().path())?;
         let tail = format!("manifests/{}", reference.locator());
         let what = format!("deletion of {reference}");
         let request = endpoint.request(Method::DELETE, reference.repository(), &tail, "pull,push,delete", what).await?;
         endpoint.call(&request).await.map(drop)
     }
 
-    /// The registry itself, which alone is pushed to.
-    pub(crate) fn origin(&self, registry: &str) -> Result<Arc<Endpoint>, Error> {
-        let hosts = self.hosts(registry)?;
-        Ok(hosts.last().expect("the registry itself is always the last host").clone())
+    /// The host that takes what is pushed: the registry itself, unless the configuration names another.
+    pub(crate) fn origin(&self, registry: &str, path: &str) -> Result<Arc<Endpoint>, Error> {
+        let hosts = self.hosts(registry, path)?;
+        // Of containerd's hosts a mirror may be one that is pushed to.
+        let named = hosts.iter().find(|host| host.mirror_of.is_none() && host.serves(Need::Push));
+        named.or(hosts.iter().rfind(|host| host.serves(Need::Push))).cloned().ok_or_else(|| Error::Settings {
+            host: registry.to_owned(),
+            why: "no host of it may be pushed to, by hosts.toml".into(),
+        })
     }
 
-    /// Mirrors that can be trusted, then the registry itself.
-    pub(crate) fn hosts_to_ask(&self, registry: &str) -> Result<Vec<Arc<Endpoint>>, Error> {
+    /// Hosts that can be trusted, mirrors first.
+    pub(crate) fn hosts_to_ask(&self, registry: &str, path: &str, need: Need) -> Result<Vec<Arc<Endpoint>>, Error> {
         let trusted = |host: &&Arc<Endpoint>| host.mirror_of.is_none() || !host.distrusted.load(Ordering::Relaxed);
-        Ok(self.hosts(registry)?.iter().filter(trusted).cloned().collect())
+        let hosts = self.hosts(registry, path)?;
+        let hosts: Vec<_> = hosts.iter().filter(|host| host.serves(need)).filter(trusted).cloned().collect();
+        if hosts.is_empty() {
+            let why = "no host of it is left to ask, by the configuration".into();
+            return Err(Error::Settings { host: registry.to_owned(), why });
+        }
+        Ok(hosts)
     }
 
-    fn hosts(&self, registry: &str) -> Result<Hosts, Error> {
+    fn hosts(&self, registry: &str, path: &str) -> Result<Hosts, Error> {
+        // Rules may be for one repository, but all of a registry share connections and tokens where none is.
+        let rule = self.shared.rules().ok().and_then(|rules| Rule::of(rules, registry, path));
+        let key = format!("{registry} {}", rule.map_or("", |rule| rule.prefix.as_str()));
         let mut endpoints = self.endpoints.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(hosts) = endpoints.get(registry) {
+        if let Some(hosts) = endpoints.get(&key) {
             return Ok(hosts.clone());
         }
-        let mut hosts = Vec::new();
-        if let Some(config) = self.shared.settings.registries.get(registry) {
-            for mirror in &config.mirrors {
-                hosts.push(Arc::new(Endpoint::mirror(self.shared.clone(), mirror, registry)?));
-            }
-        }
-        hosts.push(Arc::new(Endpoint::origin(self.shared.clone(), registry, None)?));
-        Ok(endpoints.entry(registry.to_owned()).or_insert(Arc::new(hosts)).clone())
+        let hosts = Arc::new(crate::hosts::of(&self.shared, registry, path)?);
+        Ok(endpoints.entry(key).or_insert(hosts).clone())
     }
 }
 

@@ -52,8 +52,11 @@ pub type EventSink = Arc<dyn Fn(&Event) + Send + Sync>;
 pub struct Settings {
     /// Settings by registry (`docker.io`, `localhost:5000`); mirrors have their own entries.
     pub registries: BTreeMap<String, RegistryConfig>,
-    /// Directories in which `HOST[:PORT]/*.crt`, `*.cert` and `*.key` are looked for, as Docker does.
+    /// Directories in which `HOST[:PORT]/*.crt`, `*.cert` and `*.key` are looked for, as Docker does, and `hosts.toml`, as
+    /// containerd does.
     pub certs_dirs: Vec<PathBuf>,
+    /// `registries.conf` files and directories of drop-ins, as podman reads them.
+    pub registries_conf: Vec<PathBuf>,
     /// Proxies.
     pub proxies: Proxies,
     /// The `User-Agent` header.
@@ -75,6 +78,7 @@ impl Default for Settings {
         Self {
             registries: BTreeMap::new(),
             certs_dirs: Vec::new(),
+            registries_conf: Vec::new(),
             proxies: Proxies::default(),
             user_agent: concat!("rbuild/", env!("CARGO_PKG_VERSION")).to_owned(),
             parallel: 6,
@@ -87,14 +91,27 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// The defaults of this machine: Docker's and containers' certificate directories, proxies from the environment.
+    /// The defaults of this machine: the configuration of docker, containerd and podman, proxies from the environment.
     #[must_use]
     pub fn from_env() -> Self {
-        Self {
-            certs_dirs: vec!["/etc/docker/certs.d".into(), "/etc/containers/certs.d".into()],
-            proxies: Proxies::from_env(|name| std::env::var(name).ok()),
-            ..Self::default()
-        }
+        Self::from_vars(|name| std::env::var(name).ok())
+    }
+
+    /// As [`Self::from_env`], with variables from elsewhere.
+    pub fn from_vars(var: impl Fn(&str) -> Option<String>) -> Self {
+        let get = |name: &str| var(name).filter(|value| !value.is_empty());
+        let home =
+            get("XDG_CONFIG_HOME").map(PathBuf::from).or_else(|| Some(PathBuf::from(get("HOME")?).join(".config")));
+        let mut certs_dirs: Vec<PathBuf> = home.iter().map(|home| home.join("containers/certs.d")).collect();
+        certs_dirs.extend(home.iter().map(|home| home.join("docker/certs.d")));
+        certs_dirs.extend(["docker", "containers", "containerd"].map(|name| format!("/etc/{name}/certs.d").into()));
+        // The user's file stands in the system's place; drop-ins add to either.
+        let own = home.as_ref().map(|home| home.join("containers/registries.conf")).filter(|file| file.exists());
+        let main = get("CONTAINERS_REGISTRIES_CONF").map(PathBuf::from).or(own);
+        let mut registries_conf = vec![main.unwrap_or_else(|| "/etc/containers/registries.conf".into())];
+        registries_conf.push("/etc/containers/registries.conf.d".into());
+        registries_conf.extend(home.iter().map(|home| home.join("containers/registries.conf.d")));
+        Self { certs_dirs, registries_conf, proxies: Proxies::from_env(var), ..Self::default() }
     }
 
     pub(crate) fn emit(&self, event: &Event) {
@@ -109,6 +126,7 @@ impl fmt::Debug for Settings {
         f.debug_struct("Settings")
             .field("registries", &self.registries)
             .field("certs_dirs", &self.certs_dirs)
+            .field("registries_conf", &self.registries_conf)
             .field("proxies", &self.proxies)
             .field("user_agent", &self.user_agent)
             .field("parallel", &self.parallel)

@@ -13,8 +13,8 @@ use crate::{Error, KeyPair, Settings};
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Tls {
     pub(crate) insecure: bool,
-    ca: Vec<PathBuf>,
-    keypair: Vec<(PathBuf, PathBuf)>,
+    pub(crate) ca: Vec<PathBuf>,
+    pub(crate) keypair: Vec<(PathBuf, PathBuf)>,
 }
 
 impl Tls {
@@ -81,8 +81,10 @@ impl Tls {
     fn identity(&self) -> Result<Option<Identity>, String> {
         let Some((cert, key)) = self.keypair.first() else { return Ok(None) };
         let mut pem = read(cert)?;
-        pem.push(b'\n');
-        pem.extend(read(key)?);
+        if key != cert {
+            pem.push(b'\n');
+            pem.extend(read(key)?);
+        }
         let identity = Identity::from_pem(&pem);
         identity.map(Some).map_err(|_| format!("{} and {} are no PEM key pair", cert.display(), key.display()))
     }

@@ -18,11 +18,14 @@ mod error;
 mod failure;
 #[cfg(feature = "fake")]
 pub mod fake;
+mod hosts;
+mod hosts_toml;
 mod http;
 mod manifest;
 mod pull;
 mod push;
 mod reference;
+mod registries_conf;
 mod retry;
 mod transport;
 mod upload_body;

@@ -11,6 +11,7 @@ use reqwest::{Method, Response, StatusCode};
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::error::Asked;
+use crate::hosts::Need;
 use crate::manifest::{ACCEPT as ACCEPT_MANIFESTS, effective_media_type};
 use crate::retry::Attempts;
 use crate::transport::Endpoint;
@@ -26,17 +27,26 @@ impl Client {
     /// When no mirror and not the registry can serve it, or the bytes are not those of the digest.
     pub async fn resolve(&self, reference: &Reference) -> Result<Resolved, Error> {
         let what = format!("manifest of {reference}");
-        for host in self.hosts_to_ask(reference.registry())? {
+        let mut last = None;
+        for host in self.hosts_of(reference)? {
             match get_manifest(&host, reference, &what).await {
                 Ok(resolved) => {
                     host.served(&what);
                     return Ok(resolved);
                 }
-                Err(error) if host.mirror_of.is_some() => host.failed(&what, &error),
+                Err(error) if host.mirror_of.is_some() => {
+                    host.failed(&what, &error);
+                    last = Some(error);
+                }
                 Err(error) => return Err(error),
             }
         }
-        unreachable_hosts(reference.registry(), what)
+        Err(last.unwrap_or_else(|| nobody(reference.registry(), what)))
+    }
+
+    fn hosts_of(&self, reference: &Reference) -> Result<Vec<Arc<Endpoint>>, Error> {
+        let need = if reference.digest().is_some() { Need::Digest } else { Need::Tag };
+        self.hosts_to_ask(reference.registry(), reference.repository().path(), need)
     }
 
     /// Media type, digest and size of what a reference names, fetching it only where the registry does not tell by `HEAD`.
@@ -45,18 +55,30 @@ impl Client {
     /// As [`Self::resolve`].
     pub async fn head(&self, reference: &Reference) -> Result<Descriptor, Error> {
         let what = format!("digest of {reference}");
-        for host in self.hosts_to_ask(reference.registry())? {
+        let mut last = None;
+        for host in self.hosts_of(reference)? {
             match head_manifest(&host, reference, &what).await {
                 Ok(Some(descriptor)) => {
                     host.served(&what);
                     return Ok(descriptor);
                 }
                 Ok(None) => break,
-                Err(error) if host.mirror_of.is_some() => host.failed(&what, &error),
+                Err(error) if host.mirror_of.is_some() => {
+                    host.failed(&what, &error);
+                    last = Some(error);
+                }
                 Err(error) => return Err(error),
             }
         }
-        self.resolve(reference).await.map(|resolved| resolved.descriptor)
+        match last {
+            // Every host there is was a mirror, and has failed.
+            Some(error)
+                if self.hosts_of(reference).is_ok_and(|hosts| hosts.iter().all(|host| host.mirror_of.is_some())) =>
+            {
+                Err(error)
+            }
+            _ => self.resolve(reference).await.map(|resolved| resolved.descriptor),
+        }
     }
 
     /// Fetches the manifest of a descriptor, e.g. one chosen from an index, and checks its size too.
@@ -93,7 +115,7 @@ impl Client {
         descriptor: &Descriptor,
         verifier: Verifier,
     ) -> Result<BlobStream, Error> {
-        let hosts = self.hosts_to_ask(repository.registry())?;
+        let hosts = self.hosts_to_ask(repository.registry(), repository.path(), Need::Digest)?;
         let permit = self.shared.transfers.clone().acquire_owned().await.ok();
         let attempts = hosts[0].attempts();
         let mut stream = BlobStream {
@@ -149,8 +171,8 @@ impl Client {
     }
 }
 
-fn unreachable_hosts<T>(registry: &str, what: String) -> Result<T, Error> {
-    Err(Error::InvalidResponse { asked: Asked::boxed(registry, what), why: "there is no host to ask".into() })
+fn nobody(registry: &str, what: String) -> Error {
+    Error::InvalidResponse { asked: Asked::boxed(registry, what), why: "there is no host to ask".into() }
 }
 
 async fn get_manifest(host: &Endpoint, reference: &Reference, what: &str) -> Result<Resolved, Error> {
@@ -194,7 +216,7 @@ async fn head_manifest(host: &Endpoint, reference: &Reference, what: &str) -> Re
     request.headers.insert(ACCEPT, HeaderValue::from_static(ACCEPT_MANIFESTS));
     let response = match host.call(&request).await {
         Ok(response) => response,
-        Err(Error::Status { status: 405, .. }) => return Ok(None),
+        Err(Error::Status { status: 405 | 501, .. }) => return Ok(None),
         Err(error) => return Err(error),
     };
     let headers = response.headers();

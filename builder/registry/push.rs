@@ -80,7 +80,7 @@ impl Client {
         mount_from: &[Repository],
         progress: Option<&Progress>,
     ) -> Result<Pushed, Error> {
-        let endpoint = self.origin(repository.registry())?;
+        let endpoint = self.origin(repository.registry(), repository.path())?;
         let _permit = self.shared.transfers.clone().acquire_owned().await.ok();
         let upload = Upload {
             what: format!("upload of {} to {repository}", descriptor.digest()),
@@ -124,7 +124,7 @@ impl Client {
     /// # Errors
     /// When the registry refuses it, or when the reference has a digest that is not the one of `bytes`.
     pub async fn put_manifest(&self, reference: &Reference, media_type: &str, bytes: Bytes) -> Result<Digest, Error> {
-        let endpoint = self.origin(reference.registry())?;
+        let endpoint = self.origin(reference.registry(), reference.repository().path())?;
         let what = format!("manifest of {reference}");
         let asked = || Asked::boxed(&endpoint.host, &what);
         if bytes.len() as u64 > MANIFEST_MAX {
@@ -153,7 +153,7 @@ impl Client {
     /// # Errors
     /// [`Error::Unauthorized`] or [`Error::Denied`] when we may not, or why it could not be checked.
     pub async fn check_push(&self, repository: &Repository) -> Result<(), Error> {
-        let endpoint = self.origin(repository.registry())?;
+        let endpoint = self.origin(repository.registry(), repository.path())?;
         let what = format!("permission to push to {repository}");
         let request = endpoint.request(Method::POST, repository, "blobs/uploads/", ACTIONS, what.clone()).await?;
         let response = endpoint.call(&request).await?;
@@ -223,6 +223,8 @@ impl Upload<'_> {
                 let length = response.headers().get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
                 Ok(length.is_none_or(|length| length == self.descriptor.size()))
             }
+            // Some cannot be asked by HEAD: then the upload tells.
+            Err(Error::Status { status: 405 | 501, .. }) => Ok(false),
             Err(error) if error.is_not_found() => Ok(false),
             Err(error) => Err(error),
         }

@@ -1,8 +1,8 @@
 //! One host of a registry: how it is spoken to, and how a request becomes an answer or an exact error.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -14,8 +14,10 @@ use url::Url;
 use crate::auth::{Authorizer, Grant};
 use crate::error::Asked;
 use crate::failure::{classify, detail_of, io_kind, rustls_error};
-use crate::http::{Clients, Tls, is_loopback};
+use crate::hosts::{HostSpec, Need};
+use crate::http::Clients;
 use crate::push::BlobSource;
+use crate::registries_conf::{self, Rule};
 use crate::retry::{Attempts, Retrier, parse_retry_after};
 use crate::upload_body::{Sending, upload_body, watch};
 use crate::{CredentialSource, Digest, Error, Event, Repository, Settings};
@@ -34,6 +36,7 @@ pub(crate) struct Shared {
     pub(crate) retrier: Retrier,
     pub(crate) transfers: Arc<tokio::sync::Semaphore>,
     clients: Clients,
+    rules: OnceLock<Result<Vec<Rule>, String>>,
 }
 
 impl Shared {
@@ -42,9 +45,16 @@ impl Shared {
             retrier: Retrier::new(&settings.retry),
             transfers: Arc::new(tokio::sync::Semaphore::new(settings.parallel.max(1))),
             clients: Clients::default(),
+            rules: OnceLock::new(),
             settings,
             credentials,
         }
+    }
+
+    /// What `registries.conf` says, read when it is first of interest.
+    pub(crate) fn rules(&self) -> Result<&[Rule], String> {
+        let rules = self.rules.get_or_init(|| registries_conf::read(&self.settings.registries_conf));
+        rules.as_deref().map_err(Clone::clone)
     }
 }
 
@@ -66,10 +76,8 @@ pub(crate) struct Endpoint {
     pub(crate) shared: Arc<Shared>,
     /// Whether the user said that it speaks plain HTTP.
     pub(crate) http_configured: bool,
-    prefix: String,
-    fixed: Option<Scheme>,
     scheme: OnceCell<Scheme>,
-    tls: Tls,
+    spec: HostSpec,
 }
 
 /// A request, before authentication.
@@ -100,72 +108,32 @@ pub(crate) enum Body<'a> {
 }
 
 impl Endpoint {
-    /// The registry itself, with the client's credentials unless others are given.
-    pub(crate) fn origin(
-        shared: Arc<Shared>,
-        registry: &str,
-        credentials: Option<Arc<dyn CredentialSource>>,
-    ) -> Result<Self, Error> {
-        // Docker Hub's API has another host than its images' names.
-        let host = if registry == crate::DOCKER_HUB { "registry-1.docker.io" } else { registry };
-        let checked = crate::reference::check_registry(host);
-        checked.map_err(|why| Error::Settings { host: registry.to_owned(), why })?;
-        let credentials = credentials.unwrap_or_else(|| shared.credentials.clone());
-        Self::new(shared, credentials, registry, host, "", None, None)
-    }
-
-    /// A mirror: `host[:port][/prefix]`, with an optional scheme.
-    pub(crate) fn mirror(shared: Arc<Shared>, mirror: &str, of: &str) -> Result<Self, Error> {
-        let (fixed, rest) = match mirror.split_once("://") {
-            Some(("http", rest)) => (Some(Scheme::Http), rest),
-            Some(("https", rest)) => (Some(Scheme::Https), rest),
-            _ => (None, mirror),
-        };
-        let (host, prefix) = rest.trim_end_matches('/').split_once('/').unwrap_or((rest.trim_end_matches('/'), ""));
-        let checked = crate::reference::check_registry(host)
-            .and_then(|()| if prefix.is_empty() { Ok(()) } else { crate::reference::check_path(prefix) });
-        checked.map_err(|why| Error::Settings { host: of.to_owned(), why: format!("mirror {mirror:?}: {why}") })?;
-        let credentials = shared.credentials.clone();
-        Self::new(shared, credentials, host, host, prefix, fixed, Some(of.to_owned()))
-    }
-
-    fn new(
-        shared: Arc<Shared>,
-        credentials: Arc<dyn CredentialSource>,
-        registry: &str,
-        host: &str,
-        prefix: &str,
-        fixed: Option<Scheme>,
-        mirror_of: Option<String>,
-    ) -> Result<Self, Error> {
-        let names: &[&str] = if registry == host { &[registry] } else { &[registry, host] };
-        let http = names.iter().find_map(|name| shared.settings.registries.get(*name)?.http);
-        let tls = Tls::of(&shared.settings, names)?;
-        let fixed = fixed.or(match http {
-            Some(true) if !tls.insecure => Some(Scheme::Http),
-            Some(true) => None,
-            Some(false) => Some(Scheme::Https),
-            None if is_loopback(host) => None,
-            None => Some(Scheme::Https),
-        });
-        Ok(Self {
-            host: host.to_owned(),
-            mirror_of,
+    /// A host, with the credentials that it is shown when it asks for some.
+    pub(crate) fn new(shared: Arc<Shared>, credentials: Arc<dyn CredentialSource>, spec: HostSpec) -> Self {
+        Self {
             distrusted: AtomicBool::new(false),
-            auth: Authorizer::new(registry, credentials),
+            auth: Authorizer::new(&spec.registry, credentials),
             shared,
-            http_configured: http == Some(true) || fixed == Some(Scheme::Http),
-            prefix: if prefix.is_empty() { String::new() } else { format!("{prefix}/") },
-            fixed,
             scheme: OnceCell::new(),
-            tls,
-        })
+            host: spec.host.clone(),
+            mirror_of: spec.mirror_of.clone(),
+            http_configured: spec.http,
+            spec,
+        }
+    }
+
+    /// Whether it is to be asked for this.
+    pub(crate) fn serves(&self, need: Need) -> bool {
+        !self.spec.refuses.contains(&need)
     }
 
     /// The URL of an API path below `/v2/`.
     pub(crate) async fn url(&self, path: &str) -> Result<Url, Error> {
         let scheme = if self.scheme().await? == Scheme::Http { "http" } else { "https" };
-        let text = format!("{scheme}://{}/v2/{path}", self.host);
+        let text = match self.spec.api.as_str() {
+            "" => format!("{scheme}://{}/{path}", self.host),
+            api => format!("{scheme}://{}/{api}/{path}", self.host),
+        };
         let mut url = Url::parse(&text)
             .map_err(|e| Error::Settings { host: self.host.clone(), why: format!("not the name of a host: {e}") })?;
         if let Some(of) = &self.mirror_of {
@@ -184,7 +152,7 @@ impl Endpoint {
         actions: &str,
         what: String,
     ) -> Result<Request<'a>, Error> {
-        let path = format!("{}{}", self.prefix, repository.path());
+        let path = self.spec.path_of(repository.path());
         Ok(Request {
             method,
             url: self.url(&format!("{path}/{tail}")).await?,
@@ -198,7 +166,7 @@ impl Endpoint {
 
     /// Whether to speak HTTPS. Where both are possible, the server is tried with HTTPS once.
     pub(crate) async fn scheme(&self) -> Result<Scheme, Error> {
-        if let Some(fixed) = self.fixed {
+        if let Some(fixed) = self.spec.scheme {
             return Ok(fixed);
         }
         self.scheme.get_or_try_init(|| self.probe()).await.copied()
@@ -206,7 +174,7 @@ impl Endpoint {
 
     async fn probe(&self) -> Result<Scheme, Error> {
         let asked = Asked::boxed(&self.host, "whether it speaks TLS");
-        let client = self.shared.clients.get(&self.shared.settings, &self.tls, true, &self.host)?;
+        let client = self.shared.clients.get(&self.shared.settings, &self.spec.tls, true, &self.host)?;
         let patience = self.shared.settings.connect_timeout.min(Duration::from_secs(5));
         let request = client.get(format!("https://{}/v2/", self.host)).timeout(patience).send();
         let Err(error) = request.await else { return Ok(Scheme::Https) };
@@ -368,8 +336,11 @@ impl Endpoint {
     ) -> Result<Response, Error> {
         let asked = || Asked::boxed(authority(url), &request.what);
         let settings = &self.shared.settings;
-        let client = self.shared.clients.get(settings, &self.tls, url.scheme() == "https", &self.host)?;
+        let client = self.shared.clients.get(settings, &self.spec.tls, url.scheme() == "https", &self.host)?;
         let mut builder = client.request(request.method.clone(), url.clone()).headers(request.headers.clone());
+        if !self.spec.headers.is_empty() && same_origin(url, &self.url("").await?) {
+            builder = builder.headers(self.spec.headers.clone());
+        }
         if let Some(authorization) = authorization {
             builder = builder.header(AUTHORIZATION, authorization.clone());
         }

@@ -188,7 +188,20 @@ impl Report {
             self.exit_code = registry_exit_code(error);
             self.hint = self.hint.take().or_else(|| registry_hint(error));
         }
+        if is_full(error) {
+            let hint = "the disk is full: rbuild prune takes space back, rbuild du says what needs it";
+            self.hint.get_or_insert_with(|| hint.to_owned());
+        }
     }
+}
+
+/// Whether an error says that there is no space left.
+fn is_full(error: &(dyn Error + 'static)) -> bool {
+    use io::ErrorKind::{QuotaExceeded, StorageFull};
+    let of_disk =
+        error.downcast_ref::<io::Error>().is_some_and(|error| matches!(error.kind(), StorageFull | QuotaExceeded));
+    let of_store = matches!(error.downcast_ref::<snapshotter::StoreError>(), Some(error) if error.is_full());
+    of_disk || of_store
 }
 
 impl StepLog {

@@ -16,7 +16,7 @@ mod source;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use executor::Launcher;
@@ -187,6 +187,10 @@ pub struct BuildWorker {
     pub(crate) results: Mutex<Vec<Recorded>>,
     /// What is remembered of builds.
     pub(crate) builds: Builds,
+    /// The most that the store may take.
+    pub(crate) limit: Option<u64>,
+    /// The store is being brought below its limit.
+    pub(crate) tidying: Arc<AtomicBool>,
 }
 
 impl Worker for BuildWorker {
@@ -317,7 +321,26 @@ impl Worker for BuildWorker {
         };
         self.note(keys.all(), op.key(), rootfs.chain, rootfs.content, false);
         let record = CacheRecord { chain: rootfs.chain, content: rootfs.content, definition: op.key() };
-        Ok(self.store.save(&keys.all(), &record)?)
+        if let (Some(chain), Some(made_by)) = (&rootfs.chain, made_by(op)) {
+            self.store.describe_layer(chain, &made_by)?;
+        }
+        self.store.save(&keys.all(), &record)?;
+        self.tidy();
+        Ok(())
+    }
+}
+
+/// What made a layer, for the list of what takes space.
+fn made_by(op: &Op) -> Option<String> {
+    match op {
+        Op::Exec(exec) => Some(format!("RUN {}", exec.args.join(" "))),
+        Op::File(file) => Some(match file.actions.first()? {
+            FileAction::Copy(copy) if copy.attempt_unpack => format!("ADD {} {}", copy.src, copy.dest),
+            FileAction::Copy(copy) => format!("COPY {} {}", copy.src, copy.dest),
+            FileAction::Mkdir(mkdir) => format!("WORKDIR {}", mkdir.path),
+            FileAction::Mkfile(mkfile) => format!("COPY {}", mkfile.path),
+        }),
+        Op::Source(_) | Op::Merge(_) | Op::Diff(_) => None,
     }
 }
 
@@ -346,6 +369,20 @@ impl BuildWorker {
     /// What was made and found until now.
     pub(crate) fn take_results(&self) -> Vec<Recorded> {
         std::mem::take(&mut *self.results.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Keeps the store below its limit while steps add to it, on a thread of its own and never twice at a time.
+    fn tidy(&self) {
+        let Some(limit) = self.limit else { return };
+        if self.tidying.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let (store, tidying) = (Arc::clone(&self.store), Arc::clone(&self.tidying));
+        tokio::task::spawn_blocking(move || {
+            // What fails now is tried again after the next step, and told at the end.
+            let _ = store.keep_below(limit, false);
+            tidying.store(false, Ordering::Relaxed);
+        });
     }
 
     fn looks_at(&self, op: &Op, position: usize) -> Looks {

@@ -1,0 +1,291 @@
+//! Bundles in archives, and in the store: by way of a layout in a directory of ours, which goes when it is done with.
+
+use std::fs::File;
+use std::io::{self, Read as _, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+use graph::Platform;
+use registry::Reference;
+use serde_json::json;
+use snapshotter::{ImageKind, ImageRecord, Store};
+use solver::RunContext;
+use tokio::io::{AsyncRead, AsyncSeekExt as _};
+
+use super::place::Select;
+use super::{Blobs, Bundle, BundleError, Document, descriptor, layout};
+use crate::export::{Descriptor, OutputKind, OutputSpec, Package};
+use crate::images::parse_name;
+use crate::import::{self, Input, Loaded};
+use crate::session::Session;
+use crate::stored::{Stored, StoredError};
+
+/// Files of an archive; more are no image.
+const MOST_MEMBERS: usize = 100_000;
+
+fn file_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> BundleError {
+    let path = path.to_owned();
+    move |source| BundleError::File { action, path, source }
+}
+
+fn temporary(session: &Session) -> Result<tempfile::TempDir, BundleError> {
+    let scratch = session.store.scratch_directory();
+    tempfile::tempdir_in(&scratch).map_err(file_error("write", &scratch))
+}
+
+async fn on_thread<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, BundleError> + Send + 'static,
+) -> Result<T, BundleError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(_) => Err(BundleError::Malformed { what: "internal error".into(), why: "a thread panicked".into() }),
+    }
+}
+
+/// The layout in an archive, as a directory.
+pub(super) async fn unpacked(session: &Session, path: &Path) -> Result<tempfile::TempDir, BundleError> {
+    let (directory, path) = (temporary(session)?, path.to_owned());
+    on_thread(move || {
+        let read = |source| BundleError::File { action: "read", path: path.clone(), source };
+        let blobs = directory.path().join("blobs/sha256");
+        std::fs::create_dir_all(&blobs).map_err(file_error("write", &blobs))?;
+        let file = File::open(&path).map_err(read)?;
+        let mut archive = tar::Archive::new(crate::worker::decompressed(file).map_err(read)?);
+        for (number, entry) in archive.entries().map_err(read)?.enumerate() {
+            let mut entry = entry.map_err(read)?;
+            if number == MOST_MEMBERS {
+                return Err(read(io::Error::other("it has too many members for an image")));
+            }
+            let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
+            let name = name.strip_prefix("./").unwrap_or(&name);
+            // Nothing else is ever read, and these names lead nowhere else.
+            let is_hex = |name: &str| name.len() == 64 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
+            let to = match name.strip_prefix("blobs/sha256/") {
+                Some(hex) if is_hex(hex) => blobs.join(hex),
+                _ if name == "index.json" => directory.path().join(name),
+                _ => continue,
+            };
+            if !entry.header().entry_type().is_file() {
+                continue;
+            }
+            let mut out = File::create(&to).map_err(file_error("write", &to))?;
+            io::copy(&mut entry, &mut out).map_err(read)?;
+        }
+        Ok(directory)
+    })
+    .await
+}
+
+/// What the store has of a bundle.
+struct Stock(Arc<Store>);
+
+impl Blobs for Stock {
+    fn open(&self, blob: Descriptor, offset: u64) -> BoxFuture<'_, io::Result<Box<dyn AsyncRead + Send + Unpin>>> {
+        Box::pin(async move {
+            let path = self.0.blob_path(&blob.digest).ok_or(io::ErrorKind::NotFound)?;
+            let mut file = tokio::fs::File::open(path).await?;
+            file.seek(io::SeekFrom::Start(offset)).await?;
+            Ok(Box::new(file) as Box<dyn AsyncRead + Send + Unpin>)
+        })
+    }
+}
+
+/// An image of a docker archive, by way of the store, which verifies it.
+pub(super) async fn docker(
+    session: &Session,
+    path: &Path,
+    select: &Select,
+    platform: Option<&Platform>,
+    context: &RunContext,
+) -> Result<Bundle, BundleError> {
+    let file = File::open(path).map_err(file_error("read", path))?;
+    let (store, wanted) = (Arc::clone(&session.store), platform.cloned().unwrap_or_else(Platform::host));
+    let loaded = on_thread(move || Ok(import::take(&store, Input::Archive(Box::new(file)), &wanted)?)).await?;
+    let missing = |name: &str| BundleError::Missing {
+        name: name.to_owned(),
+        place: path.display().to_string(),
+        available: loaded.iter().flat_map(|image| &image.names).map(Reference::familiar).collect(),
+    };
+    let chosen: &Loaded = match select {
+        Select::Only => match loaded.as_slice() {
+            [only] => only,
+            _ => return Err(missing("latest")),
+        },
+        Select::Name(name) => {
+            let full = parse_name(name)?;
+            loaded.iter().find(|image| image.names.contains(&full)).ok_or_else(|| missing(name))?
+        }
+        Select::Digest(digest) => {
+            loaded.iter().find(|image| image.id.to_string() == *digest).ok_or_else(|| missing(digest))?
+        }
+    };
+    let image = Stored::find(&session.store, &chosen.id.to_string())?;
+    packed(session, &Stored { manifest: chosen.manifest.clone(), ..image }, context).await
+}
+
+/// An image of the store.
+pub(super) async fn stored(
+    session: &Session,
+    name: &str,
+    platform: Option<&Platform>,
+    context: &RunContext,
+) -> Result<Bundle, BundleError> {
+    let image = Stored::find(&session.store, name)?;
+    let bundle = packed(session, &image, context).await?;
+    let Some(platform) = platform else { return Ok(bundle) };
+    let stock = Arc::new(Stock(Arc::clone(&session.store)));
+    let top = bundle.top.clone();
+    Bundle::follow(&bundle, stock, top, Some(platform)).await
+}
+
+impl super::Documents for Bundle {
+    fn document(&self, wanted: Descriptor) -> BoxFuture<'_, Result<Document, BundleError>> {
+        Box::pin(async move {
+            let known = self.below.iter().find(|document| document.descriptor.digest == wanted.digest);
+            known.cloned().ok_or_else(|| BundleError::Malformed {
+                what: format!("manifest {}", wanted.digest),
+                why: "it is not there".into(),
+            })
+        })
+    }
+}
+
+async fn packed(session: &Session, image: &Stored, context: &RunContext) -> Result<Bundle, BundleError> {
+    let output = OutputSpec::of(OutputKind::Image { push: false, by_digest: false });
+    let package = image.package(session, &output, context, true).await?;
+    crate::outputs::keep_manifests(session, &package)?;
+    let stock: Arc<dyn Blobs> = Arc::new(Stock(Arc::clone(&session.store)));
+    let Package { images, index, .. } = package;
+    let mut bundle = Bundle {
+        top: Document { descriptor: Descriptor::new("", image.id, 0), bytes: Vec::new() },
+        below: Vec::new(),
+        blobs: Vec::new(),
+    };
+    for image in images {
+        let layers = image.layers.into_iter().map(|layer| layer.descriptor);
+        for blob in std::iter::once(image.config_descriptor).chain(layers) {
+            if bundle.blobs.iter().all(|(known, _)| known.digest != blob.digest) {
+                bundle.blobs.push((blob, Arc::clone(&stock)));
+            }
+        }
+        bundle.below.push(Document { descriptor: image.manifest_descriptor, bytes: image.manifest });
+    }
+    match (index, bundle.below.pop()) {
+        (Some((bytes, descriptor)), last) => {
+            bundle.below.extend(last);
+            bundle.top = Document { descriptor, bytes };
+        }
+        (None, Some(only)) => bundle.top = only,
+        (None, None) => {
+            return Err(BundleError::Stored(StoredError::Missing(image.label())));
+        }
+    }
+    Ok(bundle)
+}
+
+/// Writes an archive: an OCI layout, for docker with its `manifest.json`.
+pub(super) async fn write(
+    session: &Session,
+    bundle: &Bundle,
+    path: &Path,
+    select: &Select,
+    docker: bool,
+    context: &RunContext,
+) -> Result<(), BundleError> {
+    let directory = temporary(session)?;
+    layout::write(bundle, directory.path(), select, context).await?;
+    if docker {
+        let manifest = docker_manifest(bundle, select)?;
+        let file = directory.path().join("manifest.json");
+        std::fs::write(&file, manifest).map_err(file_error("write", &file))?;
+    }
+    let path = path.to_owned();
+    on_thread(move || {
+        let failed = file_error("write", &path);
+        let written = if path.as_os_str() == "-" {
+            pack(directory.path(), io::stdout().lock())
+        } else {
+            File::create(&path).and_then(|file| pack(directory.path(), file))
+        };
+        written.map_err(failed)
+    })
+    .await
+}
+
+/// Docker's description of the one image.
+fn docker_manifest(bundle: &Bundle, select: &Select) -> Result<Vec<u8>, BundleError> {
+    let images = bundle.images()?;
+    let [(_, image)] = images.as_slice() else {
+        let what = "a docker archive holds one image".into();
+        return Err(BundleError::Malformed {
+            what,
+            why: format!("there are {}; say which with --platform", images.len()),
+        });
+    };
+    let blob =
+        |blob: &registry::Descriptor| Ok::<_, BundleError>(format!("blobs/sha256/{}", descriptor(blob)?.digest.hex()));
+    let layers = image.layers().iter().map(blob).collect::<Result<Vec<_>, _>>()?;
+    let names: Vec<String> = match select {
+        Select::Name(name) => vec![parse_name(name)?.familiar()],
+        Select::Only | Select::Digest(_) => Vec::new(),
+    };
+    let manifest = json!([{ "Config": blob(image.config())?, "RepoTags": names, "Layers": layers }]);
+    Ok(manifest.to_string().into_bytes())
+}
+
+/// A directory as a tar that depends on its files only.
+fn pack(directory: &Path, out: impl Write) -> io::Result<()> {
+    let mut tar = tar::Builder::new(io::BufWriter::with_capacity(1 << 18, out));
+    let header = |kind, size, mode| {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_size(size);
+        header.set_mode(mode);
+        header.set_mtime(0);
+        header.set_uid(0);
+        header.set_gid(0);
+        header
+    };
+    for name in ["blobs/", "blobs/sha256/"] {
+        tar.append_data(&mut header(tar::EntryType::Directory, 0, 0o755), name, io::empty())?;
+    }
+    let mut names: Vec<PathBuf> = Vec::new();
+    for entry in std::fs::read_dir(directory.join("blobs/sha256"))? {
+        names.push(Path::new("blobs/sha256").join(entry?.file_name()));
+    }
+    names.sort();
+    names.extend(["index.json", "manifest.json", "oci-layout"].map(PathBuf::from));
+    for name in names {
+        let file = match File::open(directory.join(&name)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            file => file?,
+        };
+        let size = file.metadata()?.len();
+        tar.append_data(&mut header(tar::EntryType::Regular, size, 0o644), &name, file.take(size))?;
+    }
+    tar.into_inner()?.flush()
+}
+
+/// Takes the image for a platform into the store, all its bytes verified, and names it.
+pub(super) async fn into_store(
+    session: &Session,
+    bundle: &Bundle,
+    name: &Reference,
+    kind: ImageKind,
+    platform: &Platform,
+    context: &RunContext,
+) -> Result<(), BundleError> {
+    let directory = temporary(session)?;
+    layout::write(bundle, directory.path(), &Select::Only, context).await?;
+    let (store, platform, name) = (Arc::clone(&session.store), platform.clone(), name.to_string());
+    on_thread(move || {
+        for image in import::take(&store, Input::Directory(directory.path().to_owned()), &platform)? {
+            let Loaded { id: config, manifest, .. } = image;
+            store.put_image(&ImageRecord { name: name.clone(), config, manifest, kind })?;
+        }
+        Ok(())
+    })
+    .await?;
+    crate::stored::make_durable(session).await.map_err(|error| BundleError::Output(error.into()))
+}

@@ -1,0 +1,216 @@
+//! Bundles in OCI layouts (image-spec, image-layout.md).
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+use graph::{Digest, Platform};
+use registry::{MANIFEST_MAX, Manifest, Verifier};
+use serde_json::{Value, json};
+use solver::{RunContext, Status};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncSeekExt as _, AsyncWriteExt as _};
+
+use super::place::Select;
+use super::{Blobs, Bundle, BundleError, Document, Documents, descriptor};
+use crate::export::Descriptor;
+use crate::images::registry_descriptor;
+
+const NAME: &str = "org.opencontainers.image.ref.name";
+const FULL_NAME: &str = "io.containerd.image.name";
+
+struct Layout {
+    root: PathBuf,
+    /// Removed when nothing reads from it any more.
+    _temporary: Option<Arc<tempfile::TempDir>>,
+}
+
+impl Layout {
+    fn blob(&self, digest: &Digest) -> PathBuf {
+        self.root.join("blobs/sha256").join(digest.hex())
+    }
+}
+
+impl Documents for Layout {
+    fn document(&self, wanted: Descriptor) -> BoxFuture<'_, Result<Document, BundleError>> {
+        Box::pin(async move {
+            let bytes = small_file(&self.blob(&wanted.digest))?;
+            if Digest::of(&bytes) != wanted.digest || bytes.len() as u64 != wanted.size {
+                let what = format!("blob {}", wanted.digest);
+                return Err(BundleError::Malformed {
+                    what,
+                    why: "its bytes are not those of its digest and size".into(),
+                });
+            }
+            Ok(Document { descriptor: wanted, bytes })
+        })
+    }
+}
+
+impl Blobs for Layout {
+    fn open(&self, blob: Descriptor, offset: u64) -> BoxFuture<'_, io::Result<Box<dyn AsyncRead + Send + Unpin>>> {
+        Box::pin(async move {
+            let mut file = tokio::fs::File::open(self.blob(&blob.digest)).await?;
+            file.seek(io::SeekFrom::Start(offset)).await?;
+            Ok(Box::new(file) as Box<dyn AsyncRead + Send + Unpin>)
+        })
+    }
+}
+
+/// A document; regular files only, since a pipe would never end.
+fn small_file(path: &Path) -> Result<Vec<u8>, BundleError> {
+    let failed = |source| BundleError::File { action: "read", path: path.to_owned(), source };
+    let metadata = std::fs::metadata(path).map_err(failed)?;
+    if !metadata.is_file() || metadata.len() > MANIFEST_MAX {
+        return Err(failed(io::Error::other("it is no file, or too large for what it should be")));
+    }
+    std::fs::read(path).map_err(failed)
+}
+
+pub(super) async fn read(
+    root: &Path,
+    select: &Select,
+    platform: Option<&Platform>,
+    temporary: Option<Arc<tempfile::TempDir>>,
+) -> Result<Bundle, BundleError> {
+    let layout = Arc::new(Layout { root: root.to_owned(), _temporary: temporary });
+    let index = root.join("index.json");
+    let malformed = |why: String| BundleError::Malformed { what: index.display().to_string(), why };
+    let parsed = Manifest::parse(registry::OCI_INDEX, &small_file(&index)?).map_err(malformed)?;
+    let Manifest::Index(parsed) = parsed else { return Err(malformed("it is no index".into())) };
+    let manifests = parsed.manifests().iter().map(descriptor).collect::<Result<Vec<_>, _>>()?;
+    let chosen = chosen(&manifests, select).ok_or_else(|| BundleError::Missing {
+        name: match select {
+            Select::Only => "latest".into(),
+            Select::Name(name) | Select::Digest(name) => name.clone(),
+        },
+        place: root.display().to_string(),
+        available: manifests.iter().flat_map(names).collect(),
+    })?;
+    let mut wanted = chosen.clone();
+    // The layout's names of it are no property of it.
+    wanted.annotations.remove(NAME);
+    wanted.annotations.remove(FULL_NAME);
+    let top = layout.document(wanted).await?;
+    Bundle::follow(layout.as_ref(), layout.clone(), top, platform).await
+}
+
+fn names(descriptor: &Descriptor) -> Vec<String> {
+    let names = [FULL_NAME, NAME].into_iter().filter_map(|key| descriptor.annotations.get(key).cloned());
+    names.collect()
+}
+
+/// The manifest that is meant.
+fn chosen<'a>(manifests: &'a [Descriptor], select: &Select) -> Option<&'a Descriptor> {
+    let named = |wanted: &str| {
+        manifests.iter().find(|descriptor| {
+            let full = crate::images::parse_name(wanted).map(|name| name.to_string()).ok();
+            names(descriptor).iter().any(|name| {
+                let tag = name.parse::<registry::Reference>().ok().and_then(|name| name.tag().map(str::to_owned));
+                name == wanted || Some(name) == full.as_ref() || (name.contains('/') && tag.as_deref() == Some(wanted))
+            })
+        })
+    };
+    match select {
+        Select::Name(name) => named(name),
+        Select::Digest(digest) => manifests.iter().find(|descriptor| descriptor.digest.to_string() == *digest),
+        Select::Only => match manifests {
+            [only] => Some(only),
+            // One image under several names is one image.
+            [first, rest @ ..] if rest.iter().all(|other| other.digest == first.digest) => Some(first),
+            _ => named("latest"),
+        },
+    }
+}
+
+/// Adds the bundle to a layout, which may have other images; what has the name loses it.
+pub(super) async fn write(
+    bundle: &Bundle,
+    root: &Path,
+    select: &Select,
+    context: &RunContext,
+) -> Result<(), BundleError> {
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        move |source| BundleError::File { action: "write", path, source }
+    };
+    let blobs = root.join("blobs/sha256");
+    std::fs::create_dir_all(&blobs).map_err(failed(&blobs))?;
+    for (blob, from) in &bundle.blobs {
+        keep(&blobs, blob, from, context).await?;
+    }
+    for document in bundle.below.iter().chain([&bundle.top]) {
+        let path = blobs.join(document.descriptor.digest.hex());
+        std::fs::write(&path, &document.bytes).map_err(failed(&path))?;
+    }
+    let marker = root.join("oci-layout");
+    std::fs::write(&marker, r#"{"imageLayoutVersion":"1.0.0"}"#).map_err(failed(&marker))?;
+    let path = root.join("index.json");
+    let mut index: Value = match std::fs::read(&path) {
+        Ok(bytes) => serde_json::from_slice(&bytes)
+            .map_err(|error| BundleError::Malformed { what: path.display().to_string(), why: error.to_string() })?,
+        Err(_) => json!({ "schemaVersion": 2, "mediaType": registry::OCI_INDEX, "manifests": [] }),
+    };
+    let mut own = json!({
+        "mediaType": bundle.top.descriptor.media_type,
+        "digest": bundle.top.descriptor.digest,
+        "size": bundle.top.descriptor.size,
+    });
+    let name = match select {
+        Select::Name(name) => Some(name.clone()),
+        Select::Only | Select::Digest(_) => None,
+    };
+    if let Some(name) = &name {
+        own["annotations"] = json!({ NAME: name });
+    }
+    let Some(manifests) = index.get_mut("manifests").and_then(Value::as_array_mut) else {
+        return Err(BundleError::Malformed { what: path.display().to_string(), why: "it has no manifests".into() });
+    };
+    manifests.retain(|other| {
+        let same_name = name.is_some() && other["annotations"][NAME].as_str() == name.as_deref();
+        let same_image = other["digest"] == own["digest"] && other["annotations"] == own["annotations"];
+        !same_name && !same_image
+    });
+    manifests.push(own);
+    // Replaced whole: whoever reads meanwhile sees one or the other.
+    let part = root.join(format!(".index.json.{}", std::process::id()));
+    std::fs::write(&part, index.to_string()).map_err(failed(&part))?;
+    std::fs::rename(&part, &path).map_err(failed(&path))
+}
+
+/// Brings one blob, verified, unless it is there.
+async fn keep(blobs: &Path, blob: &Descriptor, from: &Arc<dyn Blobs>, context: &RunContext) -> Result<(), BundleError> {
+    let path = blobs.join(blob.digest.hex());
+    if std::fs::metadata(&path).is_ok_and(|there| there.is_file() && there.len() == blob.size) {
+        return Ok(());
+    }
+    let malformed = |why: String| BundleError::Malformed { what: format!("blob {}", blob.digest), why };
+    let read = |source| BundleError::Read { what: format!("blob {}", blob.digest), source };
+    let written = |source| BundleError::File { action: "write", path: path.clone(), source };
+    let mut verifier =
+        Verifier::new(&registry_descriptor(blob).map_err(malformed)?).map_err(|error| malformed(error.to_string()))?;
+    // Gone again unless all of it came.
+    let temporary = tempfile::NamedTempFile::new_in(blobs).map_err(written)?;
+    let mut file = tokio::fs::File::from_std(temporary.reopen().map_err(written)?);
+    let mut reader = from.open(blob.clone(), 0).await.map_err(read)?.take(blob.size + 1);
+    let mut buffer = vec![0; 1 << 18];
+    loop {
+        let length = reader.read(&mut buffer).await.map_err(read)?;
+        if length == 0 {
+            break;
+        }
+        verifier.update(&buffer[..length]);
+        file.write_all(&buffer[..length]).await.map_err(written)?;
+        let current = verifier.seen();
+        let status = Status { id: blob.digest.to_string(), current, total: blob.size, done: current == blob.size };
+        context.progress.status(status);
+    }
+    file.flush().await.map_err(written)?;
+    if !verifier.is_complete() {
+        return Err(malformed("its bytes are not those of its digest and size".into()));
+    }
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+    std::fs::set_permissions(temporary.path(), mode).map_err(written)?;
+    temporary.persist(&path).map_err(|error| written(error.error))?;
+    Ok(())
+}
