@@ -417,6 +417,7 @@ fn worker(
         now: epoch.unwrap_or_else(jiff::Timestamp::now),
         scratch: session.store.scratch_directory(),
         network_noted: AtomicBool::new(false),
+        turn: tokio::sync::Semaphore::new(1),
         imports,
         results: Mutex::default(),
         builds: Builds::new(session.store.builds_directory()),

@@ -3,8 +3,8 @@
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use executor::Launcher;
 use executor::rootless::{self, Tier};
+use executor::{Fallbacks, Launcher};
 use rbuild::cli::{self, Cli};
 use rbuild::report::Report;
 use rbuild::session::Start;
@@ -43,11 +43,21 @@ fn start() -> Result<Start, Report> {
         // Files of other ids can only be removed inside the namespace; everything else works without.
         return Ok(Start { tier: rootless::enter().unwrap_or(outside()), launcher: None });
     }
-    let tier = rootless::enter().map_err(|error| match error.hint() {
-        Some(hint) => Report::of(&error).with_hint(hint),
-        None => Report::of(&error),
-    })?;
-    let launcher = Launcher::start().map_err(|error| Report::of(&error))?;
+    let (tier, launcher) = match rootless::enter() {
+        Ok(tier) => {
+            let confined = matches!(tier, Tier::Confined { .. });
+            let fallbacks = Fallbacks { confined, ..Fallbacks::default() };
+            (tier, Launcher::start_with(fallbacks).map_err(|error| Report::of(&error))?)
+        }
+        // Whatever needs no step can be built all the same.
+        Err(error) => {
+            let why = match error.hint() {
+                Some(hint) => format!("{error}; {hint}"),
+                None => error.to_string(),
+            };
+            (outside(), Launcher::none(executor::Error::NoSteps { why }))
+        }
+    };
     Ok(Start { tier, launcher: Some(launcher) })
 }
 

@@ -71,13 +71,11 @@ impl Session {
     /// What cannot be opened or read.
     pub fn open(global: &Global, start: Start) -> Result<Self, SessionError> {
         let Start { tier, launcher } = start;
-        let is_root = tier == Tier::Root;
+        let is_root = matches!(tier, Tier::Root | Tier::Confined { .. });
         let config = Config::load(global.config.as_deref(), is_root)?;
         let root = global.root.clone().or_else(|| snapshotter::default_root(is_root, |name| std::env::var_os(name)));
         let root = root.ok_or(SessionError::NoRoot)?;
         let store = Arc::new(Store::open(&root)?);
-        // The provider can only be installed once; who comes second finds it done.
-        let _ = rustls::crypto::ring::default_provider().install_default();
         let registries: BTreeMap<_, _> = config.registry.clone().into_iter().collect();
         let notices = Arc::new(Notices::default());
         let mut settings = Settings { registries, on_event: Some(notices.sink()), ..Settings::from_env() };
@@ -85,7 +83,7 @@ impl Session {
         let client = Client::new(settings, Arc::new(registry::DockerCredentials::from_env()));
         let remote = Remote::new(client, Arc::clone(&store));
         let layers = Arc::new(Layers::new(Arc::clone(&store), remote.clone(), apply_options(&tier)));
-        let http = reqwest::Client::builder().user_agent(concat!("rbuild/", env!("CARGO_PKG_VERSION"))).build();
+        let http = registry::plain_client(concat!("rbuild/", env!("CARGO_PKG_VERSION")));
         Ok(Self {
             config,
             store,
@@ -124,14 +122,8 @@ impl Session {
 fn apply_options(tier: &Tier) -> ApplyOptions {
     let ownership = match tier {
         Tier::SingleId { .. } => Ownership::Skip,
-        Tier::Root | Tier::SubordinateIds { .. } => Ownership::Keep,
+        Tier::Root | Tier::SubordinateIds { .. } | Tier::Confined { .. } => Ownership::Keep,
     };
-    let marks = if in_user_namespace() { Marks::User } else { Marks::Trusted };
+    let marks = if sys::namespace::in_user_namespace() { Marks::User } else { Marks::Trusted };
     ApplyOptions { marks, ownership }
-}
-
-/// Whether uids are mapped (user_namespaces(7)).
-fn in_user_namespace() -> bool {
-    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
-    !map.split_whitespace().eq(["0", "0", "4294967295"])
 }

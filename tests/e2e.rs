@@ -8,6 +8,8 @@ mod build;
 mod cache;
 #[path = "e2e/concurrency.rs"]
 mod concurrency;
+#[path = "e2e/containers.rs"]
+mod containers;
 #[path = "e2e/disk.rs"]
 mod disk;
 #[path = "e2e/explain.rs"]

@@ -182,9 +182,14 @@ pub async fn run(args: &Args, session: &Session) -> Result<ExitCode, Report> {
     let about = args.about();
     request.recorder = Some(recorder.clone());
     let display = progress::start_observed(mode, events, &progress::Options::from_env(), Box::new(recorder.clone()));
-    if let Tier::SingleId { reason } = &session.tier {
-        progress
-            .warn(format!("all files belong to one id, since there are no subordinate ids (/etc/subuid): {reason}"));
+    match &session.tier {
+        Tier::SingleId { reason } => progress
+            .warn(format!("all files belong to one id, since there are no subordinate ids (/etc/subuid): {reason}")),
+        Tier::Confined { reason } => progress.warn(format!(
+            "neither namespaces nor mounts are permitted here ({reason}): steps run one at a time in a chroot, without /proc, \
+             in the network of this container, which is what separates them from the host"
+        )),
+        Tier::Root | Tier::SubordinateIds { .. } => {}
     }
     args.obsolete.lines().for_each(|line| progress.warn(line));
     let cancelled = CancellationToken::new();

@@ -8,6 +8,12 @@ pub enum Error {
     /// The launcher could not be started.
     #[error("cannot start the step launcher: {0}")]
     Launcher(SystemError),
+    /// There is no launcher, since nothing it could do is permitted.
+    #[error("no step can be started here: {why}")]
+    NoSteps {
+        /// What was refused, and what can be done about it where that is known.
+        why: String,
+    },
     /// The launcher is gone, and all steps with it.
     #[error("the step launcher ended unexpectedly, and with it all running steps")]
     LauncherGone,
@@ -54,6 +60,12 @@ pub enum Error {
         what: String,
         /// Why it cannot be had.
         why: String,
+    },
+    /// This machine gives a step no more than another root directory.
+    #[error("{what} cannot be had here: this machine permits neither mounts nor namespaces")]
+    Confined {
+        /// What would need them.
+        what: String,
     },
     /// There is nothing to execute.
     #[error("no command given")]

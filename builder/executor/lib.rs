@@ -20,6 +20,7 @@
 
 mod capabilities;
 mod cgroup;
+mod confined;
 mod error;
 mod init;
 mod launcher;

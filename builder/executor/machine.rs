@@ -46,6 +46,8 @@ pub struct Fallbacks {
     pub classic_clone: bool,
     /// The launcher runs from a copy of the program in memory, not from a read-only view of it.
     pub copied_program: bool,
+    /// Steps get neither namespaces nor mounts, but another root directory.
+    pub confined: bool,
 }
 
 impl Fallbacks {
@@ -57,7 +59,8 @@ impl Fallbacks {
             Some(OverlayCalls::Strings) => Some("overlay=strings"),
             Some(OverlayCalls::Classic) => Some("overlay=classic"),
         };
-        overlay.into_iter().chain(self.classic_clone.then_some("clone=classic")).collect()
+        let classic = self.classic_clone.then_some("clone=classic");
+        overlay.into_iter().chain(classic).chain(self.confined.then_some("confined")).collect()
     }
 
     /// From the arguments of the launcher's program.
@@ -69,6 +72,7 @@ impl Fallbacks {
                 "overlay=strings" => fallbacks.overlay = Some(OverlayCalls::Strings),
                 "overlay=classic" => fallbacks.overlay = Some(OverlayCalls::Classic),
                 "clone=classic" => fallbacks.classic_clone = true,
+                "confined" => fallbacks.confined = true,
                 _ => {}
             }
         }
@@ -81,6 +85,8 @@ impl Fallbacks {
 pub(crate) struct Machine {
     pub(crate) overlay: OverlayCalls,
     pub(crate) classic_clone: bool,
+    /// Whether steps get neither namespaces nor mounts.
+    pub(crate) confined: bool,
     /// Whether our root is root in a user namespace only.
     pub(crate) in_user_namespace: bool,
     /// Whether supplementary groups cannot be set: in a user namespace of a single id.
@@ -94,7 +100,8 @@ impl Machine {
         Self {
             overlay: fallbacks.overlay.unwrap_or_else(OverlayCalls::probe),
             classic_clone: fallbacks.classic_clone,
-            in_user_namespace: in_user_namespace(),
+            confined: fallbacks.confined,
+            in_user_namespace: sys::namespace::in_user_namespace(),
             groups_denied: std::fs::read("/proc/self/setgroups").is_ok_and(|text| text.starts_with(b"deny")),
             permitted: rustix::thread::capabilities(None)
                 .map_or(CapabilitySet::empty(), |capabilities| capabilities.permitted),
@@ -108,11 +115,4 @@ impl Machine {
             Capabilities::All => self.permitted,
         }
     }
-}
-
-/// True unless ids are those of the machine itself.
-pub(crate) fn in_user_namespace() -> bool {
-    let Ok(map) = std::fs::read_to_string("/proc/self/uid_map") else { return false };
-    let mut numbers = map.split_whitespace();
-    (numbers.next(), numbers.next(), numbers.next()) != (Some("0"), Some("0"), Some("4294967295"))
 }

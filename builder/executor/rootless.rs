@@ -2,12 +2,16 @@
 //!
 //! With subordinate ids (/etc/subuid, /etc/subgid, and the programs newuidmap and newgidmap) an image's users all exist.
 //! Without them there is one id: everything belongs to root, and changing an owner fails.
+//!
+//! Root of a container often has no more rights than that. It takes the same way, with the ids of the container; where a filter
+//! forbids even that, what is left is [`Tier::Confined`].
 
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
 use rustix::io::Errno;
+use rustix::thread::CapabilitySet;
 use sys::namespace::Namespaces;
 use sys::process::Cloned;
 use sys::{Named, process, socket};
@@ -27,6 +31,11 @@ pub enum Tier {
     /// Root of an own user namespace with no other id.
     SingleId {
         /// Why there are no more.
+        reason: String,
+    },
+    /// Root of a container that permits neither namespaces nor mounts: steps get another root directory and no more.
+    Confined {
+        /// What was refused.
         reason: String,
     },
 }
@@ -61,9 +70,20 @@ impl RootlessError {
 ///
 /// To be called in `main` before [`crate::Launcher::start`]: the process must have one thread. It stays the same process.
 pub fn enter() -> Result<Tier, RootlessError> {
-    if rustix::process::geteuid().is_root() {
+    let is_root = rustix::process::geteuid().is_root();
+    let rights = rustix::thread::capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.effective);
+    if is_root && rights.contains(CapabilitySet::SYS_ADMIN) {
         return Ok(Tier::Root);
     }
+    match enter_namespace() {
+        Err(RootlessError::Forbidden { cause, .. }) if is_root && rights.contains(CapabilitySet::SYS_CHROOT) => {
+            Ok(Tier::Confined { reason: cause.to_string() })
+        }
+        other => other,
+    }
+}
+
+fn enter_namespace() -> Result<Tier, RootlessError> {
     let ids = Ids { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() };
     let failed = |cause: sys::Error| RootlessError::Failed(cause.into());
     // Maps of more than the own id are written by programs with the right to, from outside of the namespace.
@@ -131,6 +151,9 @@ fn help(rbuild: impl std::os::fd::AsFd, target: u32, ids: &Ids) {
 }
 
 fn write_maps(target: u32, ids: &Ids) -> Result<u64, String> {
+    if ids.uid == 0 {
+        return keep_ids(target);
+    }
     let name = user_name(&fs::read_to_string("/etc/passwd").unwrap_or_default(), ids.uid);
     let ranges = |file: &str| {
         let text = fs::read_to_string(file).map_err(|error| format!("{file} cannot be read: {error}"))?;
@@ -150,6 +173,32 @@ fn write_maps(target: u32, ids: &Ids) -> Result<u64, String> {
         }
     }
     Ok(uids.iter().map(|(_, count)| count).sum())
+}
+
+/// Root of a container keeps all ids that the container has.
+fn keep_ids(target: u32) -> Result<u64, String> {
+    let mut count = 0;
+    for (own, map) in [("/proc/self/gid_map", "gid_map"), ("/proc/self/uid_map", "uid_map")] {
+        let path = format!("/proc/{target}/{map}");
+        let text = fs::read_to_string(own).map_err(|error| format!("{own} cannot be read: {error}"))?;
+        let ranges = own_ranges(&text);
+        let lines: String = ranges.iter().map(|(first, length)| format!("{first} {first} {length}\n")).collect();
+        fs::write(&path, lines).map_err(|error| format!("{path} cannot be written: {error}"))?;
+        count = ranges.iter().map(|(_, length)| length).sum::<u64>().saturating_sub(1);
+    }
+    Ok(count)
+}
+
+/// First id and number of ids of every range of an id map (user_namespaces(7)), as seen from inside.
+fn own_ranges(map: &str) -> Vec<(u64, u64)> {
+    let range = |line: &str| {
+        let mut fields = line.split_whitespace().map(str::parse);
+        match (fields.next(), fields.next(), fields.next()) {
+            (Some(Ok(first)), Some(Ok(_)), Some(Ok(length))) => Some((first, length)),
+            _ => None::<(u64, u64)>,
+        }
+    };
+    map.lines().filter_map(range).collect()
 }
 
 /// Root is oneself; the rest follows without gaps.
@@ -210,6 +259,10 @@ mod tests {
         let text = "anna:100000:65536\nberta:165536:65536\n1000:300000:10\nbroken\nanna:x:1\nanna:400000:0\n";
         assert_eq!(subordinate_ranges(text, Some("anna"), 1000), [(100_000, 65536), (300_000, 10)]);
         assert_eq!(subordinate_ranges(text, None, 1), []);
+        assert_eq!(
+            own_ranges("         0     100000      65536\n     65536          5          1\n"),
+            [(0, 65536), (65536, 1)]
+        );
         assert_eq!(user_name("root:x:0:0::/:\nanna:x:1000:1000::/:\n", 1000).as_deref(), Some("anna"));
         assert_eq!(
             map_arguments(1000, &[(100_000, 65536), (300_000, 10)]),

@@ -154,11 +154,28 @@ fn build(settings: &Settings, tls: &Tls, https: bool) -> Result<reqwest::Client,
     if tls.insecure {
         return with_tls()?.tls_danger_accept_invalid_certs(true).build().map_err(describe);
     }
-    // A machine without any certificates of its own still has those that were configured.
+    // A machine without any certificates of its own still has those that were configured, and Mozilla's.
     match with_tls()?.tls_certs_merge(certificates.clone()).build() {
         Ok(client) => Ok(client),
-        Err(_) => with_tls()?.tls_certs_only(certificates).build().map_err(describe),
+        Err(_) => with_tls()?.tls_certs_only(certificates.into_iter().chain(mozilla())).build().map_err(describe),
     }
+}
+
+/// An HTTP client for what is no registry; `name` goes into its User-Agent. Mozilla's authorities stand in on a machine without
+/// any certificates, such as a container with nothing but a static binary in it.
+///
+/// # Errors
+/// A proxy from the environment that is no URL, for one.
+pub fn plain_client(name: &str) -> reqwest::Result<reqwest::Client> {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let builder = || reqwest::Client::builder().user_agent(name);
+    builder().build().or_else(|_| builder().tls_certs_only(mozilla()).build())
+}
+
+/// The authorities that Mozilla's browsers trust, as of when rbuild was built.
+fn mozilla() -> impl Iterator<Item = reqwest::Certificate> {
+    let all = webpki_root_certs::TLS_SERVER_ROOT_CERTS.iter();
+    all.filter_map(|certificate| reqwest::Certificate::from_der(certificate).ok())
 }
 
 fn proxies(settings: &Settings) -> Result<Vec<Proxy>, String> {

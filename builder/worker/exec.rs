@@ -71,6 +71,8 @@ impl std::fmt::Display for StepFailure {
 impl BuildWorker {
     pub(super) async fn exec(&self, context: &RunContext, op: &ExecOp, inputs: &[Output]) -> Result<Rootfs, WorkError> {
         self.check_entitlements(op)?;
+        let confined = self.launcher.is_confined();
+        let _turn = if confined { self.turn.acquire().await.ok() } else { None };
         let base = self.input_rootfs(context, op.root, inputs).await?;
         let mut held = Held::default();
         let root = self.layers.root(context, base.chain.as_ref(), true).await?;
@@ -149,6 +151,7 @@ impl BuildWorker {
         let connected =
             connected.map_err(|error| WorkError::Start(StartFailure { command: op.args.join(" "), error }))?;
         if let Some(why) = &connected.instead_of_private
+            && !self.launcher.is_confined()
             && !self.network_noted.swap(true, Ordering::Relaxed)
         {
             context.progress.warn(format!("RUN steps use the host's network: {why}; --network=none isolates them"));
@@ -171,7 +174,9 @@ impl BuildWorker {
             MountKind::Tmpfs { size } => add(Source::Tmpfs { size: *size, mode: 0o1777 }, mount.readonly),
             MountKind::Bind(bind) => {
                 let rootfs = self.bind_source(context, bind, inputs).await?;
-                let root = self.layers.root(context, rootfs.chain.as_ref(), !mount.readonly).await?;
+                // Without mounts it is moved into the step's root, which wants a copy that nobody else has.
+                let own = !mount.readonly || self.launcher.is_confined();
+                let root = self.layers.root(context, rootfs.chain.as_ref(), own).await?;
                 add(root.source(bind.selector.clone()), mount.readonly);
                 held.roots.push(root);
             }
@@ -226,6 +231,7 @@ impl BuildWorker {
         initial: Rootfs,
     ) -> Result<snapshotter::CacheMountDir, WorkError> {
         let sharing = match cache.sharing {
+            _ if self.launcher.is_confined() => snapshotter::CacheMountSharing::Locked,
             CacheSharing::Shared => snapshotter::CacheMountSharing::Shared,
             CacheSharing::Private => snapshotter::CacheMountSharing::Private,
             CacheSharing::Locked => snapshotter::CacheMountSharing::Locked,

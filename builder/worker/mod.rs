@@ -181,6 +181,8 @@ pub struct BuildWorker {
     pub(crate) scratch: PathBuf,
     /// The person was told which network steps use.
     pub(crate) network_noted: AtomicBool,
+    /// Held by a step where steps come one at a time.
+    pub(crate) turn: tokio::sync::Semaphore,
     /// `--cache-from`
     pub(crate) imports: Imports,
     /// What was made and found, for `--cache-to`.

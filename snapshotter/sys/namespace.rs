@@ -40,6 +40,14 @@ impl Namespaces {
     }
 }
 
+/// The inode of the user namespace that the machine began with (`PROC_USER_INIT_INO` in the kernel's proc_ns.h).
+const FIRST_USER_NAMESPACE: u64 = 0xEFFF_FFFD;
+
+/// Whether this process is in another user namespace than the machine's own: ids and capabilities then mean less than they say.
+pub fn in_user_namespace() -> bool {
+    rustix::fs::stat(c"/proc/self/ns/user").is_ok_and(|stat| stat.st_ino != FIRST_USER_NAMESPACE)
+}
+
 /// Gives this thread namespaces of its own.
 ///
 /// Descriptors stay shared with other threads, so what makes `unshare` unsafe in general cannot happen.

@@ -152,22 +152,6 @@ fn what_a_step_leaves_running_ends_with_it() {
 }
 
 #[test]
-fn proc_sys_and_dev_leave_no_trace_in_the_layer() {
-    let env = TestEnv::new();
-    let busybox = std::fs::read(crate::support::find("busybox").expect("busybox-static")).expect("readable");
-    let context = env
-        .dockerfile("c", "FROM scratch\nCOPY busybox /busybox\nRUN [\"/busybox\", \"touch\", \"/made\"]\n")
-        .mode("busybox", 0o755, busybox);
-    let out = env.path("out.tar");
-    env.build(&context, &["-o", &format!("type=oci,dest={}", out.display())]).ok();
-    let image = crate::support::Layout::from_archive(&out).image();
-    let last: Vec<_> =
-        image.layers[1].iter().map(|e| e.path.trim_end_matches('/')).filter(|p| !p.is_empty() && *p != ".").collect();
-    // What other builders leave (empty proc, sys, dev, etc/resolv.conf) is no content of the step.
-    assert_eq!(last, ["made"]);
-}
-
-#[test]
 fn insecure_mode_and_the_host_network_need_to_be_allowed() {
     let env = TestEnv::busybox();
     for (option, name) in [("--security=insecure", "security.insecure"), ("--network=host", "network.host")] {

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::v1::Kind;
-use crate::machine::in_user_namespace;
+use sys::namespace::in_user_namespace;
 
 /// One hierarchy as far as it is visible.
 #[derive(Debug, Clone, PartialEq, Eq)]

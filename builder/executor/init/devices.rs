@@ -19,7 +19,7 @@ use crate::machine::Machine;
 use crate::spec::{Devices, Process};
 
 /// Name, major and minor number of the nodes that every step has.
-const NODES: &[(&str, u32, u32)] =
+pub(crate) const NODES: &[(&str, u32, u32)] =
     &[("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
 
 /// Nodes for privileged steps, as far as the host has them.

@@ -11,7 +11,7 @@ use crate::spec::{DEFAULT_PATH, Process};
 use crate::user::Identity;
 
 /// A program that is ready to be executed.
-pub(super) struct Program {
+pub(crate) struct Program {
     name: String,
     candidates: Vec<CString>,
     searched: String,
@@ -20,7 +20,7 @@ pub(super) struct Program {
 }
 
 impl Program {
-    pub(super) fn new(process: &Process, identity: &Identity) -> Result<Self, Error> {
+    pub(crate) fn new(process: &Process, identity: &Identity) -> Result<Self, Error> {
         let name = process.args.first().cloned().ok_or(Error::NoCommand)?;
         let environment = environment(process, identity);
         let (candidates, searched) = candidates(&name, &environment);
@@ -34,7 +34,7 @@ impl Program {
     }
 
     /// Executes it; what comes back is why not.
-    pub(super) fn execute(&self) -> Error {
+    pub(crate) fn execute(&self) -> Error {
         let mut forbidden = None;
         for path in &self.candidates {
             let Err(error) = process::execute(path, &self.arguments, &self.environment);

@@ -14,7 +14,7 @@ use crate::user::Identity;
 const SETUP: CapabilitySet = CapabilitySet::SYS_ADMIN;
 
 /// Takes on ids, groups and capabilities, keeping only what installing the filter needs.
-pub(super) fn assume(
+pub(crate) fn assume(
     identity: &Identity,
     machine: &Machine,
     capabilities: CapabilitySet,
@@ -49,7 +49,7 @@ pub(super) fn assume(
 }
 
 /// Gives up what only the set-up needed.
-pub(super) fn drop_setup_capabilities(capabilities: CapabilitySet, process: &Process) -> Result<(), Error> {
+pub(crate) fn drop_setup_capabilities(capabilities: CapabilitySet, process: &Process) -> Result<(), Error> {
     let inheritable = inheritable(capabilities, process);
     set(capabilities, inheritable)?;
     for capability in inheritable.iter() {

@@ -31,8 +31,13 @@ use crate::machine::Machine;
 use crate::seccomp::Filter;
 use crate::spec::{self, Process};
 use crate::user::{self, Identity};
-use place::Places;
 use scratch::Scratch;
+
+pub(crate) use devices::NODES;
+pub(crate) use exec::Program;
+pub(crate) use identity::{assume as assume_identity, drop_setup_capabilities};
+pub(crate) use place::{Missing, Places};
+pub(crate) use working_directory::{enter as enter_working_directory, open as open_working_directory};
 
 /// What the step's process is given.
 pub(crate) struct Setup<'launcher> {
@@ -61,15 +66,20 @@ pub(crate) enum NetworkSetup {
 
 /// Becomes the step, or reports why not and ends.
 pub(crate) fn run(setup: Setup<'_>) -> ! {
-    let report = setup.report.as_fd();
-    if let Err(error) = become_step(&setup) {
-        let message = wire::encode(&Report::Failed(error)).ok().filter(|message| message.len() <= MAX_MESSAGE);
-        let message = message.or_else(|| {
-            let short = Error::Protocol("the reason of a failure is too long to be told".to_owned());
-            wire::encode(&Report::Failed(short)).ok()
-        });
-        socket::send(report, &message.unwrap_or_default(), &[], true).ok();
+    match become_step(&setup) {
+        Ok(()) => process::exit(125),
+        Err(error) => report_failure(setup.report.as_fd(), error),
     }
+}
+
+/// Ends the process that did not become the step.
+pub(crate) fn report_failure(report: BorrowedFd<'_>, error: Error) -> ! {
+    let message = wire::encode(&Report::Failed(error)).ok().filter(|message| message.len() <= MAX_MESSAGE);
+    let message = message.or_else(|| {
+        let short = Error::Protocol("the reason of a failure is too long to be told".to_owned());
+        wire::encode(&Report::Failed(short)).ok()
+    });
+    socket::send(report, &message.unwrap_or_default(), &[], true).ok();
     process::exit(125)
 }
 
@@ -108,7 +118,7 @@ fn become_step(setup: &Setup<'_>) -> Result<(), Error> {
         None => None,
     };
     devices::console(&places, terminal.as_ref())?;
-    system::protect(&places, process, &mut scratch)?;
+    system::protect(&places, process, &system, &mut scratch)?;
 
     // 5. What the step was given.
     mounts::etc_files(&mut places, &process.files, &mut scratch)?;
@@ -155,7 +165,7 @@ fn become_step(setup: &Setup<'_>) -> Result<(), Error> {
 
 /// The launcher's keys are out of reach for the step. Where keyrings do not exist, or the user's quota of keys is used up for
 /// the moment, the filter's ban on the calls has to do.
-fn leave_keyring() -> Result<(), Error> {
+pub(crate) fn leave_keyring() -> Result<(), Error> {
     use rustix::io::Errno;
     match process::new_session_keyring() {
         Err(error) if !matches!(error.errno(), Errno::NOSYS | Errno::PERM | Errno::ACCESS | Errno::DQUOT) => {
@@ -165,7 +175,7 @@ fn leave_keyring() -> Result<(), Error> {
     }
 }
 
-fn standard_descriptors(
+pub(crate) fn standard_descriptors(
     setup: &Setup<'_>,
     terminal: Option<&terminal::Terminal>,
     identity: &Identity,
@@ -202,7 +212,7 @@ fn give_pipe(fd: BorrowedFd<'_>, identity: &Identity) {
 }
 
 /// Sets the limits, as far as this process may: a hard limit that it cannot reach is taken as the highest that it can.
-fn limit_resources(process: &Process) -> Result<(), Error> {
+pub(crate) fn limit_resources(process: &Process) -> Result<(), Error> {
     for limit in &process.rlimits {
         let resource = resource(limit.resource);
         let most = rustix::process::getrlimit(resource).maximum;
@@ -255,7 +265,7 @@ fn is_directory(fd: impl AsFd) -> sys::Result<bool> {
 }
 
 /// Writes a whole new file in an open directory.
-fn write_file(directory: impl AsFd, name: &str, content: &[u8], mode: u32) -> sys::Result<OwnedFd> {
+pub(crate) fn write_file(directory: impl AsFd, name: &str, content: &[u8], mode: u32) -> sys::Result<OwnedFd> {
     use rustix::fs::OFlags;
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
     let fd = rustix::fs::openat(directory, name, flags, Mode::from_raw_mode(mode))

@@ -16,7 +16,7 @@ use crate::stubs::{Purpose, Stub, times_of};
 const MAX_LINKS: u32 = 40;
 
 /// The root with a record of what was made in it.
-pub(super) struct Places<'root> {
+pub(crate) struct Places<'root> {
     root: BorrowedFd<'root>,
     root_mount: u64,
     stubs: Vec<Stub>,
@@ -24,7 +24,7 @@ pub(super) struct Places<'root> {
 
 /// What to make where there is nothing.
 #[derive(Clone, Copy)]
-pub(super) enum Missing {
+pub(crate) enum Missing {
     /// Stubs on the way, and a directory at the end.
     StubDirectory(Purpose),
     /// Stubs on the way, and an empty file at the end.
@@ -34,31 +34,31 @@ pub(super) enum Missing {
 }
 
 impl<'root> Places<'root> {
-    pub(super) fn new(root: BorrowedFd<'root>) -> Result<Self, Error> {
+    pub(crate) fn new(root: BorrowedFd<'root>) -> Result<Self, Error> {
         let root_mount = mount_id(root).doing("look at the root")?;
         Ok(Self { root, root_mount, stubs: Vec::new() })
     }
 
     /// What was made to be mounted on, in the order it was made.
-    pub(super) fn into_stubs(self) -> Vec<Stub> {
+    pub(crate) fn into_stubs(self) -> Vec<Stub> {
         self.stubs
     }
 
     /// What is at a path, symbolic links being followed inside the root.
-    pub(super) fn open(&self, path: &str) -> sys::Result<OwnedFd> {
+    pub(crate) fn open(&self, path: &str) -> sys::Result<OwnedFd> {
         sys::path::open(self.root, path.as_bytes(), Links::InRoot, OFlags::PATH, 0)
             .call(|| format!("openat2(root, {path:?}, O_PATH, RESOLVE_IN_ROOT)"))
     }
 
     /// What is at a path without any symbolic link in it.
-    pub(super) fn open_plain(&self, path: &str) -> sys::Result<OwnedFd> {
+    pub(crate) fn open_plain(&self, path: &str) -> sys::Result<OwnedFd> {
         let relative = path.trim_start_matches('/');
         sys::path::open(self.root, relative.as_bytes(), Links::Refuse, OFlags::PATH, 0)
             .call(|| format!("openat2(root, {relative:?}, O_PATH, RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS)"))
     }
 
     /// What is at a path, made if it is missing.
-    pub(super) fn open_or_make(&mut self, path: &str, missing: Missing) -> sys::Result<OwnedFd> {
+    pub(crate) fn open_or_make(&mut self, path: &str, missing: Missing) -> sys::Result<OwnedFd> {
         match self.open(path) {
             Err(error) if error.errno() == Errno::NOENT => self.walk(path, missing),
             other => other,
@@ -66,7 +66,7 @@ impl<'root> Places<'root> {
     }
 
     /// A directory of the root itself that has to be an ordinary one: a symbolic link there would lead a mount astray.
-    pub(super) fn standard_directory(&mut self, name: &str) -> sys::Result<OwnedFd> {
+    pub(crate) fn standard_directory(&mut self, name: &str) -> sys::Result<OwnedFd> {
         if self.open_plain(name).is_err_and(|error| error.errno() == Errno::NOENT) {
             self.make(self.root, name, &format!("/{name}"), true, Missing::StubDirectory(Purpose::Standard))?;
         }

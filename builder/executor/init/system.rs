@@ -23,6 +23,8 @@ pub(super) const RESTRICTED: Attributes =
 pub(super) struct System {
     /// The root of the step's own pseudo-terminals.
     pub(super) terminals: OwnedFd,
+    /// Whether /proc is the one that rbuild itself sees, where parts may be covered already.
+    outer_proc: bool,
 }
 
 /// Mounts them all.
@@ -33,7 +35,7 @@ pub(super) fn mount(
     scratch: &mut Scratch,
     group: &Group,
 ) -> Result<System, Error> {
-    let proc = FileSystem::open("proc").and_then(|proc| proc.mount(RESTRICTED)).doing("make a /proc")?;
+    let (proc, outer_proc) = proc().doing("make a /proc")?;
     let place = places.standard_directory("proc").doing("mount /proc")?;
     calls::attach(&proc, &place).doing("mount /proc")?;
 
@@ -44,7 +46,20 @@ pub(super) fn mount(
     let sysfs = sysfs(RESTRICTED | writable).doing("make a /sys")?;
     calls::attach(&sysfs, &place).doing("mount /sys")?;
     cgroup(places, group, RESTRICTED | writable, scratch).doing("mount /sys/fs/cgroup")?;
-    Ok(System { terminals })
+    Ok(System { terminals, outer_proc })
+}
+
+/// Who sees only a part of /proc, as most containers do, is given no whole one by the kernel ("mount too revealing"). The one
+/// that rbuild sees is shown then, with what covers parts of it: a step has a process id there too, and finds itself.
+fn proc() -> sys::Result<(OwnedFd, bool)> {
+    match FileSystem::open("proc").and_then(|proc| proc.mount(RESTRICTED)) {
+        Err(error) if error.errno() == Errno::PERM => {
+            let tree = calls::copy_tree_at(Path::new("/proc"), true)?;
+            calls::set_attributes(&tree, RESTRICTED, Attributes::empty(), true)?;
+            Ok((tree, true))
+        }
+        other => other.map(|tree| (tree, false)),
+    }
 }
 
 /// An own sysfs needs rights over the network namespace, which root of a user namespace does not have over the host's: there
@@ -94,12 +109,18 @@ fn cgroup(places: &Places<'_>, group: &Group, attributes: Attributes, scratch: &
 }
 
 /// Hides and protects what the step must not see or write.
-pub(super) fn protect(places: &Places<'_>, process: &Process, scratch: &mut Scratch) -> Result<(), Error> {
+pub(super) fn protect(
+    places: &Places<'_>,
+    process: &Process,
+    system: &System,
+    scratch: &mut Scratch,
+) -> Result<(), Error> {
+    let existing = |path: &str| existing(places, path, system.outer_proc);
     if !process.masked_paths.is_empty() {
         let null = null_device(places).doing("find the null device")?;
         let nothing = scratch.empty_directory().doing("make an empty directory")?;
         for path in &process.masked_paths {
-            let Some(place) = existing(places, path)? else { continue };
+            let Some(place) = existing(path)? else { continue };
             // The null device has to stay a device, so that what is hidden reads as empty.
             let (cover, attributes) = match is_directory(&place).doing("mask a path")? {
                 true => (&nothing, RESTRICTED_READONLY),
@@ -113,7 +134,7 @@ pub(super) fn protect(places: &Places<'_>, process: &Process, scratch: &mut Scra
         }
     }
     for path in &process.readonly_paths {
-        let Some(place) = existing(places, path)? else { continue };
+        let Some(place) = existing(path)? else { continue };
         let tree = calls::copy_tree(&place, c"", true).doing(&format!("protect {path}"))?;
         calls::attach(&tree, &place).doing(&format!("protect {path}"))?;
         super::mounts::make_readonly(tree.as_fd()).doing(&format!("protect {path}"))?;
@@ -129,7 +150,7 @@ fn ignore_missing_call(error: sys::Error) -> sys::Result<()> {
 }
 
 /// A path to be protected, if there is such a thing, and if what lies under /proc really is the kernel's.
-fn existing(places: &Places<'_>, path: &str) -> Result<Option<OwnedFd>, Error> {
+fn existing(places: &Places<'_>, path: &str, may_be_covered: bool) -> Result<Option<OwnedFd>, Error> {
     let place = match places.open_plain(path) {
         // What is a link in the kernel's own file systems leads to something with a path of its own.
         Err(error) if matches!(error.errno(), Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
@@ -137,7 +158,10 @@ fn existing(places: &Places<'_>, path: &str) -> Result<Option<OwnedFd>, Error> {
     };
     for (prefix, magic) in [("/proc/", PROC_SUPER_MAGIC), ("/sys/", SYSFS_MAGIC)] {
         if path.starts_with(prefix) {
-            check_kind(place.as_fd(), magic, path).doing(&format!("protect {path}"))?;
+            match check_kind(place.as_fd(), magic, path) {
+                Err(error) if may_be_covered && error.errno() == Errno::XDEV => return Ok(None),
+                other => other.doing(&format!("protect {path}"))?,
+            }
         }
     }
     Ok(Some(place))

@@ -11,15 +11,15 @@ use crate::spec::WindowSize;
 use crate::user::Identity;
 
 /// Both sides.
-pub(super) struct Terminal {
+pub(crate) struct Terminal {
     /// rbuild's.
-    pub(super) master: OwnedFd,
+    pub(crate) master: OwnedFd,
     /// The step's.
-    pub(super) slave: OwnedFd,
+    pub(crate) slave: OwnedFd,
 }
 
 /// Opens a new one.
-pub(super) fn open(terminals: BorrowedFd<'_>, size: WindowSize, identity: &Identity) -> Result<Terminal, Error> {
+pub(crate) fn open(terminals: BorrowedFd<'_>, size: WindowSize, identity: &Identity) -> Result<Terminal, Error> {
     let make = || {
         let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
         let master = rustix::fs::openat(terminals, c"ptmx", flags, Mode::empty())

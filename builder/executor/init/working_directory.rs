@@ -11,7 +11,7 @@ use crate::error::Error;
 use crate::user::Identity;
 
 /// Opens it while the root is not ours yet. A path through /proc/self/fd leads nowhere: the look-up follows no magic links.
-pub(super) fn open(places: &mut Places<'_>, path: &str, identity: &Identity) -> Result<OwnedFd, Error> {
+pub(crate) fn open(places: &mut Places<'_>, path: &str, identity: &Identity) -> Result<OwnedFd, Error> {
     let missing = Missing::Directory { uid: identity.uid, gid: identity.gid };
     let mut find = || {
         if path.contains('\0') {
@@ -27,7 +27,7 @@ pub(super) fn open(places: &mut Places<'_>, path: &str, identity: &Identity) -> 
 }
 
 /// Enters it after the root has changed, as root, because a user need not be allowed to search the way to it.
-pub(super) fn enter(directory: BorrowedFd<'_>, path: &str) -> Result<(), Error> {
+pub(crate) fn enter(directory: BorrowedFd<'_>, path: &str) -> Result<(), Error> {
     let enter = || {
         rustix::process::fchdir(directory).call(|| format!("fchdir({path:?})"))?;
         // The kernel answers a path that does not begin with a slash when the directory is not beneath the root.

@@ -18,7 +18,7 @@ use sys::namespace::Namespaces;
 use sys::process::Cloned;
 use sys::{Named, fd, mount, process, socket};
 
-use crate::error::{Error, SystemError};
+use crate::error::Error;
 use crate::machine::Fallbacks;
 use crate::network::Subnet;
 use crate::running::{Running, Stdio};
@@ -36,12 +36,14 @@ pub struct Launcher {
 
 #[derive(Debug)]
 struct Shared {
-    /// `None` only while it is being dropped.
+    /// `None` while it is being dropped, or if there is no launcher.
     socket: Option<OwnedFd>,
-    pid: i32,
-    pidfd: OwnedFd,
+    /// The launcher's process.
+    process: Option<(i32, OwnedFd)>,
+    /// Whether steps get neither namespaces nor mounts.
+    confined: bool,
     /// What the launcher said first, once somebody wanted to know.
-    greeting: OnceLock<Result<(), SystemError>>,
+    greeting: OnceLock<Result<(), Error>>,
     /// What it said about private networks.
     network: tokio::sync::OnceCell<PrivateNetwork>,
 }
@@ -71,14 +73,34 @@ impl Launcher {
         Self::spawn(fallbacks).map_err(|error| Error::Launcher(error.into()))
     }
 
+    /// In place of a launcher where there can be none: whoever wants a step is told why.
+    #[must_use]
+    pub fn none(why: Error) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                socket: None,
+                process: None,
+                confined: false,
+                greeting: OnceLock::from(Err(why)),
+                network: Default::default(),
+            }),
+        }
+    }
+
     fn spawn(fallbacks: Fallbacks) -> sys::Result<Self> {
         let (ours, theirs) = socket::pair()?;
         // A pid namespace of its own makes the kernel end every step when the launcher ends, however it ends.
-        match process::clone(Namespaces::PID, None)? {
+        let namespaces = if fallbacks.confined { Namespaces::NONE } else { Namespaces::PID };
+        match process::clone(namespaces, None)? {
             Cloned::Parent { pid, pidfd } => {
                 drop(theirs);
-                let shared =
-                    Shared { socket: Some(ours), pid, pidfd, greeting: OnceLock::new(), network: Default::default() };
+                let shared = Shared {
+                    socket: Some(ours),
+                    process: Some((pid, pidfd)),
+                    confined: fallbacks.confined,
+                    greeting: OnceLock::new(),
+                    network: Default::default(),
+                };
                 Ok(Self { shared: Arc::new(shared) })
             }
             Cloned::Child => {
@@ -98,8 +120,8 @@ impl Launcher {
     /// [`Launcher::start`] does not wait, because rbuild has other things to do meanwhile and may need no step at all; the first
     /// step asks by itself.
     pub fn check(&self) -> Result<(), Error> {
-        let greeting = self.shared.greeting.get_or_init(|| self.shared.greet().map_err(SystemError::from));
-        greeting.clone().map_err(Error::Launcher)
+        let greet = || self.shared.greet().map_err(|error| Error::Launcher(error.into()));
+        self.shared.greeting.get_or_init(greet).clone()
     }
 
     /// Starts a step. Returns when its program is being executed, or with the reason why it is not.
@@ -168,9 +190,15 @@ impl Launcher {
         }
     }
 
+    /// Whether steps get neither namespaces nor mounts: they must then come one at a time, each with a root directory of its
+    /// own, and what is mounted into it must be theirs alone.
+    pub fn is_confined(&self) -> bool {
+        self.shared.confined
+    }
+
     /// The launcher's process id, for diagnostics.
-    pub fn pid(&self) -> i32 {
-        self.shared.pid
+    pub fn pid(&self) -> Option<i32> {
+        self.shared.process.as_ref().map(|(pid, _)| *pid)
     }
 }
 
@@ -195,14 +223,15 @@ impl Shared {
 impl Drop for Shared {
     fn drop(&mut self) {
         self.socket = None;
+        let Some((pid, pidfd)) = &self.process else { return };
         // It ends as soon as it sees the socket's end. Should it hang, it is made to.
-        let mut poll = [PollFd::new(&self.pidfd, PollFlags::IN)];
+        let mut poll = [PollFd::new(pidfd, PollFlags::IN)];
         let patience = Timespec { tv_sec: 5, tv_nsec: 0 };
         if !matches!(rustix::event::poll(&mut poll, Some(&patience)), Ok(1)) {
-            process::signal(&self.pidfd, libc::SIGKILL).ok();
-            rustix::event::poll(&mut [PollFd::new(&self.pidfd, PollFlags::IN)], Some(&patience)).ok();
+            process::signal(pidfd, libc::SIGKILL).ok();
+            rustix::event::poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&patience)).ok();
         }
-        process::reap(self.pid).ok();
+        process::reap(*pid).ok();
     }
 }
 
@@ -216,11 +245,17 @@ fn become_launcher(socket: &OwnedFd, fallbacks: Fallbacks) -> sys::Error {
 fn try_become_launcher(socket: &OwnedFd, fallbacks: Fallbacks) -> sys::Result<std::convert::Infallible> {
     // A terminal's Ctrl-C is for rbuild, which decides what it means.
     rustix::process::setsid().call(|| "setsid()".to_owned())?;
-    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
-        .call(|| "prctl(PR_SET_PDEATHSIG, SIGKILL)".to_owned())?;
-    let program = if fallbacks.copied_program { copied_program() } else { unwritable_program() }?;
-    sys::namespace::unshare(Namespaces::MOUNT)?;
-    mount::make_all_private()?;
+    let program = if fallbacks.confined {
+        // rbuild's end is noticed by its socket: without a namespace, steps and what they leave have to be ended one by one.
+        copied_program()?
+    } else {
+        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
+            .call(|| "prctl(PR_SET_PDEATHSIG, SIGKILL)".to_owned())?;
+        let program = if fallbacks.copied_program { copied_program() } else { unwritable_program() }?;
+        sys::namespace::unshare(Namespaces::MOUNT)?;
+        mount::make_all_private()?;
+        program
+    };
     let null = rustix::fs::open(c"/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
         .call(|| "open(\"/dev/null\", O_RDWR)".to_owned())?;
     fd::set_standard(socket.as_fd(), Standard::Input)?;

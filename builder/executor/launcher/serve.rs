@@ -15,6 +15,7 @@ use sys::{Named, fd, process, socket};
 use super::gateway::Gateway;
 use super::wire::{self, MAX_MESSAGE, Order, Outcome, PrivateNetwork, Request};
 use crate::cgroup::{Cgroups, Group};
+use crate::confined::{self, Fixture};
 use crate::error::{Doing, Error};
 use crate::init;
 use crate::machine::{Fallbacks, Machine};
@@ -56,6 +57,8 @@ struct Step {
     pidfd: OwnedFd,
     started: Instant,
     group: Group,
+    /// What has to be taken out of its root.
+    fixture: Option<Fixture>,
     gateway: Option<Gateway>,
 }
 
@@ -72,6 +75,9 @@ impl Server {
             process::ignore_signal(signal, true)?;
         }
         let machine = Machine::look(fallbacks);
+        if machine.confined {
+            confined::adopt_orphans()?;
+        }
         socket::send(&socket, b"ready", &[], true)?;
         Ok(Self {
             socket,
@@ -182,6 +188,9 @@ impl Server {
             spec::Seccomp::Unconfined => None,
         };
         let group = self.cgroups.create(&process.limits)?;
+        if self.machine.confined {
+            return self.start_confined(request, control, report, io, filter, group);
+        }
         let mut namespaces = Namespaces::MOUNT.with(Namespaces::PID).with(Namespaces::IPC).with(Namespaces::UTS);
         let mut gateway = None;
         let network = match &process.network {
@@ -230,7 +239,37 @@ impl Server {
                 if let Some(pool) = used {
                     pool.refill();
                 }
-                self.steps.push(Step { control, pid, pidfd, started, group, gateway });
+                self.steps.push(Step { control, pid, pidfd, started, group, fixture: None, gateway });
+                Ok(())
+            }
+        }
+    }
+
+    /// The same without namespaces and mounts.
+    fn start_confined(
+        &mut self,
+        request: Request,
+        control: OwnedFd,
+        report: OwnedFd,
+        io: Vec<OwnedFd>,
+        filter: Option<seccomp::Filter>,
+        group: Group,
+    ) -> Result<(), Error> {
+        if !self.steps.is_empty() {
+            return Err(confined::impossible("a second step at the same time"));
+        }
+        let prepared = confined::prepare(&request.process)?;
+        let started = Instant::now();
+        match process::clone(Namespaces::NONE, None).doing("start a step's process")? {
+            Cloned::Child => {
+                let network = init::NetworkSetup::Keep;
+                let machine = &self.machine;
+                let setup = init::Setup { request, io, report, network, filter, machine, group, joined: false };
+                confined::run(setup, prepared)
+            }
+            Cloned::Parent { pid, pidfd } => {
+                let fixture = Some(prepared.fixture);
+                self.steps.push(Step { control, pid, pidfd, started, group, fixture, gateway: None });
                 Ok(())
             }
         }
@@ -280,6 +319,10 @@ impl Server {
         };
         let step = self.steps.swap_remove(index);
         let wall = step.started.elapsed();
+        if let Some(fixture) = step.fixture {
+            confined::end_leftovers(&[]);
+            drop(fixture);
+        }
         tell(&step.control, &Outcome::Ended(status(&ended, wall, &step.group)));
         // What follows is off rbuild's path: it goes on with the next step.
         self.leaving.push(step.group);

@@ -60,7 +60,12 @@ fn main() {
     // Asked for by the test that runs others once more in older ways. The launcher itself gets no environment.
     let fallbacks = match std::env::var(mounts::FALLBACKS).as_deref() {
         Ok("strings") => Fallbacks { overlay: Some(OverlayCalls::Strings), ..Fallbacks::default() },
-        Ok("classic") => Fallbacks { overlay: Some(OverlayCalls::Classic), classic_clone: true, copied_program: true },
+        Ok("classic") => Fallbacks {
+            overlay: Some(OverlayCalls::Classic),
+            classic_clone: true,
+            copied_program: true,
+            confined: false,
+        },
         _ => Fallbacks::default(),
     };
     let launcher = Launcher::start_with(fallbacks).and_then(|launcher| launcher.check().map(|()| launcher));

@@ -208,7 +208,7 @@ pub(crate) fn our_own_program_cannot_be_reached_for_writing(lab: &Lab) {
     let done = lab.run(process).expect("our program itself runs, as this test runner with nothing but a list to print");
     assert!(done.stdout.contains("our_own_program_cannot_be_reached_for_writing: test"), "{done:?}");
     // While it runs inside, its file is in a mount that cannot be written, whatever the file's mode.
-    let pid = lab.launcher.pid();
+    let pid = lab.launcher.pid().expect("there is one");
     let error = fs::OpenOptions::new().write(true).open(format!("/proc/{pid}/exe")).expect_err("read-only");
     assert!(matches!(error.raw_os_error(), Some(libc::EROFS | libc::ETXTBSY | libc::EACCES)), "{error}");
     if let Ok(inside) = fs::read_link(format!("/proc/{pid}/exe")) {

@@ -18,7 +18,7 @@ pub(crate) fn be_the_victim(launcher: &executor::Launcher, root: &str, marker: &
     runtime.block_on(async {
         let process = executor::Process::new(executor::Root::Bind(root.into()), ["/bin/sleep", marker]);
         let running = launcher.run(process, executor::Stdio::null().expect("null")).await.expect("start");
-        eprintln!("launcher {}", launcher.pid());
+        eprintln!("launcher {}", launcher.pid().expect("there is one"));
         std::future::pending::<()>().await;
         drop(running);
     });
