@@ -22,8 +22,7 @@ use crate::worker::ReadableTree;
 
 /// Build an image anew and say where the result differs
 ///
-/// Nothing recorded is used. Times do not count unless the image was built with SOURCE_DATE_EPOCH, which is taken from it.
-/// Exits with 0 if both are the same, with 1 after saying the first difference.
+/// Nothing recorded is used. Times count only where SOURCE_DATE_EPOCH is given; otherwise that of the image is tried. Exits with 0 if both are the same, with 1 after saying the first difference.
 #[derive(clap::Args, Debug, Clone)]
 pub struct VerifyArgs {
     /// The image: of the store, or else of its registry
@@ -53,6 +52,7 @@ pub async fn run(args: &VerifyArgs, session: &Session) -> Result<ExitCode, Repor
     let cancelled = CancellationToken::new();
     let signals = tokio::spawn(build::cancel_on_signal(cancelled.clone()));
     let notices = session.notices.attach(&progress);
+    let with_times = request.frontend.build_args.contains_key("SOURCE_DATE_EPOCH");
     let context =
         RunContext { progress: progress.vertex("[internal] compare the images"), cancelled: cancelled.clone() };
     let result = async {
@@ -71,7 +71,6 @@ pub async fn run(args: &VerifyArgs, session: &Session) -> Result<ExitCode, Repor
         };
         let rebuilt = variants(session, &built, &output, &context).await?;
         let rebuilt = rebuilt.into_iter().next().ok_or_else(|| Report::new("internal error: no result"))?;
-        let with_times = built.epoch.is_some();
         let difference = compare(session, &image, &rebuilt, with_times, &context).await?;
         Ok::<_, Report>((image, rebuilt, difference))
     }

