@@ -22,7 +22,8 @@ use crate::worker::ReadableTree;
 
 /// Build an image anew and say where the result differs
 ///
-/// Nothing recorded is used. Times count only where SOURCE_DATE_EPOCH is given; otherwise that of the image is tried. Exits with 0 if both are the same, with 1 after saying the first difference.
+/// Nothing recorded is used. Times count only where SOURCE_DATE_EPOCH is given; otherwise that of the image is tried. Exits
+/// with 0 if both are the same, with 1 after saying the first difference.
 #[derive(clap::Args, Debug, Clone)]
 pub struct VerifyArgs {
     /// The image: of the store, or else of its registry
