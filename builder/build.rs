@@ -9,9 +9,10 @@ use std::sync::{Arc, Mutex};
 use frontend::{ContextSource, Diagnostics, Images, Lowered, NoCache, SourceFile};
 use graph::{Digest, Graph, NetworkMode, NodeId, Op, Platform, SourceOp};
 use registry::Reference;
-use solver::{Options, Progress, RunContext, SolveError};
+use solver::{MustHit, Options, Progress, RunContext, SolveError};
 use tokio_util::sync::CancellationToken;
 
+use crate::builds::{Builds, Recorder};
 use crate::bundle::{Bundle, BundleError, Place as ImagePlace};
 use crate::cache::{self, CacheFrom, Imports, Recorded};
 use crate::check;
@@ -54,6 +55,10 @@ pub struct Request {
     pub cache_from: Vec<CacheFrom>,
     /// `--cache-to type=inline`: the records go into the image.
     pub cache_inline: bool,
+    /// `--fail-on-miss`
+    pub must_hit: MustHit,
+    /// Who remembers the build.
+    pub recorder: Option<Recorder>,
 }
 
 /// A finished build.
@@ -136,6 +141,16 @@ pub enum BuildError {
         /// Why.
         source: Box<WorkError>,
     },
+    /// A step would have to run that `--fail-on-miss` covers.
+    #[error("{name} is not in the cache, and --fail-on-miss forbids to run it")]
+    Missed {
+        /// The Dockerfile.
+        source_file: SourceFile,
+        /// Lines of the step.
+        span: Option<graph::Span>,
+        /// The step.
+        name: String,
+    },
     /// Outside any step.
     #[error(transparent)]
     Work(#[from] WorkError),
@@ -181,8 +196,12 @@ pub async fn build(
     let epoch = plans.first().and_then(|plan| plan.options().source_date_epoch);
     let epoch = epoch.and_then(|seconds| jiff::Timestamp::from_second(seconds).ok());
     let (graph, roots) = joined(&lowered);
+    if let Some(recorder) = &request.recorder {
+        recorder.graph(&graph);
+    }
+    let options = Options { parallel, must_hit: request.must_hit };
     let worker = Arc::new(worker(session, &graph, contexts, policy, imports, epoch)?);
-    let solved = solve(&graph, &roots, Arc::clone(&worker), parallel, &source, progress, cancelled).await?;
+    let solved = solve(&graph, &roots, Arc::clone(&worker), &options, &source, progress, cancelled).await?;
     let results = worker.take_results();
     let inline = request.cache_inline.then_some(results.as_slice());
     let mut images = Vec::with_capacity(lowered.len());
@@ -437,6 +456,7 @@ fn worker(
         turn: tokio::sync::Semaphore::new(1),
         imports,
         results: Mutex::default(),
+        builds: Builds::new(session.store.builds_directory()),
         limit: session.limit(),
         tidying: Arc::default(),
     })
@@ -453,22 +473,24 @@ async fn solve(
     graph: &Graph<Op>,
     roots: &[Option<NodeId>],
     worker: Arc<BuildWorker>,
-    parallel: usize,
+    options: &Options,
     source: &SourceFile,
     progress: &Progress,
     cancelled: &CancellationToken,
 ) -> Result<Stacks, BuildError> {
-    let options = Options { parallel };
     let targets: Vec<NodeId> = roots.iter().flatten().copied().collect();
     let mut stacks = Stacks { rootfs: Vec::with_capacity(roots.len()), hits: 0, misses: 0 };
     if targets.is_empty() {
         stacks.rootfs = roots.iter().map(|_| Rootfs::empty()).collect();
         return Ok(stacks);
     }
-    let solved = solver::solve(graph, &targets, Arc::clone(&worker), &options, progress, cancelled).await;
+    let solved = solver::solve(graph, &targets, Arc::clone(&worker), options, progress, cancelled).await;
     let solved = solved.map_err(|error| match error {
         SolveError::Cancelled => BuildError::Cancelled,
         SolveError::Task(why) => BuildError::Internal(why),
+        SolveError::Missed { node, name } => {
+            BuildError::Missed { source_file: source.clone(), span: graph.node(node).meta.span, name }
+        }
         SolveError::Vertex { node, source: error, .. } => BuildError::Step {
             source_file: source.clone(),
             span: graph.node(node).meta.span,
@@ -647,6 +669,12 @@ impl Request {
             policy,
             parallel: args.max_parallelism.or(config.max_parallelism).unwrap_or_else(default_parallelism),
             cache_from,
+            must_hit: match args.fail_on_miss.as_deref() {
+                None => MustHit::Nothing,
+                Some("") => MustHit::Everything,
+                Some(stage) => MustHit::Stage(stage.to_owned()),
+            },
+            recorder: None,
             cache_inline: args.cache_specs()?.iter().any(|to| to.place == cache::Place::Inline),
         })
     }

@@ -6,7 +6,7 @@ use crate::context::ContextError;
 use crate::images::ImageError;
 use crate::import::ImportError;
 use crate::outputs::OutputError;
-use crate::report::{Excerpt, Report};
+use crate::report::{EXIT_MISS, Excerpt, Report};
 use crate::stored::StoredError;
 use crate::worker::WorkError;
 
@@ -38,6 +38,13 @@ impl From<BuildError> for Report {
                 report.message = format!("failed to solve: {}", report.message);
                 match span {
                     Some(span) => report.with_excerpt(Excerpt::of_lines(&source_file, span)),
+                    None => report,
+                }
+            }
+            BuildError::Missed { ref source_file, span, .. } => {
+                let report = Self::of(&error).with_exit_code(EXIT_MISS);
+                match span {
+                    Some(span) => report.with_excerpt(Excerpt::of_lines(source_file, span)),
                     None => report,
                 }
             }

@@ -4,6 +4,7 @@
 //! [`build::build`] is that story in one function, [`outputs::deliver`] its end.
 
 pub mod build;
+pub mod builds;
 pub mod bundle;
 pub mod cache;
 pub mod check;

@@ -17,6 +17,7 @@
 //!   cache-mounts/HASH/          directories of RUN --mount=type=cache
 //!   leases/LEASE                flocked by a living process; the digests that it relies on
 //!   stat/HASH                   digests of a context's files by their stat data
+//!   builds/                     records and logs of builds that are over; see the builder
 //!   trash/                      what is being removed
 //! ```
 //!

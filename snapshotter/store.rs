@@ -80,6 +80,12 @@ impl Store {
         &self.layout.root
     }
 
+    /// Where records of builds are kept, which is the builder's business. It need not be there.
+    #[must_use]
+    pub fn builds_directory(&self) -> PathBuf {
+        self.layout.join("builds")
+    }
+
     /// A directory for this process's temporary files. The next start after its end empties it.
     #[must_use]
     pub fn scratch_directory(&self) -> PathBuf {

@@ -16,5 +16,5 @@ mod worker;
 
 pub use event::{Event, Events, Found, LogStream, Progress, Status, Usage, VertexId, VertexProgress, channel};
 pub use key::{CacheKeys, InputKey, VertexKeys};
-pub use scheduler::{Options, SolveError, Solved, solve};
+pub use scheduler::{MustHit, Options, SolveError, Solved, solve};
 pub use worker::{RunContext, Worker};

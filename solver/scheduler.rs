@@ -11,7 +11,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use graph::{ContentDigest, Graph, KeyHasher, Node, NodeId, Operation};
+use graph::{ContentDigest, Graph, KeyHasher, Meta, Node, NodeId, Operation};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -24,6 +24,30 @@ use crate::{CacheKeys, InputKey, Progress, RunContext, VertexKeys, VertexProgres
 pub struct Options {
     /// Steps that may run at the same time, at least 1.
     pub parallel: usize,
+    /// Steps that must be found.
+    pub must_hit: MustHit,
+}
+
+/// Steps that must be found: one that would have to run ends the build.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub enum MustHit {
+    /// None.
+    #[default]
+    Nothing,
+    /// All.
+    Everything,
+    /// Those of a stage, by its name or number.
+    Stage(String),
+}
+
+impl MustHit {
+    fn covers(&self, meta: &Meta) -> bool {
+        match self {
+            Self::Nothing => false,
+            Self::Everything => true,
+            Self::Stage(stage) => meta.stage.as_deref().is_some_and(|own| own.eq_ignore_ascii_case(stage)),
+        }
+    }
 }
 
 /// The output of one target.
@@ -49,6 +73,14 @@ pub enum SolveError<E: std::error::Error + 'static> {
         name: String,
         /// Why.
         source: E,
+    },
+    /// A vertex was not found that must be.
+    #[error("{name} is not in the cache")]
+    Missed {
+        /// The vertex.
+        node: NodeId,
+        /// Its name.
+        name: String,
     },
     /// The caller gave up.
     #[error("the build was cancelled")]
@@ -82,6 +114,7 @@ pub async fn solve<W: Worker>(
             Ok((id, Ok(done))) => state.finish(id, done),
             Ok((id, Err(Failure::Inputs { positions, cause }))) => state.bring_inputs(id, &positions, cause),
             Ok((id, Err(Failure::Error(error)))) => state.fail(id, error),
+            Ok((id, Err(Failure::Missed))) => state.missed(id),
             Ok((_, Err(Failure::Cancelled))) => {}
             Err(error) => state.give_up(SolveError::Task(error.to_string())),
         }
@@ -116,6 +149,8 @@ enum How {
 enum Failure<E> {
     Error(E),
     Cancelled,
+    /// It must be found and was not.
+    Missed,
     /// The data of these inputs are needed; `cause` is what failed for want of them.
     Inputs {
         positions: Vec<usize>,
@@ -135,6 +170,7 @@ struct State<'g, W: Worker> {
     graph: &'g Graph<W::Op>,
     worker: Arc<W>,
     slots: Arc<Semaphore>,
+    must_hit: MustHit,
     cancelled: CancellationToken,
     vertices: HashMap<NodeId, VertexProgress>,
     /// Inputs (counted once each) that are not solved yet.
@@ -171,6 +207,7 @@ impl<'g, W: Worker> State<'g, W> {
             graph,
             worker,
             slots: Arc::new(Semaphore::new(options.parallel.max(1))),
+            must_hit: options.must_hit.clone(),
             cancelled,
             vertices,
             pending,
@@ -196,6 +233,7 @@ impl<'g, W: Worker> State<'g, W> {
             worker: Arc::clone(&self.worker),
             slots: Arc::clone(&self.slots),
             needed: self.needed.contains(&id),
+            must_hit: self.must_hit.covers(&node.meta),
             node,
             inputs,
             context,
@@ -271,6 +309,12 @@ impl<'g, W: Worker> State<'g, W> {
         self.start(id);
     }
 
+    fn missed(&mut self, id: NodeId) {
+        self.vertices[&id].failed("it is not in the cache".into());
+        let name = self.graph.node(id).meta.name.clone();
+        self.give_up(SolveError::Missed { node: id, name });
+    }
+
     fn fail(&mut self, id: NodeId, source: W::Error) {
         self.vertices[&id].failed(source.to_string());
         let name = self.graph.node(id).meta.name.clone();
@@ -319,6 +363,8 @@ struct Vertex<W: Worker> {
     slots: Arc<Semaphore>,
     /// A hollow result is of no use.
     needed: bool,
+    /// It may not run.
+    must_hit: bool,
     node: Node<W::Op>,
     inputs: Vec<W::Output>,
     context: RunContext,
@@ -337,7 +383,7 @@ impl<W: Worker> Vertex<W> {
                 progress.completed();
             }
             // The loop says so, or goes on.
-            Err(Failure::Error(_) | Failure::Inputs { .. }) => {}
+            Err(Failure::Error(_) | Failure::Missed | Failure::Inputs { .. }) => {}
             Err(Failure::Cancelled) => progress.failed("cancelled".into()),
         }
         outcome
@@ -365,6 +411,10 @@ impl<W: Worker> Vertex<W> {
         {
             self.worker.save(&self.node.op, &keys, &found.output).await?;
             return Ok(found);
+        }
+        self.worker.missed(&self.node.op, &self.inputs).await;
+        if self.must_hit {
+            return Err(Failure::Missed);
         }
         self.need_inputs()?;
         let _slot = self.slot().await?;

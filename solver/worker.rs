@@ -58,6 +58,12 @@ pub trait Worker: Send + Sync + 'static {
         false
     }
 
+    /// No result was found for the operation, which is going to run or must not. For those who explain it later.
+    fn missed(&self, op: &Self::Op, inputs: &[Self::Output]) -> impl Future<Output = ()> + Send {
+        let _ = (op, inputs);
+        async {}
+    }
+
     /// Waits for the right to run the operation with this key.
     fn claim(
         &self,

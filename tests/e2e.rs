@@ -14,10 +14,14 @@ mod concurrency;
 mod containers;
 #[path = "e2e/disk.rs"]
 mod disk;
+#[path = "e2e/explain.rs"]
+mod explain;
 #[path = "e2e/failures.rs"]
 mod failures;
 #[path = "e2e/formats.rs"]
 mod formats;
+#[path = "e2e/hostile.rs"]
+mod hostile;
 #[path = "e2e/images.rs"]
 mod images;
 #[path = "e2e/kills.rs"]

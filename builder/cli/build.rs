@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::lint::{self, Call};
 use crate::build::{self, BuildError, Built, Request};
+use crate::builds::{About, Builds, Recorder, State};
 use crate::cache::{self, CacheTo};
 use crate::config::Engine;
 use crate::export::{self, Annotations, Destination, OutputKind, OutputSpec};
@@ -52,6 +53,12 @@ pub struct Args {
     /// Do not use recorded results of these stages
     #[arg(long, value_name = "STAGE", value_delimiter = ',')]
     pub no_cache_filter: Vec<String>,
+    /// Say at the end why each step was found in the cache or not (also later: `rbuild explain`)
+    #[arg(long)]
+    pub explain: bool,
+    /// End the build, with exit status 3, where a step would have to run: any step, or one of STAGE
+    #[arg(long, value_name = "STAGE", num_args = 0..=1, require_equals = true, default_missing_value = "")]
+    pub fail_on_miss: Option<String>,
     /// Look for results in these shared caches too: `type=registry,ref=NAME` (or just NAME; an image with an inline cache
     /// will do), `type=local,src=DIR[,tag=TAG|,digest=DIGEST]`; may be given several times
     #[arg(long = "cache-from", value_name = "SPEC")]
@@ -182,7 +189,11 @@ pub async fn run(args: &Args, session: &Session) -> Result<ExitCode, Report> {
     let mode = if args.quiet { Mode::Quiet } else { args.progress };
     let mode = Mode::choose(Some(mode)).map_err(|error| Report::of(&error).with_exit_code(2))?;
     let (progress, events) = solver::channel();
-    let display = progress::start(mode, events, &progress::Options::from_env());
+    let builds = Builds::new(session.store.builds_directory());
+    let recorder = Recorder::new(builds.clone());
+    let about = args.about();
+    request.recorder = Some(recorder.clone());
+    let display = progress::start_observed(mode, events, &progress::Options::from_env(), Box::new(recorder.clone()));
     match &session.tier {
         Tier::SingleId { reason } => progress
             .warn(format!("all files belong to one id, since there are no subordinate ids (/etc/subuid): {reason}")),
@@ -207,12 +218,26 @@ pub async fn run(args: &Args, session: &Session) -> Result<ExitCode, Report> {
     signals.abort();
     drop(notices);
     let summary = display.finish();
+    if let Ok((built, _)) = &result {
+        let size = |recorded: &cache::Recorded| Some(session.store.layer(&recorded.chain?).ok()??.size);
+        recorder.sizes(&built.results, size);
+    }
+    let image = result.as_ref().ok().and_then(|(_, delivered)| Some(delivered.id()?.to_string()));
+    let record = recorder.record(&about, state(&result), image);
+    // What is remembered is for people, and no reason to fail.
+    let _ = builds.write(&record);
+    if args.explain || matches!(result, Err(Failed::Build(BuildError::Missed { .. }))) {
+        eprint!("{}", super::explain::text(&builds, &record, |_| true));
+    }
     let (built, delivered) = match result {
         Ok(done) => done,
         Err(Failed::Build(BuildError::Cancelled)) => {
             return Err(Report::new("the build was cancelled").with_exit_code(130));
         }
         Err(Failed::Build(error)) => return Err(Report::from(error).with_summary(&summary, mode)),
+        Err(Failed::Output(_)) if cancelled.is_cancelled() => {
+            return Err(Report::new("the build was cancelled").with_exit_code(130));
+        }
         Err(Failed::Output(error)) => return Err(Report::from(error)),
     };
     let id = delivered.id().ok_or_else(|| Report::new("internal error: a build without a result"))?;
@@ -263,6 +288,27 @@ async fn export_caches(session: &Session, built: &Built, caches: &[CacheTo], mod
         }
         Some(error) => Err(Report::of(&error)),
         None => Ok(()),
+    }
+}
+
+/// A URL as it may be remembered.
+fn without_password(context: &str) -> String {
+    match url::Url::parse(context) {
+        Ok(mut url) if url.password().is_some() || !url.username().is_empty() => {
+            // Such a URL has a host, so both can be taken away.
+            let _ = url.set_password(None);
+            let _ = url.set_username("");
+            url.into()
+        }
+        _ => context.to_owned(),
+    }
+}
+
+fn state<T>(result: &Result<T, Failed>) -> State {
+    match result {
+        Ok(_) => State::Completed,
+        Err(Failed::Build(BuildError::Cancelled)) => State::Cancelled,
+        Err(_) => State::Failed,
     }
 }
 
@@ -370,6 +416,18 @@ fn conclude(args: &Args, id: Digest, delivered: &Delivered, outputs: &[OutputSpe
 }
 
 impl Args {
+    /// What this build is told apart by.
+    fn about(&self) -> About {
+        let path = std::path::Path::new(&self.context);
+        let absolute = path.canonicalize().ok().filter(|path| path.is_dir());
+        About {
+            context: absolute.map_or_else(|| without_password(&self.context), |path| path.display().to_string()),
+            file: self.file.clone(),
+            target: self.target.clone(),
+            tags: self.tags.clone(),
+        }
+    }
+
     /// What `--cache-to` asks for, and BuildKit's build argument for an inline cache.
     ///
     /// # Errors

@@ -1,8 +1,10 @@
 //! The command line: one file per subcommand, each an `Args` (whose doc comments are the help text) and one function.
 
 pub mod build;
+pub mod builds;
 pub mod copy;
 pub mod du;
+pub mod explain;
 pub mod export;
 pub mod history;
 pub mod images;
@@ -20,6 +22,7 @@ pub mod save;
 mod table;
 pub mod tag;
 mod transfer;
+pub mod verify;
 mod volumes;
 
 use std::ffi::OsString;
@@ -35,7 +38,8 @@ use crate::session::{Session, Start};
 ///
 /// `rbuild [OPTIONS] PATH` is short for `rbuild build [OPTIONS] PATH`.
 ///
-/// Exit status: 0 success, 1 the build or command failed, 2 wrong usage, 4 a registry failed or refused.
+/// Exit status: 0 success, 1 the build or command failed, 2 wrong usage, 3 a step would have to run and `--fail-on-miss` forbids
+/// it, 4 a registry failed or refused.
 /// `rbuild run` passes on the status of the program it ran (125, 126 and 127 as with docker).
 #[derive(Parser, Debug)]
 #[command(name = "rbuild", version, max_term_width = 100, disable_help_subcommand = true)]
@@ -65,7 +69,9 @@ pub struct Global {
 #[expect(missing_docs, reason = "what each does is said by its arguments' help text")]
 pub enum Command {
     Build(Box<build::Args>),
+    Builds(builds::Args),
     Copy(copy::CopyArgs),
+    Explain(explain::Args),
     Export(export::Args),
     /// Manage the build cache
     #[command(subcommand)]
@@ -93,6 +99,7 @@ pub enum Command {
     #[command(subcommand)]
     System(prune::System),
     Tag(tag::Args),
+    Verify(Box<verify::VerifyArgs>),
 }
 
 /// Carries the command out.
@@ -111,8 +118,10 @@ async fn carry_out(command: Command, session: &Session) -> Result<ExitCode, Repo
     match command {
         Command::Build(args) => build::run(&args, session).await,
         Command::Builder(command) => prune::builder(&command, session).await,
+        Command::Builds(args) => builds::run(&args, session),
         Command::Copy(args) => copy::copy(&args, session).await,
         Command::Du(args) => du::run(&args, session).await,
+        Command::Explain(args) => explain::run(&args, session),
         Command::Export(args) => export::run(&args, session).await,
         Command::History(args) => history::run(&args, session).await,
         Command::Image(command) => prune::image(&command, session).await,
@@ -132,6 +141,7 @@ async fn carry_out(command: Command, session: &Session) -> Result<ExitCode, Repo
         Command::Save(args) => save::run(&args, session).await,
         Command::System(command) => prune::system(&command, session).await,
         Command::Tag(args) => tag::run(&args, session).await,
+        Command::Verify(args) => verify::run(&args, session).await,
     }
 }
 
@@ -156,7 +166,7 @@ async fn keep_limit(session: &Session) {
 pub fn starts_steps(args: impl Iterator<Item = OsString>) -> bool {
     let args = with_default_command(args.collect());
     let (position, _) = first_word(&args);
-    args.get(position).is_some_and(|word| word == "build" || word == "run")
+    args.get(position).is_some_and(|word| ["build", "run", "verify"].iter().any(|command| word == *command))
 }
 
 /// The exit code of a command line that cannot be parsed, where clap's would be `code`: `run` keeps low codes for the program.

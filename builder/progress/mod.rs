@@ -181,10 +181,22 @@ pub struct Display {
     stop: Arc<AtomicBool>,
 }
 
-/// Begins to show `events` on stderr. A mode of [`Mode::Auto`] is resolved as by [`Mode::choose`].
+/// Is told of every event, on the display's thread.
+pub trait Observer: Send {
+    /// It happened.
+    fn event(&mut self, event: &Event);
+}
+
+/// Begins to show `events` on stderr, and tells `observer` of them. A mode of [`Mode::Auto`] is resolved as by [`Mode::choose`].
+#[must_use]
+pub fn start_observed(mode: Mode, events: Events, options: &Options, observer: Box<dyn Observer>) -> Display {
+    start_on(Box::new(std::io::stderr()), renderer(mode, options), events, Some(observer))
+}
+
+/// As [`start_observed`] without anybody else.
 #[must_use]
 pub fn start(mode: Mode, events: Events, options: &Options) -> Display {
-    start_on(Box::new(std::io::stderr()), renderer(mode, options), events)
+    start_on(Box::new(std::io::stderr()), renderer(mode, options), events, None)
 }
 
 impl Display {
@@ -221,10 +233,15 @@ fn terminal_size() -> (usize, usize) {
     }
 }
 
-fn start_on(out: Box<dyn Write + Send>, render: Option<Box<dyn Render>>, events: Events) -> Display {
+fn start_on(
+    out: Box<dyn Write + Send>,
+    render: Option<Box<dyn Render>>,
+    events: Events,
+    observer: Option<Box<dyn Observer>>,
+) -> Display {
     let stop = Arc::new(AtomicBool::new(false));
     let stopped = Arc::clone(&stop);
-    let thread = std::thread::spawn(move || show(out, render.unwrap_or(Box::new(Silent)), events, stopped));
+    let thread = std::thread::spawn(move || show(out, render.unwrap_or(Box::new(Silent)), events, stopped, observer));
     Display { thread, stop }
 }
 
@@ -267,7 +284,13 @@ const BATCH: usize = 2048;
 /// A frame is not late by more than this because there is much to read.
 const BATCH_TIME: Duration = Duration::from_millis(50);
 
-fn show(mut out: Box<dyn Write + Send>, mut render: Box<dyn Render>, events: Events, stop: Arc<AtomicBool>) -> Summary {
+fn show(
+    mut out: Box<dyn Write + Send>,
+    mut render: Box<dyn Render>,
+    events: Events,
+    stop: Arc<AtomicBool>,
+    mut observer: Option<Box<dyn Observer>>,
+) -> Summary {
     let mut feed = Feed::new(events, stop);
     let mut screen = Screen { trace: Trace::default(), buffer: Vec::new() };
     let mut readers = true;
@@ -281,6 +304,9 @@ fn show(mut out: Box<dyn Write + Send>, mut render: Box<dyn Render>, events: Eve
         };
         let mut taken = 0;
         while let Some(event) = next {
+            if let Some(observer) = &mut observer {
+                observer.event(&event);
+            }
             screen.take(&event, SystemTime::now(), render.as_mut());
             taken += 1;
             next = if taken < BATCH && began.elapsed() < BATCH_TIME { feed.try_next() } else { None };

@@ -279,7 +279,7 @@ fn a_step_may_print_much_and_finish_does_not_wait_for_senders() {
     let (progress, events) = channel();
     let sink = Sink::default();
     let render = Box::new(plain::Plain::new(Colours::Strip));
-    let display = start_on(Box::new(sink.clone()), Some(render), events);
+    let display = start_on(Box::new(sink.clone()), Some(render), events, None);
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let vertex = progress.vertex("RUN yes");
     runtime.block_on(async {
@@ -313,7 +313,7 @@ fn what_was_printed_before_the_end_is_shown_however_slow_the_terminal() {
     let (progress, events) = channel();
     let sink = Sink::default();
     let render = Box::new(plain::Plain::new(Colours::Strip));
-    let display = start_on(Box::new(Slow(sink.clone())), Some(render), events);
+    let display = start_on(Box::new(Slow(sink.clone())), Some(render), events, None);
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let vertex = progress.vertex("RUN yes");
     vertex.started();
@@ -340,7 +340,7 @@ fn nobody_reads() {
         }
     }
     let (progress, events) = channel();
-    let display = start_on(Box::new(Closed), Some(Box::new(plain::Plain::new(Colours::Strip))), events);
+    let display = start_on(Box::new(Closed), Some(Box::new(plain::Plain::new(Colours::Strip))), events, None);
     let vertex = progress.vertex("a");
     vertex.started();
     vertex.failed("no".to_owned());

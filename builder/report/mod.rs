@@ -18,6 +18,8 @@ pub use excerpt::Excerpt;
 
 /// A build or command failed.
 pub const EXIT_FAILURE: u8 = 1;
+/// A step would have to run, and must not.
+pub const EXIT_MISS: u8 = 3;
 /// A registry failed, refused or does not have it.
 pub const EXIT_REGISTRY: u8 = 4;
 

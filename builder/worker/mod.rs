@@ -2,6 +2,7 @@
 
 mod decompress;
 mod diff;
+mod disk_guard;
 mod exec;
 mod file;
 mod git;
@@ -25,6 +26,7 @@ use snapshotter::layer::LayerError;
 use snapshotter::{CacheRecord, KeyLock, LayerRecord, Store, StoreError};
 use solver::{CacheKeys, RunContext, Worker};
 
+use crate::builds::Builds;
 use crate::cache::{Imports, Recorded};
 use crate::context::{ContextError, LocalContext, Wanted};
 use crate::images::ImageError;
@@ -186,6 +188,8 @@ pub struct BuildWorker {
     pub(crate) imports: Imports,
     /// What was made and found, for `--cache-to`.
     pub(crate) results: Mutex<Vec<Recorded>>,
+    /// What is remembered of builds.
+    pub(crate) builds: Builds,
     /// The most that the store may take.
     pub(crate) limit: Option<u64>,
     /// The store is being brought below its limit.
@@ -251,6 +255,37 @@ impl Worker for BuildWorker {
         let chain = found.rootfs.as_ref().and_then(|rootfs| rootfs.chain);
         self.note(found.keys, found.op, chain, found.content, found.rootfs.is_none());
         Some(found.rootfs.map_or(Output::Hollow(found.content), Output::Layers))
+    }
+
+    /// Keeps which files a step sees, so that the next miss can be explained. Without that it is explained less well.
+    async fn missed(&self, op: &Op, inputs: &[Output]) {
+        for (position, output) in inputs.iter().enumerate() {
+            let is_looked_at = matches!(self.looks_at(op, position), Looks::Sources | Looks::Paths(_));
+            if !is_looked_at {
+                continue;
+            }
+            let Ok(Some(selected)) = self.content_key(op, position, output).await else { continue };
+            if self.builds.has_list(&selected) {
+                continue;
+            }
+            let Ok(tree) = self.tree_of(&self.quiet(), output).await else { continue };
+            let mut entries = Vec::new();
+            for action in copies(op, position) {
+                entries.extend(file::copied_entries(&tree.tree, action).unwrap_or_default());
+            }
+            if let Looks::Paths(paths) = self.looks_at(op, position) {
+                for path in paths {
+                    let path = snapshotter::layer::clean(path.as_bytes());
+                    let _ = tree.tree.walk(&path, |found| {
+                        let mut entry = tree.tree.file_of(found).map_or(found.entry, |file| file.entry).clone();
+                        (entry.path, entry.mtime) = (found.entry.path.clone(), (0, 0));
+                        entries.push(entry);
+                        Ok::<_, std::convert::Infallible>(())
+                    });
+                }
+            }
+            let _ = self.builds.write_list(&selected, &snapshotter::layer::LayerIndex::new(entries));
+        }
     }
 
     async fn claim(&self, context: &RunContext, key: &ContentDigest) -> Result<KeyLock, WorkError> {

@@ -5,7 +5,6 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use graph::Meta;
 use proptest::prelude::*;
 use tokio::sync::OwnedMutexGuard;
 
@@ -171,7 +170,8 @@ impl Adder {
         cancelled: &CancellationToken,
     ) -> Result<Vec<Solved<u64>>, SolveError<Failed>> {
         let (progress, _events) = channel();
-        solve(graph, &[target], Arc::clone(self), &Options { parallel }, &progress, cancelled).await
+        let options = Options { parallel, must_hit: MustHit::Nothing };
+        solve(graph, &[target], Arc::clone(self), &options, &progress, cancelled).await
     }
 }
 
@@ -294,6 +294,30 @@ async fn data_that_are_lost_on_the_way_are_made_again() {
     adder.losing.lock().unwrap().push(1);
     let error = adder.solve(&graph, top, 8, &CancellationToken::new()).await.unwrap_err();
     assert!(matches!(error, SolveError::Vertex { source: Failed::NoData, .. }), "{error}");
+}
+
+#[tokio::test]
+async fn what_must_be_found_does_not_run() {
+    let adder = Adder::with(&[("a", 1)]);
+    let mut graph = Graph::new();
+    let a = graph.add(Sum::Source("a"), vec![], meta("a"));
+    let of = |stage: &str, name: &str| Meta { stage: Some(stage.into()), ..meta(name) };
+    let one = graph.add(Sum::Add(1), vec![a], of("one", "one"));
+    let two = graph.add(Sum::Add(2), vec![one], of("two", "two"));
+    let build = async |must_hit: MustHit| {
+        let (progress, _events) = channel();
+        let options = Options { parallel: 1, must_hit };
+        solve(&graph, &[two], Arc::clone(&adder), &options, &progress, &CancellationToken::new()).await
+    };
+    let missed = |result: Result<_, SolveError<Failed>>| match result {
+        Err(SolveError::Missed { node, .. }) => Some(node),
+        _ => None,
+    };
+    assert_eq!(missed(build(MustHit::Everything).await), Some(one));
+    assert_eq!(missed(build(MustHit::Stage("TWO".into())).await), Some(two), "the first stage may run");
+    assert_eq!(adder.runs.load(Ordering::SeqCst), 1);
+    build(MustHit::Nothing).await.unwrap();
+    build(MustHit::Everything).await.unwrap();
 }
 
 #[tokio::test]

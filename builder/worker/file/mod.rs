@@ -20,7 +20,7 @@ use graph::{CopyAction, FileAction, FileOp};
 use snapshotter::layer::{ApplyOptions, Bytes, Entry, LayerError, Populated, Sharing, Tree, populate, split};
 
 use copy::{Copy, Source};
-pub(crate) use select::copied_digest;
+pub(crate) use select::{copied_digest, copied_entries};
 use staging::{Content, Planned, Staging, lossy};
 pub(crate) use unpack::archive_tree;
 

@@ -256,6 +256,22 @@ fn unescaped(path: &str) -> Vec<u8> {
     bytes
 }
 
+/// The files that a copy takes, by their paths in the source, without times.
+pub(crate) fn copied_entries(tree: &Tree, action: &CopyAction) -> Result<Vec<Entry>, FileError> {
+    let selection = Selection::new(tree, action)?;
+    let mut entries = Vec::new();
+    for root in selection.roots() {
+        selection.walk(root, |item| {
+            let mut entry = item.file.map_or(item.entry, |file| file.entry).clone();
+            entry.path = join(&root.path, item.relative);
+            entry.mtime = (0, 0);
+            entries.push(entry);
+            Ok(())
+        })?;
+    }
+    Ok(entries)
+}
+
 /// What a copy depends on in its source: names, contents, modes, owners, attributes and which names are one file, of all
 /// that it takes and of nothing else; no times.
 pub(crate) fn copied_digest(tree: &Tree, action: &CopyAction) -> Result<graph::ContentDigest, FileError> {

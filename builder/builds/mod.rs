@@ -1,0 +1,9 @@
+//! What is remembered of builds that are over, for people: their steps, what these printed, and why they were run.
+
+mod explain;
+mod record;
+mod recorder;
+
+pub use explain::{Explanation, explain};
+pub use record::{BuildRecord, Builds, Keys, State, Step};
+pub use recorder::{About, Recorder};
