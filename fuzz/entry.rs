@@ -12,7 +12,7 @@ const LARGEST: usize = 1 << 16;
 
 /// A Dockerfile goes all the way: parsed, printed, planned, lowered, checked, mended. Nothing may panic, what was parsed must
 /// be parsed again when it is printed, and what was mended must still be a Dockerfile.
-pub fn dockerfile(data: &[u8]) {
+pub(crate) fn dockerfile(data: &[u8]) {
     if data.len() > LARGEST {
         return;
     }
@@ -41,7 +41,7 @@ pub fn dockerfile(data: &[u8]) {
 }
 
 /// The first line is a variable's value, the rest a word.
-pub fn expand(data: &[u8]) {
+pub(crate) fn expand(data: &[u8]) {
     if data.len() > LARGEST {
         return;
     }
@@ -58,7 +58,7 @@ pub fn expand(data: &[u8]) {
 }
 
 /// The first line is a path, the rest ignore rules.
-pub fn dockerignore(data: &[u8]) {
+pub(crate) fn dockerignore(data: &[u8]) {
     if data.len() > LARGEST {
         return;
     }
@@ -70,7 +70,7 @@ pub fn dockerignore(data: &[u8]) {
 }
 
 /// A name of an image, as FROM and `# syntax=` take it.
-pub fn reference(data: &[u8]) {
+pub(crate) fn reference(data: &[u8]) {
     let Ok(name) = std::str::from_utf8(data) else { return };
     if name.contains(['\n', '\r']) || data.len() > LARGEST {
         return;

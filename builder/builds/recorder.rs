@@ -176,7 +176,7 @@ impl Inner {
                 }
             }
             Event::Log { vertex, data, .. } => self.log(vertex, data),
-            Event::Status { .. } | Event::Warning { .. } | Event::Used { .. } => {}
+            Event::Status { .. } | Event::Warning { .. } | Event::Found(_) | Event::Used { .. } => {}
         }
     }
 

@@ -245,7 +245,8 @@ impl Render for Plain {
             self.print(trace, id, now, out);
         }
         let found = trace.found_lines();
-        if !(trace.warnings.is_empty() && found.is_empty()) && !self.first {
+        let silent = trace.warnings.is_empty() && found.is_empty();
+        if !silent && !self.first {
             out.push(b'\n');
         }
         for line in found {
