@@ -167,3 +167,55 @@ fn a_base_under_another_name_is_the_same_base() {
     let two = build(&env, &context, &[]);
     assert_eq!((one.second, two.out.cached()), (two.second, 3), "{}", two.out.stderr);
 }
+
+#[test]
+fn a_secret_counts_only_where_it_is_told_to() {
+    let env = TestEnv::busybox();
+    let context =
+        env.dockerfile("c", "FROM busybox\nRUN --mount=type=secret,id=token cat /run/secrets/token | md5sum > /sum\n");
+    let run = |value: &str, more: &str| {
+        std::fs::write(env.path("token"), value).expect("ours");
+        let spec = format!("id=token,src={}{more}", env.path("token").display());
+        let out = env.build(&context, &["-t", "it", "--explain", "--secret", &spec]).ok();
+        (out.cached(), out.stderr)
+    };
+    assert_eq!(run("canary-one", "").0, 0);
+    assert_eq!(run("canary-two", "").0, 1, "a secret is not in the key");
+    assert_eq!(run("canary-one", ",cache-key=true").0, 0);
+    assert_eq!(run("canary-one", ",cache-key=true").0, 1);
+    let (cached, text) = run("canary-two", ",cache-key=true");
+    assert_eq!(cached, 0);
+    assert!(text.contains("the value of a secret changed"), "{text}");
+    assert_eq!(run("canary-one", ",cache-key=true").0, 1, "and back");
+    env.build(&context, &["--secret", "id=token,cache-key=maybe"]).run().exits(2).contains("cache-key");
+    // Neither value nor its plain hash is anywhere in the store.
+    let plain = env.program("sh").args(["-c", "printf %s canary-two | sha256sum | cut -d' ' -f1"]).ok().stdout;
+    for needle in ["canary-two", plain.trim()] {
+        assert_eq!(env.program("grep").args(["-rlaF", needle]).arg(env.store()).run().stdout, "", "{needle}");
+    }
+}
+
+#[test]
+fn the_same_inputs_at_another_place_time_and_umask_give_the_same_image() {
+    let (one, two) = (TestEnv::busybox(), TestEnv::busybox());
+    let text = "FROM busybox AS a\nWORKDIR /w\nCOPY --chmod=755 d d\nRUN cp d/x y && ln d/x z && mkdir q\n\
+                FROM busybox\nCOPY --from=a /w /w\nADD d/x /added\nRUN touch /t\n";
+    let build = |env: &TestEnv, place: &str, seconds: u64| {
+        let context = env.dockerfile(place, text).file("d/x", "x").file("d/y/z", "z").link("d/l", "x");
+        for file in ["d/x", "d/y/z", "d/l", "d/y", "d", "Dockerfile"] {
+            context.touch(file, seconds);
+        }
+        let iid = env.path("iid");
+        let run = env.build(&context, &["-t", "it"]).env("SOURCE_DATE_EPOCH", "1700000000").env("TZ", "Asia/Kathmandu");
+        run.env("LANG", "tr_TR.UTF-8").arg("--iidfile").arg(&iid).ok();
+        let keys = env.rbuild(["builds", "inspect", "--format", "json"]).ok().stdout;
+        let record: serde_json::Value = serde_json::from_str(&keys).expect("JSON");
+        let keys: Vec<_> = record["steps"].as_array().expect("steps").iter().map(|step| step["keys"].clone()).collect();
+        (std::fs::read_to_string(iid).expect("written"), keys)
+    };
+    let (first, keys) = build(&one, "c", 1_750_000_000);
+    let (second, other_keys) = build(&two, "some/where/else", 1_760_000_000);
+    assert!(keys.iter().filter(|keys| !keys.is_null()).count() >= 6);
+    assert_eq!(keys, other_keys);
+    assert_eq!(first, second, "with SOURCE_DATE_EPOCH the images are the same, bit for bit");
+}
