@@ -21,6 +21,9 @@ use crate::session::Session;
 use crate::variant::{Variant, variants};
 use crate::worker::{BlobTypes, WorkError, blocking};
 
+/// Layers that are compressed at the same time: each also reads and hashes, which one core does alone.
+const LAYERS_AT_ONCE: usize = 4;
+
 /// A result that could not be handed over.
 #[derive(Debug, thiserror::Error)]
 pub enum OutputError {
@@ -204,14 +207,19 @@ async fn one(
         OutputKind::Image { push, by_digest } => {
             let Keeping { name, unpack, dangling_prefix, canonical } = &output.keeping;
             let needs_manifest = *push || several || *canonical || dangling_prefix.is_some();
+            if *push && names.is_empty() {
+                return Err(OutputError::NoName);
+            }
+            // A layer is on its way as soon as it is compressed.
+            let early = if *push { names.first() } else { None };
             let package = match needs_manifest || !output.annotations.is_empty() {
-                true => Some(package(session, &images, output, context, false).await?),
+                true => {
+                    let package = package_for(session, &images, output, context, false, early);
+                    Some(unless_cancelled(context, package).await?)
+                }
                 false => None,
             };
             if *push {
-                if names.is_empty() {
-                    return Err(OutputError::NoName);
-                }
                 let package = package.as_ref().ok_or(WorkError::Internal("a push without a manifest"))?;
                 for name in names {
                     let pushed = export::push(&session.remote, package, name, *by_digest, &context.progress);
@@ -344,6 +352,18 @@ pub async fn package(
     context: &RunContext,
     bytes: bool,
 ) -> Result<Package, OutputError> {
+    package_for(session, images, output, context, bytes, None).await
+}
+
+/// As [`package`]; each layer is sent `early` to where all of it will go.
+async fn package_for(
+    session: &Session,
+    images: &[Variant],
+    output: &OutputSpec,
+    context: &RunContext,
+    bytes: bool,
+    early: Option<&Reference>,
+) -> Result<Package, OutputError> {
     // Docker's manifests have no annotations and know no zstd.
     let zstd = matches!(output.compression.algorithm, snapshotter::layer::compress::Compression::Zstd { .. });
     let oci_media_types = output.oci_media_types || !output.annotations.is_empty() || zstd;
@@ -356,7 +376,8 @@ pub async fn package(
     for image in images {
         let annotations = output.annotations.at(AnnotationPlace::Manifest, Some(&image.platform));
         let chain = image.chain.as_ref();
-        artifacts.push(artifact(session, chain, &image.config, output, &annotations, context, bytes).await?);
+        let packed = artifact(session, chain, &image.config, output, &annotations, context, bytes, early);
+        artifacts.push(packed.await?);
     }
     let of_manifest = |platform: &Platform| output.annotations.at(AnnotationPlace::ManifestDescriptor, Some(platform));
     match artifacts.len() {
@@ -378,10 +399,12 @@ pub async fn package(
     }
 }
 
-/// One image with its blobs; with `bytes` all of them are brought here.
+/// One image with its blobs; with `bytes` all of them are brought here. Several layers are compressed at the same time, and
+/// sent `early` while others still are.
 ///
 /// # Errors
-/// A layer that cannot be had or compressed.
+/// A layer that cannot be had, compressed or sent.
+#[expect(clippy::too_many_arguments, reason = "each is used once, and no two belong together")]
 pub async fn artifact(
     session: &Session,
     chain: Option<&Digest>,
@@ -390,9 +413,30 @@ pub async fn artifact(
     annotations: &BTreeMap<String, String>,
     context: &RunContext,
     bytes: bool,
+    early: Option<&Reference>,
 ) -> Result<Artifact, OutputError> {
     let (types, blob_types) = if output.oci_media_types { (OCI, BlobTypes::Oci) } else { (DOCKER, BlobTypes::Docker) };
-    let layers = session.layers.blobs(context, chain, output.compression, blob_types, bytes).await?;
+    let layers = match chain {
+        None => Vec::new(),
+        Some(chain) => session.store.chain_layers(chain)?,
+    };
+    let slots = tokio::sync::Semaphore::new(LAYERS_AT_ONCE);
+    let sent = std::sync::Mutex::new(std::collections::BTreeSet::new());
+    let blobs = layers.iter().enumerate().map(|(number, layer)| {
+        let (slots, sent) = (&slots, &sent);
+        async move {
+            let blob = {
+                let _slot = slots.acquire().await.map_err(|_| WorkError::Cancelled)?;
+                session.layers.blob(context, layer, number, output.compression, blob_types, bytes).await?
+            };
+            let is_new = || sent.lock().is_ok_and(|mut sent| sent.insert(blob.descriptor.digest));
+            if let Some(name) = early.filter(|_| is_new()) {
+                export::send_layer(&session.remote, &blob, name, &context.progress).await?;
+            }
+            Ok::<_, OutputError>(blob)
+        }
+    });
+    let layers = futures_util::future::try_join_all(blobs).await?;
     Ok(Artifact::new(config.to_vec(), layers, types, annotations))
 }
 

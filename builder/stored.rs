@@ -159,7 +159,7 @@ impl Stored {
         }
         let (chain, annotations) = (self.chain(), BTreeMap::new());
         let only =
-            outputs::artifact(session, chain.as_ref(), &self.bytes, output, &annotations, context, bytes).await?;
+            outputs::artifact(session, chain.as_ref(), &self.bytes, output, &annotations, context, bytes, None).await?;
         Ok(Package::single(only))
     }
 

@@ -18,6 +18,8 @@ mod explain;
 mod failures;
 #[path = "e2e/formats.rs"]
 mod formats;
+#[path = "e2e/hostile.rs"]
+mod hostile;
 #[path = "e2e/images.rs"]
 mod images;
 #[path = "e2e/kills.rs"]

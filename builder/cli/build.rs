@@ -224,6 +224,9 @@ pub async fn run(args: &Args, session: &Session) -> Result<ExitCode, Report> {
             return Err(Report::new("the build was cancelled").with_exit_code(130));
         }
         Err(Failed::Build(error)) => return Err(Report::from(error).with_summary(&summary, mode)),
+        Err(Failed::Output(_)) if cancelled.is_cancelled() => {
+            return Err(Report::new("the build was cancelled").with_exit_code(130));
+        }
         Err(Failed::Output(error)) => return Err(Report::from(error)),
     };
     let id = delivered.id().ok_or_else(|| Report::new("internal error: a build without a result"))?;

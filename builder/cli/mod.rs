@@ -21,6 +21,7 @@ pub mod save;
 mod table;
 pub mod tag;
 mod transfer;
+pub mod verify;
 mod volumes;
 
 use std::ffi::OsString;
@@ -96,6 +97,7 @@ pub enum Command {
     #[command(subcommand)]
     System(prune::System),
     Tag(tag::Args),
+    Verify(Box<verify::VerifyArgs>),
 }
 
 /// Carries the command out.
@@ -136,6 +138,7 @@ async fn carry_out(command: Command, session: &Session) -> Result<ExitCode, Repo
         Command::Save(args) => save::run(&args, session).await,
         Command::System(command) => prune::system(&command, session).await,
         Command::Tag(args) => tag::run(&args, session).await,
+        Command::Verify(args) => verify::run(&args, session).await,
     }
 }
 
@@ -160,7 +163,7 @@ async fn keep_limit(session: &Session) {
 pub fn starts_steps(args: impl Iterator<Item = OsString>) -> bool {
     let args = with_default_command(args.collect());
     let (position, _) = first_word(&args);
-    args.get(position).is_some_and(|word| word == "build" || word == "run")
+    args.get(position).is_some_and(|word| ["build", "run", "verify"].iter().any(|command| word == *command))
 }
 
 /// The exit code of a command line that cannot be parsed, where clap's would be `code`: `run` keeps low codes for the program.

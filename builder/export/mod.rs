@@ -15,6 +15,7 @@ pub use engine::{EngineError, find_engine};
 pub(crate) use engine::{engine_has, load_into, name_in};
 pub(crate) use files::{Part, combined, write_local, write_tar};
 pub(crate) use push::Upstream;
+pub(crate) use push::send_layer;
 pub use push::{PushError, Pushed, push};
 pub use spec::{Destination, GZIP, Keeping, LayerCompression, OutputError, OutputKind, OutputSpec};
 pub(crate) use spec::{Fields, csv};

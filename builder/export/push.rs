@@ -95,22 +95,33 @@ async fn send_blobs(
     name: &Reference,
     progress: &VertexProgress,
 ) -> Result<Pushed, PushError> {
-    let local = |why: String| PushError::Local { name: name.to_string(), why };
     let config = bytes::Bytes::from(image.config.clone());
-    let layers = layers.into_iter().map(|layer| async move {
-        let known = remote.locations(&layer.descriptor.digest).map_err(|error| local(error.to_string()))?;
-        let source: Box<dyn BlobSource> = match &layer.path {
-            Some(path) => Box::new(path.clone()),
-            None => Box::new(Upstream::new(remote.clone(), layer.descriptor.clone())),
-        };
-        send(remote, name, &layer.descriptor, source.as_ref(), &known, progress).await
-    });
+    let layers = layers.into_iter().map(|layer| send_layer(remote, layer, name, progress));
     let (config, layers) =
         tokio::try_join!(send(remote, name, &image.config_descriptor, &config, &[], progress), try_join_all(layers))?;
     Ok(layers.iter().fold(config, |total, layer| Pushed {
         uploaded: total.uploaded + layer.uploaded,
         reused: total.reused + layer.reused,
     }))
+}
+
+/// Sends one layer, unless it is there or can be mounted.
+///
+/// # Errors
+/// The registry refused, or its bytes are missing here.
+pub(crate) async fn send_layer(
+    remote: &Remote,
+    layer: &LayerBlob,
+    name: &Reference,
+    progress: &VertexProgress,
+) -> Result<Pushed, PushError> {
+    let local = |why: String| PushError::Local { name: name.to_string(), why };
+    let known = remote.locations(&layer.descriptor.digest).map_err(|error| local(error.to_string()))?;
+    let source: Box<dyn BlobSource> = match &layer.path {
+        Some(path) => Box::new(path.clone()),
+        None => Box::new(Upstream::new(remote.clone(), layer.descriptor.clone())),
+    };
+    send(remote, name, &layer.descriptor, source.as_ref(), &known, progress).await
 }
 
 async fn send(

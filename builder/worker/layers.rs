@@ -18,6 +18,7 @@ use solver::{RunContext, Status};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use super::disk_guard::DiskGuard;
 use super::file::ReadableTree;
 use super::places::{Place, Places};
 use super::{WorkError, blocking};
@@ -224,8 +225,10 @@ impl Layers {
         let expected = layer.diff_id;
         let (active, applied) = match self.find_tar(layer)? {
             Some(tar) => {
+                let disk = self.store.root().to_owned();
                 blocking(move || {
-                    let applied = apply(tar.open()?, active.fs(), &options, &|| token.is_cancelled())?;
+                    let tar = DiskGuard::new(tar.open()?, disk);
+                    let applied = apply(tar, active.fs(), &options, &|| token.is_cancelled())?;
                     Ok((active, applied))
                 })
                 .await?
@@ -263,7 +266,8 @@ impl Layers {
             let mut keep = store.blob_writer()?;
             let mut tee = Tee { from: reader, to: &mut keep };
             let mut buffered = BufReader::with_capacity(1 << 18, &mut tee);
-            let applied = apply(compress::decoder(&mut buffered)?, active.fs(), &options, &|| token.is_cancelled())?;
+            let tar = DiskGuard::new(compress::decoder(&mut buffered)?, store.root().to_owned());
+            let applied = apply(tar, active.fs(), &options, &|| token.is_cancelled())?;
             // The blob may go on after the end of its layer; its digest covers that too.
             io::copy(&mut buffered, &mut io::sink())?;
             drop(buffered);
@@ -334,25 +338,7 @@ impl Layers {
         self.find_tar(layer)?.ok_or(WorkError::LayerLost(layer.chain))
     }
 
-    /// The blobs of a stack, from the lowest up, compressed as asked. A layer that only a registry has is left there
-    /// unless `bytes` are needed.
-    pub(crate) async fn blobs(
-        &self,
-        context: &RunContext,
-        chain: Option<&Digest>,
-        compression: LayerCompression,
-        types: BlobTypes,
-        bytes: bool,
-    ) -> Result<Vec<LayerBlob>, WorkError> {
-        let Some(chain) = chain else { return Ok(Vec::new()) };
-        let layers = self.store.chain_layers(chain)?;
-        let mut blobs = Vec::with_capacity(layers.len());
-        for (number, layer) in layers.iter().enumerate() {
-            blobs.push(self.blob(context, layer, number, compression, types, bytes).await?);
-        }
-        Ok(blobs)
-    }
-
+    /// The blob of a layer, compressed as asked. A layer that only a registry has is left there unless `bytes` are needed.
     pub(crate) async fn blob(
         &self,
         context: &RunContext,

@@ -2,6 +2,7 @@
 
 mod decompress;
 mod diff;
+mod disk_guard;
 mod exec;
 mod file;
 mod git;
