@@ -252,9 +252,10 @@ fn a_build_in_which_nothing_changed_reads_no_file_and_mounts_nothing() {
     assert_eq!(traced.cached(), 3, "{}", traced.stderr);
     let calls = std::fs::read_to_string(&log).expect("strace wrote it");
     let of = |what: &str| calls.lines().filter(|line| line.contains(what)).collect::<Vec<_>>();
-    assert_eq!(of("file"), of("Dockerfile").into_iter().filter(|line| line.contains("file")).collect::<Vec<_>>());
+    assert!(of("/file").is_empty() && of("\"file").is_empty(), "{:?} {:?}", of("/file"), of("\"file"));
     assert!(of("ignored/").is_empty(), "{:?}", of("ignored/"));
-    for call in [" connect(AF_INET", "fsopen(", "fsmount(", "pivot_root(", "overlay"] {
+    // Whether there are overlays may be asked; none is mounted.
+    for call in ["AF_INET", "fsmount(", "pivot_root("] {
         assert!(of(call).is_empty(), "{call}: {:?}", of(call));
     }
     // Neither layers nor their indexes: of blobs only configs and manifests, which are small.
