@@ -128,7 +128,7 @@ fn load_hands_the_image_to_podman() {
         "podman",
         0o755,
         format!(
-            "#!/bin/sh\nexec /usr/bin/podman --root {0}/podman --runroot {0}/podman-run --storage-driver vfs --events-backend none \"$@\"\n",
+            "#!/bin/sh\necho $1 >> {0}/asked\nexec /usr/bin/podman --root {0}/podman --runroot {0}/podman-run --storage-driver vfs --events-backend none \"$@\"\n",
             env.dir().display()
         ),
     );
@@ -136,6 +136,11 @@ fn load_hands_the_image_to_podman() {
     env.configure("load = \"podman\"\n");
     env.build(&app(&env), &["-t", "app:1"]).env("PATH", &path).ok().contains("podman run");
     podman(&env).args(["images"]).ok().contains("app");
+    // What it has it is not sent again, under another name either.
+    env.build(&app(&env), &["-t", "app:2"]).env("PATH", &path).ok().contains("podman run");
+    let asked = fs::read_to_string(env.path("asked")).expect("the engine was asked");
+    assert_eq!(asked.lines().filter(|line| *line == "load").count(), 1, "{asked}");
+    podman(&env).args(["images", "--format", "{{.Tag}}"]).ok().contains("2");
 }
 
 /// A docker daemon that touches nothing of the machine's network, in a mount namespace of its own.
