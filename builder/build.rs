@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use frontend::{ContextSource, Diagnostics, Images, Lowered, NoCache, SourceFile};
-use graph::{Digest, Graph, NetworkMode, NodeId, Op, Platform, SourceOp};
+use graph::{Digest, Graph, MountKind, NetworkMode, NodeId, Op, Platform, SourceOp};
 use registry::Reference;
 use solver::{MustHit, Options, Progress, RunContext, SolveError};
 use tokio_util::sync::CancellationToken;
@@ -195,7 +195,7 @@ pub async fn build(
     let contexts = contexts(loaded.context, directories)?;
     let epoch = plans.first().and_then(|plan| plan.options().source_date_epoch);
     let epoch = epoch.and_then(|seconds| jiff::Timestamp::from_second(seconds).ok());
-    let (graph, roots) = joined(&lowered);
+    let (graph, roots) = joined(&lowered, |op| with_secrets(session, &policy, op))?;
     if let Some(recorder) = &request.recorder {
         recorder.graph(&graph);
     }
@@ -308,18 +308,37 @@ fn warn(lowered: &[LoweredFor], source: &SourceFile, progress: &Progress) -> Res
 }
 
 /// One graph for all platforms, so that what they share is done once; and the root of each, if it has one.
-fn joined(lowered: &[LoweredFor]) -> (Graph<Op>, Vec<Option<NodeId>>) {
+fn joined(
+    lowered: &[LoweredFor],
+    keyed: impl Fn(Op) -> Result<Op, BuildError>,
+) -> Result<(Graph<Op>, Vec<Option<NodeId>>), BuildError> {
     let mut graph = Graph::new();
     let mut roots = Vec::with_capacity(lowered.len());
     for LoweredFor { lowered, .. } in lowered {
         let mut ids: Vec<NodeId> = Vec::with_capacity(lowered.graph.len());
         for (_, node) in lowered.graph.nodes() {
             let inputs = node.inputs.iter().map(|input| ids[input.index()]).collect();
-            ids.push(graph.add(node.op.clone(), inputs, node.meta.clone()));
+            ids.push(graph.add(keyed(node.op.clone())?, inputs, node.meta.clone()));
         }
         roots.push(lowered.root.map(|root| ids[root.index()]));
     }
-    (graph, roots)
+    Ok((graph, roots))
+}
+
+/// What a step does, with the secrets that are to count (`--secret …,cache-key=true`).
+fn with_secrets(session: &Session, policy: &StepPolicy, mut op: Op) -> Result<Op, BuildError> {
+    if let Op::Exec(exec) = &mut op
+        && policy.secrets.any_keyed()
+    {
+        let mounted = exec.mounts.iter().filter_map(|mount| match &mount.kind {
+            MountKind::Secret(secret) => Some(secret.id.as_str()),
+            _ => None,
+        });
+        let ids = mounted.chain(exec.secret_env.iter().map(|secret| secret.id.as_str()));
+        let key = session.store.secret_key()?;
+        exec.secret_macs = policy.secrets.macs(ids, &key).map_err(WorkError::Secret)?;
+    }
+    Ok(op)
 }
 
 fn wrong(source: &SourceFile, problems: Diagnostics) -> BuildError {

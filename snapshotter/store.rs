@@ -80,6 +80,28 @@ impl Store {
         &self.layout.root
     }
 
+    /// A random key that this store has had since it was first asked for one. It leaves the store in no way.
+    ///
+    /// # Errors
+    /// The database, or the kernel has no random numbers.
+    pub fn secret_key(&self) -> Result<[u8; 32], StoreError> {
+        let mut fresh = [0; 32];
+        rustix::rand::getrandom(&mut fresh, rustix::rand::GetRandomFlags::empty())
+            .map_err(|error| StoreError::io("get random numbers for", self.root())(error.into()))?;
+        self.db.write(|db| {
+            // Whoever was first has made the one that counts.
+            db.execute(
+                "INSERT OR IGNORE INTO notes VALUES ('secret-key', '', ?1)",
+                [ContentDigest::from_bytes(fresh).hex()],
+            )?;
+            let text: String =
+                db.query_row("SELECT value FROM notes WHERE kind = 'secret-key'", [], |row| row.get(0))?;
+            // What was damaged is as good as another key: everything keyed by it misses once.
+            let digest: Option<Digest> = format!("sha256:{text}").parse().ok();
+            Ok(digest.map_or_else(|| *ContentDigest::of(text.as_bytes()).as_bytes(), |digest| *digest.as_bytes()))
+        })
+    }
+
     /// Where records of builds are kept, which is the builder's business. It need not be there.
     #[must_use]
     pub fn builds_directory(&self) -> PathBuf {

@@ -318,10 +318,13 @@ fn exec(old: &Value, new: &Value) -> Vec<String> {
             found.push(format!("variable {name} is no longer set"));
         }
     }
+    if old.get("secret_macs") != new.get("secret_macs") {
+        found.push("the value of a secret changed (cache-key=true)".into());
+    }
     let rest = |value: &Value| {
         let mut value = value.clone();
         if let Some(fields) = value.as_object_mut() {
-            for name in ["args", "env", "proxy"] {
+            for name in ["args", "env", "proxy", "secret_macs"] {
                 fields.remove(name);
             }
         }

@@ -18,6 +18,8 @@ use serde_json::Value;
 
 /// Builds that are kept.
 const MOST_BUILDS: usize = 200;
+/// Builds after which old ones are forgotten.
+const PRUNE_EVERY: usize = 16;
 /// Bytes of logs, records and lists that are kept of all builds but the latest.
 const MOST_BYTES: u64 = 1 << 30;
 /// Largest record that is read.
@@ -232,7 +234,10 @@ impl Builds {
         serde_json::to_writer(&mut encoder, record)?;
         encoder.finish()?.flush()?;
         file.persist(self.directory.join(format!("{}.json.zst", record.id))).map_err(|error| error.error)?;
-        self.prune(MOST_BUILDS, MOST_BYTES, &record.id);
+        // A build in which nothing changed should not look at all that is kept.
+        if self.ids().len().is_multiple_of(PRUNE_EVERY) {
+            self.prune(MOST_BUILDS, MOST_BYTES, &record.id);
+        }
         Ok(())
     }
 
@@ -244,18 +249,16 @@ impl Builds {
             let age = fs::metadata(path).and_then(|metadata| metadata.modified()).map(|time| time.elapsed());
             matches!(age, Ok(Ok(age)) if age > std::time::Duration::from_secs(7 * 24 * 60 * 60))
         };
-        if ids.len().is_multiple_of(16) {
-            for entry in fs::read_dir(&self.directory).into_iter().flatten().flatten() {
-                let name = entry.file_name();
-                let id = name.to_str().and_then(|name| name.strip_suffix(".logs"));
-                if id.is_some_and(|id| !ids.iter().any(|known| known == id)) && is_stale(&entry.path()) {
-                    let _ = fs::remove_dir_all(entry.path());
-                }
+        for entry in fs::read_dir(&self.directory).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let id = name.to_str().and_then(|name| name.strip_suffix(".logs"));
+            if id.is_some_and(|id| !ids.iter().any(|known| known == id)) && is_stale(&entry.path()) {
+                let _ = fs::remove_dir_all(entry.path());
             }
-            for entry in fs::read_dir(self.directory.join("lists")).into_iter().flatten().flatten() {
-                if is_stale(&entry.path()) {
-                    let _ = fs::remove_file(entry.path());
-                }
+        }
+        for entry in fs::read_dir(self.directory.join("lists")).into_iter().flatten().flatten() {
+            if is_stale(&entry.path()) {
+                let _ = fs::remove_file(entry.path());
             }
         }
         let mut total = 0;

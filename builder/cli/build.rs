@@ -109,7 +109,8 @@ pub struct Args {
     /// Platforms to build for, such as linux/amd64,linux/arm64 [default: this machine's]
     #[arg(long = "platform", value_name = "PLATFORM", env = "DOCKER_DEFAULT_PLATFORM")]
     pub platforms: Vec<String>,
-    /// Secret for `RUN --mount=type=secret`: `id=ID[,src=FILE|,env=NAME]`
+    /// Secret for `RUN --mount=type=secret`: `id=ID[,src=FILE|,env=NAME]`. With `,cache-key=true` another value is another
+    /// step: a keyed hash of it counts, whose key never leaves the store
     #[arg(long = "secret", value_name = "SPEC")]
     pub secrets: Vec<String>,
     /// ssh agent for `RUN --mount=type=ssh`: `default` or `ID=SOCKET`

@@ -241,7 +241,8 @@ fn first_byte(mut one: impl Read, mut two: impl Read) -> io::Result<u64> {
     let (mut a, mut b) = (Vec::new(), Vec::new());
     let mut at = 0;
     loop {
-        (a.clear(), b.clear());
+        a.clear();
+        b.clear();
         let (length, other) =
             (one.by_ref().take(1 << 16).read_to_end(&mut a)?, two.by_ref().take(1 << 16).read_to_end(&mut b)?);
         if let Some(offset) = a.iter().zip(&b).position(|(a, b)| a != b) {

@@ -1,16 +1,22 @@
 //! `--secret`: values that reach a step and nothing else.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io::{self, Read};
 use std::path::PathBuf;
+
+use graph::ContentDigest;
 
 /// Largest secret (as with BuildKit).
 const MAX_SIZE: u64 = 500 << 10;
 
 /// The secrets of a build, by id. Values are read when a step asks.
 #[derive(Default)]
-pub struct Secrets(BTreeMap<String, Place>);
+pub struct Secrets {
+    places: BTreeMap<String, Place>,
+    /// Those whose values are to be in the cache key.
+    keyed: BTreeSet<String>,
+}
 
 enum Place {
     File(PathBuf),
@@ -19,7 +25,7 @@ enum Place {
 
 impl fmt::Debug for Secrets {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries(self.0.keys()).finish()
+        f.debug_set().entries(self.places.keys()).finish()
     }
 }
 
@@ -50,17 +56,45 @@ pub enum SecretError {
 }
 
 impl Secrets {
-    /// Parses the values of `--secret`: `id=ID[,src=FILE|,env=NAME][,type=file|env]`.
+    /// Parses the values of `--secret`: `id=ID[,src=FILE|,env=NAME][,type=file|env][,cache-key=true]`.
     ///
     /// # Errors
     /// A malformed one.
     pub fn parse(specs: &[String]) -> Result<Self, SecretError> {
-        let mut secrets = BTreeMap::new();
+        let mut secrets = Self::default();
         for spec in specs {
-            let (id, place) = parse(spec).map_err(|why| SecretError::Spec { spec: spec.clone(), why })?;
-            secrets.insert(id, place);
+            let (id, place, keyed) = parse(spec).map_err(|why| SecretError::Spec { spec: spec.clone(), why })?;
+            if keyed {
+                secrets.keyed.insert(id.clone());
+            }
+            secrets.places.insert(id, place);
         }
-        Ok(Self(secrets))
+        Ok(secrets)
+    }
+
+    /// Keyed hashes of those of `ids` that are to be in the cache key. `key` is made and kept by the store: without it nobody
+    /// can try values, and with another one the hashes are others.
+    ///
+    /// # Errors
+    /// One of them cannot be read.
+    pub(crate) fn macs<'i>(
+        &self,
+        ids: impl Iterator<Item = &'i str>,
+        key: &[u8; 32],
+    ) -> Result<Vec<(String, ContentDigest)>, SecretError> {
+        let ids: BTreeSet<&str> = ids.filter(|id| self.keyed.contains(*id)).collect();
+        let mut macs = Vec::with_capacity(ids.len());
+        for id in ids {
+            if let Some(value) = self.get(id)? {
+                macs.push((id.to_owned(), ContentDigest::from_bytes(*blake3::keyed_hash(key, &value).as_bytes())));
+            }
+        }
+        Ok(macs)
+    }
+
+    /// Whether any is to be in the cache key.
+    pub(crate) fn any_keyed(&self) -> bool {
+        !self.keyed.is_empty()
     }
 
     /// The value; `None`: there is no such secret.
@@ -68,7 +102,7 @@ impl Secrets {
     /// # Errors
     /// It cannot be read.
     pub(crate) fn get(&self, id: &str) -> Result<Option<Vec<u8>>, SecretError> {
-        match self.0.get(id) {
+        match self.places.get(id) {
             None => Ok(None),
             Some(Place::Env(name)) => Ok(std::env::var_os(name).map(std::os::unix::ffi::OsStringExt::into_vec)),
             Some(Place::File(path)) => {
@@ -86,8 +120,9 @@ impl Secrets {
     }
 }
 
-fn parse(spec: &str) -> Result<(String, Place), String> {
-    let (mut id, mut kind, mut src, mut env) = (None, None, None, None);
+/// The id, where the value is, and whether it is to be in the cache key.
+fn parse(spec: &str) -> Result<(String, Place, bool), String> {
+    let (mut id, mut kind, mut src, mut env, mut keyed) = (None, None, None, None, false);
     for field in crate::export::csv(spec)? {
         let (key, value) = field.split_once('=').ok_or_else(|| format!("{field:?} is not key=value"))?;
         match key.to_ascii_lowercase().as_str() {
@@ -96,6 +131,13 @@ fn parse(spec: &str) -> Result<(String, Place), String> {
             "type" => return Err(format!("type {value:?} is neither file nor env")),
             "source" | "src" => src = Some(value.to_owned()),
             "env" => env = Some(value.to_owned()),
+            "cache-key" => {
+                keyed = match value {
+                    "true" | "1" => true,
+                    "false" | "0" => false,
+                    _ => return Err(format!("cache-key={value:?} is neither true nor false")),
+                }
+            }
             other => return Err(format!("{other:?} is not known here")),
         }
     }
@@ -103,15 +145,16 @@ fn parse(spec: &str) -> Result<(String, Place), String> {
     if kind.as_deref() == Some("env") && env.is_none() {
         env = src.take();
     }
-    match (id.or_else(|| src.clone()), src, env) {
-        (None, _, _) => Err("id= is missing".into()),
-        (Some(id), Some(path), None) => Ok((id, Place::File(path.into()))),
-        (Some(id), None, Some(name)) => Ok((id, Place::Env(name))),
-        (Some(_), Some(_), Some(_)) => Err("both a file and a variable are named".into()),
+    let (id, place) = match (id.or_else(|| src.clone()), src, env) {
+        (None, _, _) => return Err("id= is missing".into()),
+        (Some(id), Some(path), None) => (id, Place::File(path.into())),
+        (Some(id), None, Some(name)) => (id, Place::Env(name)),
+        (Some(_), Some(_), Some(_)) => return Err("both a file and a variable are named".into()),
         // As with buildx: a variable of the secret's name, else a file of that name.
         (Some(id), None, None) if kind.as_deref() != Some("file") && std::env::var_os(&id).is_some() => {
-            Ok((id.clone(), Place::Env(id)))
+            (id.clone(), Place::Env(id))
         }
-        (Some(id), None, None) => Ok((id.clone(), Place::File(id.into()))),
-    }
+        (Some(id), None, None) => (id.clone(), Place::File(id.into())),
+    };
+    Ok((id, place, keyed))
 }

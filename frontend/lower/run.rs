@@ -71,6 +71,7 @@ impl Lowering<'_> {
             user: state.image.config.user.clone(),
             mounts,
             secret_env,
+            secret_macs: Vec::new(),
             network: match run.network {
                 None | Some(NetworkMode::Default) => options.network,
                 Some(own) => own,

@@ -121,6 +121,10 @@ pub struct ExecOp {
     pub mounts: Vec<Mount>,
     /// Secrets as environment variables; their values are outside the key.
     pub secret_env: Vec<SecretEnv>,
+    /// Keyed hashes of secrets' values, by id, of those that the caller wants in the key: the only way in which a secret can
+    /// influence it. Absent from the definition where there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secret_macs: Vec<(String, ContentDigest)>,
     /// Network of the step.
     pub network: NetworkMode,
     /// `RUN --security`.

@@ -167,3 +167,97 @@ fn a_base_under_another_name_is_the_same_base() {
     let two = build(&env, &context, &[]);
     assert_eq!((one.second, two.out.cached()), (two.second, 3), "{}", two.out.stderr);
 }
+
+#[test]
+fn a_secret_counts_only_where_it_is_told_to() {
+    let env = TestEnv::busybox();
+    let context =
+        env.dockerfile("c", "FROM busybox\nRUN --mount=type=secret,id=token cat /run/secrets/token | md5sum > /sum\n");
+    let run = |value: &str, more: &str| {
+        std::fs::write(env.path("token"), value).expect("ours");
+        let spec = format!("id=token,src={}{more}", env.path("token").display());
+        let out = env.build(&context, &["-t", "it", "--explain", "--secret", &spec]).ok();
+        (out.cached(), out.stderr)
+    };
+    assert_eq!(run("canary-one", "").0, 0);
+    assert_eq!(run("canary-two", "").0, 1, "a secret is not in the key");
+    assert_eq!(run("canary-one", ",cache-key=true").0, 0);
+    assert_eq!(run("canary-one", ",cache-key=true").0, 1);
+    let (cached, text) = run("canary-two", ",cache-key=true");
+    assert_eq!(cached, 0);
+    assert!(text.contains("the value of a secret changed"), "{text}");
+    assert_eq!(run("canary-one", ",cache-key=true").0, 1, "and back");
+    env.build(&context, &["--secret", "id=token,cache-key=maybe"]).run().exits(2).contains("cache-key");
+    // Neither value nor its plain hash is anywhere in the store.
+    let plain = env.program("sh").args(["-c", "printf %s canary-two | sha256sum | cut -d' ' -f1"]).ok().stdout;
+    for needle in ["canary-two", plain.trim()] {
+        assert_eq!(env.program("grep").args(["-rlaF", needle]).arg(env.store()).run().stdout, "", "{needle}");
+    }
+}
+
+#[test]
+fn the_same_inputs_at_another_place_time_and_umask_give_the_same_image() {
+    let (one, two) = (TestEnv::busybox(), TestEnv::busybox());
+    let text = "FROM busybox AS a\nWORKDIR /w\nCOPY --chmod=755 d d\nRUN cp d/x y && ln d/x z && mkdir q\n\
+                FROM busybox\nCOPY --from=a /w /w\nADD d/x /added\nRUN touch /t\n";
+    let build = |env: &TestEnv, place: &str, seconds: u64| {
+        let context = env.dockerfile(place, text).file("d/x", "x").file("d/y/z", "z").link("d/l", "x");
+        for file in ["d/x", "d/y/z", "d/l", "d/y", "d", "Dockerfile"] {
+            context.touch(file, seconds);
+        }
+        let run = env.build(&context, &["-t", "it"]).env("SOURCE_DATE_EPOCH", "1700000000").env("TZ", "Asia/Kathmandu");
+        run.env("LANG", "tr_TR.UTF-8").ok();
+        let keys = env.rbuild(["builds", "inspect", "--format", "json"]).ok().stdout;
+        let record: serde_json::Value = serde_json::from_str(&keys).expect("JSON");
+        let keys: Vec<_> = record["steps"].as_array().expect("steps").iter().map(|step| step["keys"].clone()).collect();
+        let out = env.path("out.tar");
+        let run = env.build(&context, &["-o", &format!("type=oci,dest={}", out.display())]);
+        run.env("SOURCE_DATE_EPOCH", "1700000000").ok();
+        // The config tells when the base was imported, which is another time for each store.
+        let layers = crate::support::Layout::from_archive(&out).image().manifest["layers"].clone();
+        (layers, keys)
+    };
+    let (first, keys) = build(&one, "c", 1_750_000_000);
+    let (second, other_keys) = build(&two, "some/where/else", 1_760_000_000);
+    assert!(keys.iter().filter(|keys| !keys.is_null()).count() >= 6);
+    assert_eq!(keys, other_keys);
+    assert_eq!(first, second, "with SOURCE_DATE_EPOCH the layers are the same, bit for bit");
+}
+
+#[test]
+fn a_build_in_which_nothing_changed_reads_no_file_and_mounts_nothing() {
+    if !crate::support::require(&["strace"]) {
+        return;
+    }
+    let env = TestEnv::busybox();
+    let context = env.dockerfile("c", "FROM busybox\nCOPY src /src\nRUN ls /src\nCOPY --from=busybox /bin/sh /sh\n");
+    for n in 0..500 {
+        context.write(&format!("src/{}/file{n}", n % 20), format!("{n}"));
+        context.write(&format!("ignored/{}/file{n}", n % 20), format!("{n}"));
+    }
+    context.write(".dockerignore", "ignored\n");
+    env.build(&context, &["-t", "it"]).ok();
+    // Files changed within the clock's tick are looked at once more.
+    std::thread::sleep(std::time::Duration::from_millis(100));
+    env.build(&context, &["-t", "it"]).ok();
+    let log = env.path("strace");
+    let traced = env
+        .program("strace")
+        .args(["-f", "-e", "trace=openat,open,mount,fsopen,fsmount,connect,pivot_root,execve", "-o"])
+        .arg(&log)
+        .arg(env!("CARGO_BIN_EXE_rbuild"))
+        .args(["build", "--progress", "plain", "-t", "it"])
+        .arg(context.dir())
+        .ok();
+    assert_eq!(traced.cached(), 3, "{}", traced.stderr);
+    let calls = std::fs::read_to_string(&log).expect("strace wrote it");
+    let of = |what: &str| calls.lines().filter(|line| line.contains(what)).collect::<Vec<_>>();
+    assert!(of("/file").is_empty() && of("\"file").is_empty(), "{:?} {:?}", of("/file"), of("\"file"));
+    assert!(of("ignored/").is_empty(), "{:?}", of("ignored/"));
+    // Whether there are overlays may be asked; none is mounted.
+    for call in ["AF_INET", "fsmount(", "pivot_root("] {
+        assert!(of(call).is_empty(), "{call}: {:?}", of(call));
+    }
+    // Neither layers nor their indexes: of blobs only configs and manifests, which are small.
+    assert!(of("/snapshots/").is_empty() && of("/indexes/").is_empty(), "{calls}");
+}

@@ -90,3 +90,59 @@ fn kill_9_of_a_run_leaves_nothing() {
     run.finish();
     env.assert_clean();
 }
+
+/// Builds that are killed at random instants, then the question whether any later build is given what belongs to another:
+/// each content has its own result, which the image must show.
+fn killed_builds_leave_no_wrong_hit(kills: u64, seed: u64) {
+    let env = TestEnv::busybox();
+    let context = env.dockerfile(
+        "c",
+        "FROM busybox AS made\nCOPY in /in\nRUN sh -c 'cat /in; echo built' > /out\nFROM busybox\nCOPY --from=made /out /out\nRUN cp /out /last\nCOPY in /in\n",
+    );
+    let mut random = seed;
+    let mut next = |most: u64| {
+        // xorshift: any numbers will do, and a failure can be repeated.
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        random % most
+    };
+    for _ in 0..kills {
+        context.write("in", format!("{}", next(5)));
+        let build = env.build(&context, &["-t", "it"]).timeout(60).spawn();
+        std::thread::sleep(Duration::from_micros(next(120_000)));
+        // It may have ended by itself.
+        build.signal(Signal::KILL);
+        build.finish();
+        if next(4) == 0 {
+            let content = format!("{}", next(5));
+            context.write("in", &content);
+            env.build(&context, &["-t", "it"]).timeout(60).ok();
+            let shown = env.run("it", &["cat", "/last", "/in"]).ok().stdout;
+            assert_eq!(shown, format!("{content}built\n{content}"), "seed {seed}");
+        }
+    }
+    env.assert_clean();
+    for content in 0..5 {
+        context.write("in", content.to_string());
+        env.build(&context, &["-t", "it"]).timeout(60).ok();
+        let shown = env.run("it", &["cat", "/last", "/in"]).ok().stdout;
+        assert_eq!(shown, format!("{content}built\n{content}"), "seed {seed}");
+    }
+    let out = env.path("out.tar");
+    env.build(&context, &["-o", &format!("type=oci,dest={}", out.display())]).ok();
+    crate::support::Layout::from_archive(&out).image();
+}
+
+#[test]
+fn sixty_killed_builds_leave_no_wrong_hit() {
+    killed_builds_leave_no_wrong_hit(60, 0x9e37_79b9_7f4a_7c15);
+}
+
+#[test]
+#[ignore = "takes minutes; continuous integration runs it"]
+fn hundreds_of_killed_builds_leave_no_wrong_hit_slow() {
+    for seed in 1..=6 {
+        killed_builds_leave_no_wrong_hit(60, seed * 0x2545_f491_4f6c_dd1d);
+    }
+}

@@ -128,7 +128,7 @@ fn load_hands_the_image_to_podman() {
         "podman",
         0o755,
         format!(
-            "#!/bin/sh\nexec /usr/bin/podman --root {0}/podman --runroot {0}/podman-run --storage-driver vfs --events-backend none \"$@\"\n",
+            "#!/bin/sh\necho $1 >> {0}/asked\nexec /usr/bin/podman --root {0}/podman --runroot {0}/podman-run --storage-driver vfs --events-backend none \"$@\"\n",
             env.dir().display()
         ),
     );
@@ -136,6 +136,11 @@ fn load_hands_the_image_to_podman() {
     env.configure("load = \"podman\"\n");
     env.build(&app(&env), &["-t", "app:1"]).env("PATH", &path).ok().contains("podman run");
     podman(&env).args(["images"]).ok().contains("app");
+    // What it has it is not sent again, under another name either.
+    env.build(&app(&env), &["-t", "app:2"]).env("PATH", &path).ok().contains("podman run");
+    let asked = fs::read_to_string(env.path("asked")).expect("the engine was asked");
+    assert_eq!(asked.lines().filter(|line| *line == "load").count(), 1, "{asked}");
+    podman(&env).args(["images", "--format", "{{.Tag}}"]).ok().contains("2");
 }
 
 /// A docker daemon that touches nothing of the machine's network, in a mount namespace of its own.
@@ -229,4 +234,40 @@ fn an_output_that_cannot_be_written_is_an_error() {
     let out = env.build(&app(&env), &["-o", "type=oci,dest=/proc/no/such/file.tar"]).run();
     assert_eq!(out.code, Some(1), "{}", out.text());
     assert!(out.stderr.contains("/proc/no/such/file.tar"), "{}", out.stderr);
+}
+
+#[test]
+fn attributes_links_and_removals_survive_other_tools() {
+    if !require(&["umoci", "skopeo", "setfattr", "getfattr"]) || !require_root() {
+        return;
+    }
+    let env = TestEnv::busybox();
+    // A file with a capability and an attribute of the user's; names of one file; something removed.
+    let context = env.dockerfile(
+        "c",
+        "FROM busybox\nCOPY capable /capable\nRUN ln /capable /again && mkdir -p /d/sub && touch /d/sub/f && rm /etc/group\nRUN rm -rf /d && mkdir /d && touch /d/new\n",
+    );
+    let context = context.mode("capable", 0o755, "#!/bin/sh\n");
+    let capability = "0x0100000200040000000000000000000000000000";
+    let file = context.path("capable");
+    env.program("setfattr").args(["-n", "security.capability", "-v", capability]).arg(&file).ok();
+    env.program("setfattr").args(["-n", "user.colour", "-v", "red"]).arg(&file).ok();
+    let layout = env.path("layout");
+    env.build(&context, &["-t", "x:1", "-o", &format!("type=oci,tar=false,dest={}", layout.display())]).ok();
+    // By way of another tool's copy, which reads and writes every blob.
+    let copied = env.path("copied");
+    let (from, to) = (format!("oci:{}:1", layout.display()), format!("oci:{}:1", copied.display()));
+    env.program("skopeo").args(["--insecure-policy", "copy", &from, &to]).ok();
+    let bundle = env.path("bundle");
+    env.program("umoci").args(["unpack", "--image", &format!("{}:1", copied.display())]).arg(&bundle).ok();
+    let root = bundle.join("rootfs");
+    let attributes = env.program("getfattr").args(["-d", "-m", "-", "-e", "hex"]).arg(root.join("again")).ok().stdout;
+    assert!(attributes.contains(capability) && attributes.contains("user.colour=0x726564"), "{attributes}");
+    let inode = |name: &str| std::os::unix::fs::MetadataExt::ino(&fs::metadata(root.join(name)).expect("unpacked"));
+    assert_eq!(inode("capable"), inode("again"));
+    assert!(!root.join("etc/group").exists() && !root.join("d/sub").exists() && root.join("d/new").exists());
+    // And back: what the other tool wrote is the same to us.
+    env.rbuild(["copy", &to, "store:back:1"]).ok();
+    let list = "stat -c '%h %a' /capable; ls /d; test ! -e /etc/group && echo gone";
+    assert_eq!(env.run("back:1", &["sh", "-c", list]).ok().stdout, "2 755\nnew\ngone\n");
 }
