@@ -21,6 +21,7 @@ pub mod notices;
 pub mod outputs;
 pub mod progress;
 pub mod report;
+pub mod resources;
 pub mod session;
 pub mod size;
 pub mod stored;

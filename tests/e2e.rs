@@ -28,6 +28,8 @@ mod images;
 mod kills;
 #[path = "e2e/layers.rs"]
 mod layers;
+#[path = "e2e/limits.rs"]
+mod limits;
 #[path = "e2e/network.rs"]
 mod network;
 #[path = "e2e/outputs.rs"]

@@ -321,6 +321,8 @@ pub struct Limits {
     pub cpuset_mems: Option<String>,
     /// How many processes there may be.
     pub pids: Option<u64>,
+    /// The group, as a path beneath the top of each hierarchy, beneath which the step's is made.
+    pub parent: Option<PathBuf>,
 }
 
 impl Limits {
