@@ -11,6 +11,7 @@ pub mod check;
 pub mod cli;
 pub mod config;
 pub mod context;
+pub mod doctor;
 pub mod export;
 mod failure;
 pub mod image;

@@ -14,6 +14,8 @@ mod concurrency;
 mod containers;
 #[path = "e2e/disk.rs"]
 mod disk;
+#[path = "e2e/doctor.rs"]
+mod doctor;
 #[path = "e2e/explain.rs"]
 mod explain;
 #[path = "e2e/failures.rs"]
