@@ -61,13 +61,14 @@ async fn run(launcher: &Launcher, limits: Limits) -> Result<i32, String> {
         // There are no mounts; what is to be run is copied.
         std::fs::copy(&program, root.path().join("rbuild"))
             .map_err(|error| format!("cannot copy this program: {error}"))?;
-        process.network = Network::Host;
     }
     let source = Source::Bind { path: program, selector: String::new(), recursive: false };
     if !launcher.is_confined() {
         process.mounts.push(executor::Mount { destination: "/rbuild".to_owned(), source, readonly: true });
     }
     process.limits = limits;
+    // Whether there are others is another question.
+    process.network = Network::Host;
     let stdio = Stdio::null().map_err(|error| error.to_string())?;
     let explained = |error: Error| match error {
         Error::Limit { why, .. } => why,
