@@ -21,6 +21,7 @@ use crate::export::OutputSpec;
 use crate::image::{self, BuiltLayer};
 use crate::images::{ImageError, parse_name};
 use crate::network::{HOST_GATEWAY, StepNetwork};
+use crate::resources::Patience;
 use crate::session::{Session, SessionError};
 use crate::worker::{BuildWorker, Rootfs, StepPolicy, WorkError};
 
@@ -653,6 +654,8 @@ impl Request {
                 other => return Err(format!("--allow {other:?} is neither network.host nor security.insecure")),
             }
         }
+        policy.resources = args.limits.resources()?;
+        policy.patience = Patience { step: args.step_timeout, idle: args.idle_timeout };
         policy.secrets = crate::worker::Secrets::parse(&args.secrets).map_err(|error| error.to_string())?;
         policy.ssh = ssh_agents(&args.ssh)?;
         let no_cache = if args.no_cache {

@@ -119,7 +119,7 @@ impl Session {
 }
 
 /// In a user namespace overlay keeps its notes in `user.` attributes; with one id all files are that id's.
-fn apply_options(tier: &Tier) -> ApplyOptions {
+pub(crate) fn apply_options(tier: &Tier) -> ApplyOptions {
     let ownership = match tier {
         Tier::SingleId { .. } => Ownership::Skip,
         Tier::Root | Tier::SubordinateIds { .. } | Tier::Confined { .. } => Ownership::Keep,

@@ -14,6 +14,8 @@ mod concurrency;
 mod containers;
 #[path = "e2e/disk.rs"]
 mod disk;
+#[path = "e2e/doctor.rs"]
+mod doctor;
 #[path = "e2e/explain.rs"]
 mod explain;
 #[path = "e2e/failures.rs"]
@@ -28,6 +30,8 @@ mod images;
 mod kills;
 #[path = "e2e/layers.rs"]
 mod layers;
+#[path = "e2e/limits.rs"]
+mod limits;
 #[path = "e2e/network.rs"]
 mod network;
 #[path = "e2e/outputs.rs"]

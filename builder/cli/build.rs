@@ -83,6 +83,15 @@ pub struct Args {
     /// Network of RUN steps: default (private where it can be had, otherwise the host's), private, none or host
     #[arg(long, value_name = "MODE")]
     pub network: Option<String>,
+    /// What steps may use.
+    #[command(flatten)]
+    pub limits: crate::resources::ResourceArgs,
+    /// Kill a step that takes longer, as `90s` or `1h30m`, and show its processes
+    #[arg(long, value_name = "TIME", value_parser = crate::resources::duration)]
+    pub step_timeout: Option<std::time::Duration>,
+    /// Kill a step that prints nothing for so long, and show its processes
+    #[arg(long, value_name = "TIME", value_parser = crate::resources::duration)]
+    pub idle_timeout: Option<std::time::Duration>,
     /// Progress display: auto, tty, plain, quiet or rawjson
     #[arg(long, value_name = "MODE", env = "BUILDKIT_PROGRESS", default_value = "auto")]
     pub progress: Mode,

@@ -3,6 +3,7 @@
 pub mod build;
 pub mod builds;
 pub mod copy;
+pub mod doctor;
 pub mod du;
 pub mod explain;
 pub mod export;
@@ -71,6 +72,7 @@ pub enum Command {
     Build(Box<build::Args>),
     Builds(builds::Args),
     Copy(copy::CopyArgs),
+    Doctor(doctor::Args),
     Explain(explain::Args),
     Export(export::Args),
     /// Manage the build cache
@@ -107,6 +109,10 @@ pub enum Command {
 /// # Errors
 /// What a person is to be told.
 pub async fn run(cli: Cli, start: Start) -> Result<ExitCode, Report> {
+    if let Command::Doctor(args) = &cli.command {
+        // It is to say what is wrong, with the store for one.
+        return doctor::run(args, &cli.global, &start).await;
+    }
     let session = Session::open(&cli.global, start).map_err(|error| Report::of(&error))?;
     let result = carry_out(cli.command, &session).await;
     // Whatever it was, what it added may be too much.
@@ -120,6 +126,8 @@ async fn carry_out(command: Command, session: &Session) -> Result<ExitCode, Repo
         Command::Builder(command) => prune::builder(&command, session).await,
         Command::Builds(args) => builds::run(&args, session),
         Command::Copy(args) => copy::copy(&args, session).await,
+        // Dealt with above, without a session.
+        Command::Doctor(_) => Ok(ExitCode::SUCCESS),
         Command::Du(args) => du::run(&args, session).await,
         Command::Explain(args) => explain::run(&args, session),
         Command::Export(args) => export::run(&args, session).await,
@@ -166,7 +174,7 @@ async fn keep_limit(session: &Session) {
 pub fn starts_steps(args: impl Iterator<Item = OsString>) -> bool {
     let args = with_default_command(args.collect());
     let (position, _) = first_word(&args);
-    args.get(position).is_some_and(|word| ["build", "run", "verify"].iter().any(|command| word == *command))
+    args.get(position).is_some_and(|word| ["build", "doctor", "run", "verify"].iter().any(|command| word == *command))
 }
 
 /// The exit code of a command line that cannot be parsed, where clap's would be `code`: `run` keeps low codes for the program.

@@ -18,6 +18,7 @@ use crate::build::add_host;
 use crate::images::parse_name;
 use crate::network::{self, Connected, StepNetwork};
 use crate::report::Report;
+use crate::resources;
 use crate::session::Session;
 use crate::stored::{self, Stored, StoredError};
 use crate::terminal::{self, Raw};
@@ -66,6 +67,9 @@ pub struct Args {
     /// Network: default (private where it can be had, otherwise the host's), private, none or host
     #[arg(long, value_name = "MODE")]
     pub network: Option<String>,
+    /// What the program may use.
+    #[command(flatten)]
+    pub limits: crate::resources::ResourceArgs,
     /// Host name inside [default: a random one, with `--network=host` the machine's]
     #[arg(long, value_name = "NAME")]
     pub hostname: Option<String>,
@@ -225,6 +229,7 @@ fn process(args: &Args, image: &Stored, root: Root, connected: Connected) -> Res
     process.files = network::etc_files(&connected, &hosts.map_err(Report::new)?, &process.hostname);
     process.files.hostname = Some(format!("{}\n", process.hostname).into_bytes());
     process.network = connected.network;
+    args.limits.resources().map_err(Report::new)?.apply(&mut process);
     Ok(process)
 }
 
@@ -276,6 +281,7 @@ async fn start(args: &Args, session: &Session, process: Process) -> Result<ExitS
             None => Failed::Own(report),
         }
     };
+    let limit = process.limits.memory;
     let mut running = launcher.run(process, stdio).await.map_err(started)?;
     let typing = match args.tty {
         true => Some(Typing::begin(args.interactive, &running)?),
@@ -286,7 +292,8 @@ async fn start(args: &Args, session: &Session, process: Process) -> Result<ExitS
         typing.end().await;
     }
     if status.oom_killed && !status.success() {
-        eprintln!("the program was killed: out of memory");
+        let limit = limit.map_or_else(String::new, |limit| format!(" of {}", resources::shown(limit)));
+        eprintln!("the program was killed: out of memory, peak {}{limit}", resources::shown(status.usage.peak_memory));
     }
     Ok(status)
 }

@@ -13,6 +13,7 @@ use tokio::net::UnixStream;
 
 use crate::error::Error;
 use crate::launcher::wire::{self, MAX_MESSAGE, Order, Outcome, Report};
+use crate::processes::StepProcess;
 use crate::spec::WindowSize;
 use crate::stubs::Stub;
 
@@ -73,6 +74,7 @@ pub struct Running {
     report: UnixStream,
     terminal: Option<Terminal>,
     stubs: Vec<Stub>,
+    pid_namespace: u64,
     ended: Option<ExitStatus>,
 }
 
@@ -92,6 +94,7 @@ impl Running {
             report: register(report)?,
             terminal: None,
             stubs: Vec::new(),
+            pid_namespace: 0,
             ended: None,
         };
         running.wait_until_executed().await?;
@@ -102,8 +105,9 @@ impl Running {
         let mut prepared = false;
         while let Some((report, mut descriptors)) = receive::<Report>(&self.report).await? {
             match report {
-                Report::Prepared { stubs } => {
+                Report::Prepared { stubs, pid_namespace } => {
                     prepared = true;
+                    self.pid_namespace = pid_namespace;
                     self.stubs = stubs;
                     self.terminal = descriptors.pop().map(Terminal);
                 }
@@ -152,6 +156,11 @@ impl Running {
             Err(error) if matches!(error.errno(), Errno::PIPE | Errno::CONNRESET) => Ok(()),
             Err(cause) => Err(Error::Sandbox { action: "signal a step".to_owned(), cause: cause.into() }),
         }
+    }
+
+    /// Its processes as they are now; none where the machine does not show them.
+    pub fn processes(&self) -> Vec<StepProcess> {
+        if self.pid_namespace == 0 { Vec::new() } else { crate::processes::of_namespace(self.pid_namespace) }
     }
 
     /// rbuild's side of the step's terminal, if it was given one.

@@ -69,7 +69,7 @@ impl Process {
             hostname: "buildkitsandbox".to_owned(),
             files: EtcFiles::default(),
             mounts: Vec::new(),
-            shm_size: 64 << 20,
+            shm_size: DEFAULT_SHM_SIZE,
             network: Network::None,
             capabilities: Capabilities::Default,
             seccomp: Seccomp::Default,
@@ -96,6 +96,9 @@ impl Process {
         self
     }
 }
+
+/// Size of /dev/shm unless somebody asks for another.
+pub const DEFAULT_SHM_SIZE: u64 = 64 << 20;
 
 /// The environment a step has when the image sets no PATH.
 pub const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -321,6 +324,8 @@ pub struct Limits {
     pub cpuset_mems: Option<String>,
     /// How many processes there may be.
     pub pids: Option<u64>,
+    /// The group, as a path beneath the top of each hierarchy, beneath which the step's is made.
+    pub parent: Option<PathBuf>,
 }
 
 impl Limits {

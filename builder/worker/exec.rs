@@ -1,7 +1,6 @@
 //! ExecOp: one process on an overlay of the input's snapshots; what it changed becomes a layer.
 
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -9,24 +8,27 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use executor::stubs::Purpose;
-use executor::{ExitStatus, Launcher, Process, Source, Stdio};
+use executor::{Process, Source};
 use graph::{BindSource, CacheSharing, ExecOp, MountKind, NetworkMode, ProxyEnv, SecurityMode};
 use snapshotter::NewDirectory;
 use snapshotter::layer::{Sharing, Tree};
-use solver::{LogStream, RunContext, Usage};
-use tokio::io::{AsyncRead, AsyncReadExt};
-use tokio::net::unix::pipe;
+use solver::RunContext;
 
 use super::mask::Mask;
 use super::secrets::Secrets;
-use super::{BuildWorker, Output, Rootfs, StartFailure, StepRoot, WorkError, blocking};
+use super::{BuildWorker, Output, Rootfs, StartFailure, StepRoot, WorkError, blocking, step};
 use crate::network::{self, Connected, StepNetwork};
+use crate::resources::{Patience, Resources};
 
 /// What steps may do beyond the default, and what they are given.
 #[derive(Debug, Default)]
 pub struct StepPolicy {
     /// The network of steps that do not ask for a certain one.
     pub network: StepNetwork,
+    /// What steps may use.
+    pub resources: Resources,
+    /// How long they may take.
+    pub patience: Patience,
     /// `--allow network.host`, or `--network=host` on the command line.
     pub allow_host_network: bool,
     /// `--allow security.insecure`
@@ -35,37 +37,6 @@ pub struct StepPolicy {
     pub secrets: Secrets,
     /// `--ssh`: sockets by id.
     pub ssh: BTreeMap<String, PathBuf>,
-}
-
-/// A step that did not end well.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StepFailure {
-    /// The command line, as people read it.
-    pub command: String,
-    /// How it ended.
-    pub ending: Ending,
-}
-
-/// How a process ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ending {
-    /// With this status.
-    Code(i32),
-    /// By this signal.
-    Signal(i32),
-    /// By the kernel, for want of memory.
-    OutOfMemory,
-}
-
-impl std::fmt::Display for StepFailure {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "process {:?} did not complete successfully: ", self.command)?;
-        match self.ending {
-            Ending::Code(code) => write!(f, "exit code: {code}"),
-            Ending::Signal(signal) => write!(f, "killed by signal {signal}"),
-            Ending::OutOfMemory => f.write_str("killed: out of memory"),
-        }
-    }
 }
 
 impl BuildWorker {
@@ -77,6 +48,7 @@ impl BuildWorker {
         let mut held = Held::default();
         let root = self.layers.root(context, base.chain.as_ref(), true).await?;
         let mut process = Process::new(root.root(), &op.args);
+        self.policy.resources.apply(&mut process);
         if op.security == SecurityMode::Insecure {
             process = process.insecure();
         }
@@ -100,10 +72,7 @@ impl BuildWorker {
                 None => {}
             }
         }
-        let (status, stubs) = run(&self.launcher, context, process, held.mask()).await?;
-        if let Some(ending) = ending(&status) {
-            return Err(WorkError::Step(StepFailure { command: op.args.join(" "), ending }));
-        }
+        let stubs = step::run(&self.launcher, context, process, held.mask(), self.policy.patience).await?;
         drop(held);
         self.commit_step(context, &base, root, stubs).await
     }
@@ -294,50 +263,6 @@ impl Held {
     }
 }
 
-fn ending(status: &ExitStatus) -> Option<Ending> {
-    if status.oom_killed && !status.success() {
-        return Some(Ending::OutOfMemory);
-    }
-    match (status.code, status.signal) {
-        (_, Some(signal)) => Some(Ending::Signal(signal)),
-        (Some(0), None) => None,
-        (code, None) => Some(Ending::Code(code.unwrap_or(-1))),
-    }
-}
-
-/// Starts the process, passes on what it prints, and ends it when the build is given up.
-async fn run(
-    launcher: &Launcher,
-    context: &RunContext,
-    process: Process,
-    mask: Option<Arc<Mask>>,
-) -> Result<(ExitStatus, Vec<executor::Stub>), WorkError> {
-    let command = process.args.join(" ");
-    let started = |error| WorkError::Start(StartFailure { command: command.clone(), error });
-    let (stdio, stdout, stderr) = Stdio::piped().map_err(WorkError::Pipe)?;
-    let mut running = launcher.run(process, stdio).await.map_err(started)?;
-    let receiver =
-        |pipe: std::io::PipeReader| pipe::Receiver::from_owned_fd(OwnedFd::from(pipe)).map_err(WorkError::Pipe);
-    let pumps = tokio::spawn(futures_util::future::join(
-        pump(receiver(stdout)?, LogStream::Stdout, context.clone(), mask.clone()),
-        pump(receiver(stderr)?, LogStream::Stderr, context.clone(), mask),
-    ));
-    let status = tokio::select! {
-        status = running.wait() => status,
-        () = context.cancelled.cancelled() => {
-            // Whatever it says, the step is gone when the launcher has seen it end.
-            let _ = running.kill();
-            let _ = running.wait().await;
-            return Err(WorkError::Cancelled);
-        }
-    };
-    let status = status.map_err(started)?;
-    // Process 1 has ended, and with it everything that could still write.
-    let _ = pumps.await;
-    context.progress.used(usage(&status));
-    Ok((status, running.stubs().to_vec()))
-}
-
 fn environment(op: &ExecOp) -> Vec<String> {
     let mut env: Vec<String> = proxies(&op.proxy).collect();
     env.extend(op.env.iter().map(|(name, value)| format!("{name}={value}")));
@@ -357,38 +282,4 @@ fn proxies(proxy: &ProxyEnv) -> impl Iterator<Item = String> {
     set.flat_map(|(name, value)| [format!("{name}={value}"), format!("{}={value}", name.to_ascii_lowercase())])
         .collect::<Vec<_>>()
         .into_iter()
-}
-
-/// Longest part of a line that is passed on at once.
-const LINE_MAX: usize = 64 << 10;
-
-/// Passes on whole lines as they come, and a last one without an end; secrets are masked.
-async fn pump(mut from: impl AsyncRead + Unpin, stream: LogStream, context: RunContext, mask: Option<Arc<Mask>>) {
-    let shown = |lines: Vec<u8>| match &mask {
-        Some(mask) => mask.apply(&lines),
-        None => lines,
-    };
-    let mut buffer = Vec::with_capacity(LINE_MAX);
-    loop {
-        match from.read_buf(&mut buffer).await {
-            Ok(0) | Err(_) => break,
-            Ok(_) => {}
-        }
-        let end = buffer.iter().rposition(|byte| matches!(byte, b'\n' | b'\r')).map(|at| at + 1);
-        // A line that is cut keeps back what may be the beginning of a secret.
-        let cut = || (buffer.len() >= LINE_MAX).then(|| mask.as_ref().map_or(buffer.len(), |mask| mask.cut(&buffer)));
-        if let Some(end) = end.or_else(cut).filter(|end| *end > 0) {
-            // What waits for the display takes no more room than its bytes.
-            let lines = buffer[..end].to_vec();
-            buffer.drain(..end);
-            context.progress.log(stream, shown(lines)).await;
-        }
-    }
-    if !buffer.is_empty() {
-        context.progress.log(stream, shown(buffer)).await;
-    }
-}
-
-fn usage(status: &ExitStatus) -> Usage {
-    Usage { cpu: status.usage.user + status.usage.system, peak_memory: status.usage.peak_memory }
 }

@@ -14,6 +14,7 @@ mod places;
 mod roots;
 mod secrets;
 mod source;
+mod step;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -32,7 +33,7 @@ use crate::context::{ContextError, LocalContext, Wanted};
 use crate::images::ImageError;
 
 pub(crate) use decompress::decompressed;
-pub use exec::{Ending, StepFailure, StepPolicy};
+pub use exec::StepPolicy;
 pub use file::FileError;
 pub(crate) use file::{ReadableTree, archive_tree, wildcard};
 pub use git::GitError;
@@ -41,6 +42,7 @@ pub use layers::{BlobTypes, Layers};
 pub(crate) use roots::StepRoot;
 pub use secrets::{SecretError, Secrets};
 pub(crate) use source::{clone_context, download_context};
+pub use step::{Ending, StepFailure};
 
 /// An operation that could not be carried out.
 #[derive(Debug, thiserror::Error)]

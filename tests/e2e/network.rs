@@ -295,3 +295,32 @@ fn the_configuration_file_chooses_the_network() {
     env.configure("");
     env.build(&context, &["--network=wired"]).run().exits(2).contains("--network");
 }
+
+#[test]
+fn a_machine_with_ipv6_has_it_in_steps() {
+    if !require(&["unshare", "ip"]) || !require_root() {
+        return;
+    }
+    let env = TestEnv::busybox();
+    std::fs::create_dir(env.path("pages")).expect("ours");
+    std::fs::write(env.path("pages/index.html"), "by six\n").expect("ours");
+    let request = "printf 'GET / HTTP/1.0\\r\\n\\r\\n'";
+    let script = format!(
+        "{request} | nc 2001:db8::9 8080 | tail -n 1; {request} | timeout 3 nc 2001:db8::9 8081; {request} | timeout 3 nc ::1 8080; \
+         ping6 -c 1 fd72:6275:696c:6400::1 > /dev/null 2>&1; echo end"
+    );
+    let context = env.dockerfile("c", &format!("FROM busybox\nRUN {script}\n"));
+    let (dir, rbuild) = (env.dir().display(), env!("CARGO_BIN_EXE_rbuild"));
+    // A machine of its own: an interface with addresses and default routes, and nobody on its other side.
+    let machine = format!(
+        "set -e; ip link set lo up; ip link add one type veth peer name other; ip link set other up; ip link set one up; \
+         ip addr add 192.0.2.9/24 dev one; ip route add default via 192.0.2.1 dev one; \
+         ip -6 addr add 2001:db8::9/64 dev one nodad; ip -6 route add default via 2001:db8::1 dev one; set +e; \
+         busybox httpd -p '[2001:db8::9]:8080' -h {dir}/pages -f & sleep 1; \
+         {rbuild} --progress plain --network=private {}; code=$?; kill $!; exit $code",
+        context.dir().display()
+    );
+    let out = env.program("unshare").args(["-n", "-m", "sh", "-c", &machine]).ok();
+    assert!(out.stderr.contains(" by six\n") && out.stderr.contains(" end\n"), "{}", out.text());
+    assert_eq!(out.stderr.matches("by six").count(), 1, "{}", out.text());
+}

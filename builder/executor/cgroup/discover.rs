@@ -12,11 +12,16 @@ pub(crate) struct Hierarchy {
     pub(crate) top: PathBuf,
     /// The directory of the group that this process is in.
     pub(crate) own: PathBuf,
+    /// The only place that will do, when somebody asked for it.
+    pub(crate) parent: Option<PathBuf>,
 }
 
 impl Hierarchy {
     /// Where our groups could be, best first.
     pub(crate) fn bases(&self) -> Vec<PathBuf> {
+        if let Some(parent) = &self.parent {
+            return vec![self.top.join(parent)];
+        }
         let mut bases = Vec::new();
         // Beside everybody else, as engines do: in our own group processes live, and v2 gives controllers only to groups whose
         // parent has none. An ordinary user has nothing but what was delegated to him.
@@ -35,6 +40,16 @@ impl Hierarchy {
 pub(crate) struct Mounts {
     pub(crate) v2: Option<Hierarchy>,
     pub(crate) v1: Vec<(Kind, Hierarchy)>,
+}
+
+impl Mounts {
+    /// The same, where only the group at this path beneath each top will do.
+    pub(crate) fn beneath(mut self, parent: &Path) -> Self {
+        for hierarchy in self.v2.iter_mut().chain(self.v1.iter_mut().map(|(_, hierarchy)| hierarchy)) {
+            hierarchy.parent = Some(parent.to_owned());
+        }
+        self
+    }
 }
 
 /// Those of this process.
@@ -64,6 +79,7 @@ fn parse(mountinfo: &str, own: &str) -> Mounts {
             Some(Hierarchy {
                 own: if inside == Path::new("") { top.clone() } else { top.join(inside) },
                 top: top.clone(),
+                parent: None,
             })
         };
         match kind {
@@ -135,13 +151,13 @@ mod tests {
         let mounts = parse(PURE.0, PURE.1);
         let top = PathBuf::from("/sys/fs/cgroup");
         let own = top.join("user.slice/user-1000.slice/session-2.scope");
-        assert_eq!(mounts, Mounts { v2: Some(Hierarchy { top, own }), v1: Vec::new() });
+        assert_eq!(mounts, Mounts { v2: Some(Hierarchy { top, own, parent: None }), v1: Vec::new() });
     }
 
     #[test]
     fn a_hybrid_is_found_with_its_parts() {
         let mounts = parse(HYBRID.0, HYBRID.1);
-        let hierarchy = |top: &str, own: &str| Hierarchy { top: top.into(), own: own.into() };
+        let hierarchy = |top: &str, own: &str| Hierarchy { top: top.into(), own: own.into(), parent: None };
         let unified = "/sys/fs/cgroup/unified";
         assert_eq!(mounts.v2, Some(hierarchy(unified, unified)));
         assert_eq!(

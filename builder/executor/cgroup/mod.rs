@@ -11,6 +11,7 @@ mod discover;
 mod v1;
 mod v2;
 
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
@@ -29,6 +30,8 @@ pub(crate) struct Cgroups {
     v2: Option<Home>,
     v1: Vec<v1::Controller>,
     count: u64,
+    /// Places beneath groups that steps asked for.
+    beneath: HashMap<PathBuf, Cgroups>,
 }
 
 /// A directory of ours in one hierarchy.
@@ -37,6 +40,8 @@ pub(crate) struct Home {
     path: PathBuf,
     /// Above which nothing of the hierarchy is visible.
     top: PathBuf,
+    /// Groups above it that were made for it, outermost first.
+    made: Vec<PathBuf>,
     /// Holds the lock that says that we live.
     _lock: File,
 }
@@ -64,7 +69,10 @@ pub(crate) struct Counted {
 impl Cgroups {
     /// Finds what there is and can be written; nothing at all is fine as long as no limits are asked for.
     pub(crate) fn discover() -> Self {
-        let mounts = discover::mounts();
+        Self::of(discover::mounts())
+    }
+
+    fn of(mounts: discover::Mounts) -> Self {
         let v2 = mounts.v2.and_then(|hierarchy| {
             let home = Home::make(&hierarchy)?;
             // Without this memory is not counted. It fails where processes live in the group above, which is fine.
@@ -72,11 +80,22 @@ impl Cgroups {
             Some(home)
         });
         let v1 = mounts.v1.into_iter().map(|(kind, hierarchy)| v1::Controller::new(kind, hierarchy)).collect();
-        Self { v2, v1, count: 0 }
+        Self { v2, v1, count: 0, beneath: HashMap::new() }
     }
 
     /// Makes the groups of a step with its limits.
     pub(crate) fn create(&mut self, limits: &Limits) -> Result<Group, Error> {
+        let Some(parent) = &limits.parent else { return self.create_here(limits) };
+        let make = || Self::of(discover::mounts().beneath(parent));
+        let there = self.beneath.entry(parent.clone()).or_insert_with(make);
+        if there.v2.is_none() && there.v1.is_empty() {
+            let why = "this machine has no control groups that rbuild may use".to_owned();
+            return Err(Error::Limit { what: format!("the step by the control group {parent:?}"), why });
+        }
+        there.create_here(limits)
+    }
+
+    fn create_here(&mut self, limits: &Limits) -> Result<Group, Error> {
         self.count += 1;
         let name = format!("step-{}", self.count);
         let mut group = Group { limited: !limits.is_unlimited(), ..Group::default() };
@@ -120,11 +139,20 @@ impl Cgroups {
             group.v1.push((kind, path.clone()));
             v1::limit(&path, kind, limits)?;
         }
+        if limits.parent.is_some() {
+            // What limits the group above is to limit the step as well.
+            for controller in &mut self.v1 {
+                let kind = controller.kind();
+                if group.v1.iter().all(|(known, _)| *known != kind) {
+                    group.v1.push((kind, controller.create(name)?));
+                }
+            }
+        }
         Ok(())
     }
 
     /// Removes what is left, as far as it can be had within a moment.
-    pub(crate) fn close(self, mut leaving: Vec<Group>) {
+    pub(crate) fn close(mut self, mut leaving: Vec<Group>) {
         for _ in 0..50 {
             leaving.retain_mut(|group| !group.remove());
             if leaving.is_empty() {
@@ -132,9 +160,14 @@ impl Cgroups {
             }
             std::thread::sleep(Duration::from_millis(2));
         }
+        for (_, beneath) in self.beneath.drain() {
+            beneath.close(Vec::new());
+        }
         let homes = self.v2.iter().chain(self.v1.iter().filter_map(v1::Controller::home));
         for home in homes {
-            fs::remove_dir(&home.path).ok();
+            for path in std::iter::once(&home.path).chain(home.made.iter().rev()) {
+                fs::remove_dir(path).ok();
+            }
         }
     }
 }
@@ -143,6 +176,13 @@ impl Home {
     /// Makes our directory in a hierarchy, or finds that we may not.
     fn make(hierarchy: &discover::Hierarchy) -> Option<Self> {
         for base in hierarchy.bases() {
+            let mut made: Vec<PathBuf> =
+                base.ancestors().take_while(|path| !path.exists()).map(Path::to_owned).collect();
+            made.reverse();
+            if hierarchy.parent.is_none() {
+                // Ours stays for the next.
+                made.clear();
+            }
             if fs::create_dir_all(&base).is_err() {
                 continue;
             }
@@ -152,7 +192,7 @@ impl Home {
                 let path = base.join(format!("launcher-{}", random_name()));
                 let Ok(lock) = make_group(&path) else { break };
                 if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() && path.exists() {
-                    return Some(Self { path, top: hierarchy.top.clone(), _lock: lock });
+                    return Some(Self { path, top: hierarchy.top.clone(), made, _lock: lock });
                 }
             }
         }

@@ -115,6 +115,7 @@ mod tests {
             cpuset_cpus: Some("0-1".to_owned()),
             cpuset_mems: Some("0".to_owned()),
             pids: Some(64),
+            parent: None,
         };
         for kind in Kind::needed(&limits) {
             limit(step.path(), kind, &limits).expect("limit");

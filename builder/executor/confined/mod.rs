@@ -86,6 +86,9 @@ fn check(process: &Process) -> Result<(), Error> {
     if !matches!(process.network, spec::Network::Host) {
         return Err(impossible("a network of its own"));
     }
+    if process.shm_size != spec::DEFAULT_SHM_SIZE {
+        return Err(impossible("a size for /dev/shm"));
+    }
     if process.readonly_root {
         return Err(impossible("a read-only root file system"));
     }
@@ -139,7 +142,7 @@ fn become_step(
     init::standard_descriptors(setup, None, identity)?;
     init::limit_resources(process)?;
     let program = init::Program::new(process, identity)?;
-    let prepared = wire::encode(&Report::Prepared { stubs })?;
+    let prepared = wire::encode(&Report::Prepared { stubs, pid_namespace: 0 })?;
     let all = setup.machine.step_capabilities(process);
     let capabilities = if privileged { all } else { all.difference(DANGEROUS) };
     init::assume_identity(identity, setup.machine, capabilities, process)?;

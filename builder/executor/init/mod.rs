@@ -102,6 +102,8 @@ fn become_step(setup: &Setup<'_>) -> Result<(), Error> {
     rustix::process::setsid().call(|| "setsid()".to_owned()).doing("start a session")?;
     rustix::process::umask(Mode::empty());
 
+    let pid_namespace = rustix::fs::stat(c"/proc/self/ns/pid").map_or(0, |namespace| namespace.st_ino);
+
     // 2. The root, still beneath the host's.
     let mut scratch = Scratch::new()?;
     let root = overlay::root(&process.root, machine, &mut scratch)?;
@@ -144,7 +146,7 @@ fn become_step(setup: &Setup<'_>) -> Result<(), Error> {
     standard_descriptors(setup, terminal.as_ref(), &identity)?;
     limit_resources(process)?;
     let program = exec::Program::new(process, &identity)?;
-    let prepared = wire::encode(&Report::Prepared { stubs: places.into_stubs() })?;
+    let prepared = wire::encode(&Report::Prepared { stubs: places.into_stubs(), pid_namespace })?;
     identity::assume(&identity, machine, machine.step_capabilities(process), process)?;
     // Set late because a change of identity takes it away.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))

@@ -55,7 +55,11 @@ pub(crate) enum Outcome {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Report {
     /// The sandbox is complete; the program is executed next.
-    Prepared { stubs: Vec<Stub> },
+    Prepared {
+        stubs: Vec<Stub>,
+        /// The number of the step's pid namespace, by which its processes are found.
+        pid_namespace: u64,
+    },
     /// It is not, or the program cannot be executed.
     Failed(Error),
 }

@@ -84,8 +84,10 @@ impl Pool {
         if !self.ready.is_empty() {
             return Ok(());
         }
-        self.refill();
-        let Some(maker) = &self.making else { return Err(sys::Error::new("clone(CLONE_NEWNET)", Errno::AGAIN)) };
+        if self.making.is_none() {
+            self.making = Some(self.begin()?);
+        }
+        let Some(maker) = &self.making else { return Ok(()) };
         let waited = rustix::event::poll(&mut [PollFd::new(&maker.socket, PollFlags::IN)], Some(&PATIENCE));
         if !matches!(waited, Ok(1..)) {
             return Err(sys::Error::new("poll(a new network namespace)", Errno::TIMEDOUT));
@@ -98,9 +100,13 @@ impl Pool {
         if self.making.is_some() || self.ready.len() >= READY {
             return;
         }
-        let Ok((ours, theirs)) = socket::pair() else { return };
-        match process::clone(Namespaces::NETWORK, None) {
-            Ok(Cloned::Child) => {
+        self.making = self.begin().ok();
+    }
+
+    fn begin(&self) -> sys::Result<Maker> {
+        let (ours, theirs) = socket::pair()?;
+        match process::clone(Namespaces::NETWORK, None)? {
+            Cloned::Child => {
                 let sent = match make::make(self.kind) {
                     Ok(made) => {
                         let frames = made.frames.iter().map(AsFd::as_fd);
@@ -112,8 +118,7 @@ impl Pool {
                 };
                 process::exit(i32::from(sent.is_err()))
             }
-            Ok(Cloned::Parent { pid, .. }) => self.making = Some(Maker { pid, socket: ours }),
-            Err(_) => {}
+            Cloned::Parent { pid, .. } => Ok(Maker { pid, socket: ours }),
         }
     }
 

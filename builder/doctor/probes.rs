@@ -1,0 +1,160 @@
+//! Trials: a store, a step, a network, limits.
+
+use std::path::PathBuf;
+
+use executor::rootless::Tier;
+use executor::spec::Limits;
+use executor::{Error, Launcher, Network, Process, Root, Source, Stdio};
+use rustix::io::Errno;
+use snapshotter::Store;
+
+use super::{Check, Machine, State};
+use crate::network::{self, StepNetwork};
+
+/// The store, and how snapshots are made in it.
+pub(super) fn store(root: Option<PathBuf>, tier: &Tier) -> (Check, Option<Check>) {
+    let root = root.or_else(|| {
+        snapshotter::default_root(matches!(tier, Tier::Root | Tier::Confined { .. }), |name| std::env::var_os(name))
+    });
+    let Some(root) = root else {
+        let fix = Some("set HOME, or name a directory with --root".to_owned());
+        return (Check::missing("store", "neither XDG_DATA_HOME nor HOME is set", fix), None);
+    };
+    let store = match Store::open(&root) {
+        Ok(store) => store,
+        Err(error) => {
+            let fix = Some("name another directory with --root".to_owned());
+            return (Check::missing("store", chain(&error), fix), None);
+        }
+    };
+    let check = Check::good("store", root.display().to_string());
+    let snapshots = match store.without_overlays(crate::session::apply_options(tier).marks) {
+        Ok(None) => Check::good("snapshots", "overlayfs works there"),
+        Ok(Some(why)) => Check::limited(
+            "snapshots",
+            format!("overlayfs cannot be used there: {why}; every step works on a copy"),
+            "put the store on a local disk or a volume: --root DIR",
+        ),
+        Err(error) => Check::missing("snapshots", chain(&error), None),
+    };
+    (check, Some(snapshots))
+}
+
+/// Runs this program itself as a step, in all its namespaces, under the filter, on an empty root.
+pub(super) async fn step(launcher: &Launcher) -> Check {
+    let filtered = match launcher.is_confined() {
+        false => "namespaces, pivot_root, /proc, capabilities and the system call filter work",
+        true => "another root directory, capabilities and the system call filter work",
+    };
+    match run(launcher, Limits::default()).await {
+        Ok(0) => Check::good("steps", filtered),
+        Ok(code) => Check::missing("steps", format!("a step ended with {code} instead of 0"), None),
+        Err(error) => Check::missing("steps", error, Machine::look().fix_for_launcher()),
+    }
+}
+
+async fn run(launcher: &Launcher, limits: Limits) -> Result<i32, String> {
+    let root = tempfile::tempdir().map_err(|error| format!("cannot make a directory to try in: {error}"))?;
+    let program = std::env::current_exe().map_err(|error| format!("cannot find this program: {error}"))?;
+    let mut process = Process::new(Root::Bind(root.path().to_owned()), ["/rbuild", "--version"]);
+    if launcher.is_confined() {
+        // There are no mounts; what is to be run is copied.
+        std::fs::copy(&program, root.path().join("rbuild"))
+            .map_err(|error| format!("cannot copy this program: {error}"))?;
+    }
+    let source = Source::Bind { path: program, selector: String::new(), recursive: false };
+    if !launcher.is_confined() {
+        process.mounts.push(executor::Mount { destination: "/rbuild".to_owned(), source, readonly: true });
+    }
+    process.limits = limits;
+    // Whether there are others is another question.
+    process.network = Network::Host;
+    let stdio = Stdio::null().map_err(|error| error.to_string())?;
+    let explained = |error: Error| match error {
+        Error::Limit { why, .. } => why,
+        other => other.to_string(),
+    };
+    let mut running = launcher.run(process, stdio).await.map_err(explained)?;
+    Ok(running.wait().await.map_err(explained)?.shell_code())
+}
+
+/// Makes a private network, through which a packet has to pass.
+pub(super) async fn network(launcher: &Launcher) -> Check {
+    match network::connect(launcher, StepNetwork::Private).await {
+        Ok(_) => Check::good("network", "a private one for each step; packets pass"),
+        Err(Error::Network(cause)) => {
+            let fix = if cause.is(Errno::NOSPC) {
+                "sysctl -w user.max_net_namespaces=15000"
+            } else if cause.is(Errno::OPNOTSUPP) || cause.is(Errno::NODEV) {
+                "the kernel has no veth interfaces: modprobe veth"
+            } else {
+                "network namespaces and packet sockets have to be permitted here"
+            };
+            let found = format!("steps share the host's: {cause}");
+            Check::limited("network", found, format!("{fix}; until then --network=none isolates steps"))
+        }
+        Err(error) => Check::missing("network", error.to_string(), None),
+    }
+}
+
+/// Starts a step under each kind of limit.
+pub(super) async fn limits(launcher: &Launcher, tier: &Tier) -> Check {
+    let none = Limits::default;
+    let kinds = [
+        ("memory", Limits { memory: Some(512 << 20), ..none() }),
+        ("cpu", Limits { cpu_shares: Some(1024), ..none() }),
+        ("cpuset", Limits { cpuset_cpus: Some("0".to_owned()), ..none() }),
+        ("pids", Limits { pids: Some(1000), ..none() }),
+    ];
+    let (mut good, mut bad, mut reason) = (Vec::new(), Vec::new(), None);
+    for (name, limits) in kinds {
+        match run(launcher, limits).await {
+            Ok(0) => good.push(name),
+            Ok(code) => {
+                bad.push(name);
+                reason.get_or_insert(format!("a limited step ended with {code}"));
+            }
+            Err(why) => {
+                bad.push(name);
+                reason.get_or_insert(why);
+            }
+        }
+    }
+    let Some(reason) = reason else { return Check::good("limits", format!("{} can be limited", good.join(", "))) };
+    let works = if good.is_empty() { "nothing".to_owned() } else { good.join(", ") };
+    let fix = match tier {
+        Tier::Root | Tier::Confined { .. } => {
+            "the kernel, or who made this container, has to give these controllers (docker run --cgroupns=private -v /sys/fs/cgroup:rw)"
+        }
+        _ => {
+            "have the controllers delegated: systemd-run --user --scope -p Delegate=yes rbuild …, or as root, systemctl edit user@.service with Delegate=cpu cpuset memory pids"
+        }
+    };
+    let found = format!("{works} can be limited, {} cannot: {reason}", bad.join(", "));
+    Check { name: "limits", state: State::Limited, found, fix: Some(fix.to_owned()) }
+}
+
+/// Where names are asked for.
+pub(super) fn names() -> Check {
+    let text = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    let servers: Vec<&str> =
+        text.lines().filter_map(|line| line.trim().strip_prefix("nameserver")).map(str::trim).collect();
+    if servers.is_empty() {
+        let fix = "name one in /etc/resolv.conf";
+        return Check::limited("names", "/etc/resolv.conf names no server: 127.0.0.1 is asked", fix);
+    }
+    Check::good("names", format!("asked of {}", servers.join(", ")))
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
