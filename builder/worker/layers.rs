@@ -16,13 +16,14 @@ use snapshotter::layer::{
     Applied, ApplyOptions, EntryKind, LayerError, LayerIndex, Marks, Mended, Tree, apply, compress, mend, write_upper,
 };
 use snapshotter::{Active, LayerRecord, Store};
-use solver::{RunContext, Status};
+use solver::RunContext;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::disk_guard::DiskGuard;
 use super::file::ReadableTree;
 use super::places::{Place, Places};
+use super::transfer::{Incoming, incoming};
 use super::{WorkError, blocking};
 use crate::export::{Descriptor, GZIP, LayerBlob, LayerCompression};
 use crate::images::{ImageError, Remote};
@@ -311,31 +312,18 @@ impl Layers {
         active: Active,
     ) -> Result<(Active, Applied), WorkError> {
         let blob = self.remote_blob(layer)?;
-        let (reader, writer) = pipe();
-        let progress = context.progress.clone();
-        let id = format!("layer {} {}", number + 1, blob_name(&blob.digest));
-        let report = move |current: u64, total: u64, done: bool| {
-            progress.status(Status { id: id.clone(), current, total, done });
-        };
-        let fetch = unless_cancelled(context, self.remote.fetch(&blob, writer, report));
-        let (store, options) = (Arc::clone(&self.store), self.options()?);
-        let (digest, token) = (blob.digest, context.cancelled.clone());
-        let unpack = blocking(move || {
-            let mut keep = store.blob_writer()?;
-            let mut tee = Tee { from: reader, to: &mut keep };
-            let mut buffered = BufReader::with_capacity(1 << 18, &mut tee);
-            let tar = DiskGuard::new(compress::decoder(&mut buffered)?, store.root().to_owned());
+        let (options, digest, token) = (self.options()?, blob.digest, context.cancelled.clone());
+        let disk = self.store.root().to_owned();
+        let unpack = move |incoming: Incoming<'_>| {
+            let mut buffered = BufReader::with_capacity(1 << 18, incoming);
+            let tar = DiskGuard::new(compress::decoder(&mut buffered)?, disk);
             let applied = apply(tar, active.fs(), &options, &|| token.is_cancelled())?;
             // The blob may go on after the end of its layer; its digest covers that too.
             io::copy(&mut buffered, &mut io::sink())?;
-            drop(buffered);
-            keep.commit(Some(&digest))?;
+            buffered.into_inner().commit(&digest)?;
             Ok((active, applied))
-        });
-        let (fetched, unpacked) = tokio::join!(fetch, unpack);
-        // A broken transfer shows at both ends; the fetching end knows why.
-        fetched?;
-        unpacked
+        };
+        incoming(&self.store, &self.remote, context, &blob, number, unpack).await
     }
 
     /// A step's layer that cannot be had is made again; one of somebody else's image cannot.
@@ -520,23 +508,12 @@ impl Layers {
         blob: &Descriptor,
         number: usize,
     ) -> Result<(), WorkError> {
-        let (mut reader, writer) = pipe();
-        let progress = context.progress.clone();
-        let id = format!("layer {} {}", number + 1, blob_name(&blob.digest));
-        let report = move |current: u64, total: u64, done: bool| {
-            progress.status(Status { id: id.clone(), current, total, done });
+        let digest = blob.digest;
+        let keep = move |mut incoming: Incoming<'_>| {
+            io::copy(&mut incoming, &mut io::sink())?;
+            incoming.commit(&digest)
         };
-        let (store, digest) = (Arc::clone(&self.store), blob.digest);
-        let store = blocking(move || {
-            let mut keep = store.blob_writer()?;
-            io::copy(&mut reader, &mut keep)?;
-            keep.commit(Some(&digest))?;
-            Ok(())
-        });
-        let fetch = unless_cancelled(context, self.remote.fetch(blob, writer, report));
-        let (fetched, stored) = tokio::join!(fetch, store);
-        fetched?;
-        stored
+        incoming(&self.store, &self.remote, context, blob, number, keep).await
     }
 }
 
@@ -577,12 +554,8 @@ fn same_compression(a: &str, b: &str) -> bool {
     kind(a) == kind(b)
 }
 
-fn blob_name(digest: &Digest) -> String {
-    digest.short()
-}
-
 /// A transfer that ends when the build is given up; its reader then sees the end of the stream, too early.
-async fn unless_cancelled(
+pub(super) async fn unless_cancelled(
     context: &RunContext,
     transfer: impl Future<Output = Result<(), ImageError>>,
 ) -> Result<(), WorkError> {
@@ -688,20 +661,6 @@ impl<W: Write> Write for Hashing<W> {
 
     fn flush(&mut self) -> io::Result<()> {
         self.to.flush()
-    }
-}
-
-/// Passes on what it reads and keeps a copy.
-struct Tee<'a, R, W> {
-    from: R,
-    to: &'a mut W,
-}
-
-impl<R: Read, W: Write> Read for Tee<'_, R, W> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.from.read(buffer)?;
-        self.to.write_all(&buffer[..read])?;
-        Ok(read)
     }
 }
 
