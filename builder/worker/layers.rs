@@ -230,10 +230,9 @@ impl Layers {
             let (active, options, token) = (self.store.prepare()?, self.options()?, context.cancelled.clone());
             let disk = self.store.root().to_owned();
             let unpacked = blocking(move || {
-                let applied = tar
-                    .open()
-                    .map_err(LayerError::Read)
-                    .and_then(|from| apply(DiskGuard::new(from, disk), active.fs(), &options, &|| token.is_cancelled()));
+                let applied = tar.open().map_err(LayerError::Read).and_then(|from| {
+                    apply(DiskGuard::new(from, disk), active.fs(), &options, &|| token.is_cancelled())
+                });
                 Ok((tar, applied.map(|applied| (active, applied))))
             });
             match unpacked.await? {
