@@ -7,7 +7,7 @@ use bytes::Bytes;
 use frontend::{ImageRequest, ResolvedImage};
 use futures_util::StreamExt as _;
 use graph::{Digest, ImageConfig, Platform};
-use registry::{Client, Manifest, Reference, Repository, Want};
+use registry::{Client, Manifest, Reference, Repository, Verifier, Want};
 use snapshotter::{ImageKind, ImageRecord, LayerRecord, Store, StoreError};
 use tokio::sync::mpsc;
 
@@ -253,17 +253,48 @@ impl Remote {
         to: mpsc::Sender<io::Result<Bytes>>,
         report: impl Fn(u64, u64, bool),
     ) -> Result<(), ImageError> {
+        self.fetch_from(blob, 0, std::path::Path::new(""), to, report).await
+    }
+
+    /// Whether a download can be gone on with: a registry can begin in the middle.
+    pub(crate) fn can_resume(&self, blob: &Digest) -> Result<bool, StoreError> {
+        let mut locations = self.store.locations(blob)?.into_iter();
+        Ok(locations.all(|location| crate::cache::layout_of(&location).is_none()))
+    }
+
+    /// As [`Self::fetch`], without the first `here` bytes, which `path` has.
+    pub(crate) async fn fetch_from(
+        &self,
+        blob: &Descriptor,
+        here: u64,
+        path: &std::path::Path,
+        to: mpsc::Sender<io::Result<Bytes>>,
+        report: impl Fn(u64, u64, bool),
+    ) -> Result<(), ImageError> {
         let name = blob.digest.to_string();
-        let descriptor = registry_descriptor(blob).map_err(|why| ImageError::Malformed { name: name.clone(), why })?;
+        let malformed = |why| ImageError::Malformed { name: name.clone(), why };
+        let descriptor = registry_descriptor(blob).map_err(malformed)?;
         if self.read_layouts(&blob.digest, &to).await? {
             report(blob.size, blob.size, true);
             return Ok(());
         }
+        let failed = |source| ImageError::Registry { name: name.clone(), source: Box::new(source) };
+        let mut verifier = Verifier::new(&descriptor).map_err(failed)?;
+        if here > 0 {
+            let path = path.to_owned();
+            let hashed =
+                tokio::task::spawn_blocking(move || hash_beginning(&path, here, &mut verifier).map(|()| verifier));
+            let unread = |error: io::Error| malformed(format!("what was downloaded of it cannot be read: {error}"));
+            verifier = match hashed.await {
+                Ok(hashed) => hashed.map_err(unread)?,
+                Err(_) => return Err(malformed("a thread panicked".into())),
+            };
+        }
         let mut last = None;
         for repository in self.locations(&blob.digest)? {
-            let mut done = 0;
+            let mut done = here;
             let result = async {
-                let mut stream = self.client.blob(&repository, &descriptor).await?;
+                let mut stream = self.client.resume_blob(&repository, &descriptor, verifier.clone()).await?;
                 while let Some(chunk) = stream.chunk().await? {
                     done += chunk.len() as u64;
                     report(done, blob.size, false);
@@ -283,7 +314,7 @@ impl Remote {
                 // What was passed on cannot be taken back: only a source that gave nothing can be replaced by the next.
                 Err(error) => {
                     last = Some(error);
-                    if done > 0 {
+                    if done > here {
                         break;
                     }
                 }
@@ -294,6 +325,20 @@ impl Remote {
             Some(source) => ImageError::Registry { name, source: Box::new(source) },
             None => ImageError::Malformed { name, why: "no registry is known that has this layer".into() },
         })
+    }
+}
+
+/// Feeds the first bytes of a file to the verifier.
+fn hash_beginning(path: &std::path::Path, length: u64, verifier: &mut Verifier) -> io::Result<()> {
+    use io::Read;
+    let mut file = std::fs::File::open(path)?.take(length);
+    let mut buffer = vec![0; 1 << 18];
+    loop {
+        match file.read(&mut buffer)? {
+            0 if verifier.seen() == length => return Ok(()),
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            read => verifier.update(&buffer[..read]),
+        }
     }
 }
 

@@ -23,12 +23,34 @@ pub struct PartialBlob<'s> {
 }
 
 impl Store {
+    /// Where the beginning of a blob is kept.
+    #[must_use]
+    pub fn partial_path(&self, digest: &Digest) -> PathBuf {
+        self.layout.join("ingest").join(digest.hex() + SUFFIX)
+    }
+
+    /// Throws the beginning of a blob away, unless somebody is at it.
+    ///
+    /// # Errors
+    /// The disk.
+    pub fn forget_partial(&self, digest: &Digest) -> Result<(), StoreError> {
+        let path = self.partial_path(digest);
+        let is_free = |file: &File| flock(file, FlockOperation::NonBlockingLockExclusive).is_ok();
+        if !File::open(&path).is_ok_and(|file| is_free(&file)) {
+            return Ok(());
+        }
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(StoreError::io("remove", path)(error)),
+            _ => Ok(()),
+        }
+    }
+
     /// Begins the download of a blob, or goes on with one that was broken off; `None`: another one is at it.
     ///
     /// # Errors
     /// The disk.
     pub fn partial_blob(&self, digest: &Digest) -> Result<Option<PartialBlob<'_>>, StoreError> {
-        let path = self.layout.join("ingest").join(digest.hex() + SUFFIX);
+        let path = self.partial_path(digest);
         loop {
             let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
             let file = opened.map_err(StoreError::io("open", &path))?;
@@ -64,6 +86,12 @@ fn taken_up(file: File) -> io::Result<Hashed<File>> {
 }
 
 impl PartialBlob<'_> {
+    /// Where they are.
+    #[must_use]
+    pub fn path(&self) -> &std::path::Path {
+        &self.path
+    }
+
     /// Bytes that are here: where to go on.
     #[must_use]
     pub fn size(&self) -> u64 {

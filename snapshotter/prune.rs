@@ -174,8 +174,12 @@ impl Store {
                 sizes.downloads.insert(name, size);
             }
         }
-        for file in [self.layout.database(), self.layout.backup()] {
-            sizes.total += measure(&file, &mut HashSet::new());
+        // The database and its log, what is remembered of builds and files, what is being made or removed: few files.
+        const KNOWN: [&str; 7] = ["snapshots", "plain", "merged", "indexes", "blobs", "cache-mounts", "ingest"];
+        for entry in fs::read_dir(&self.layout.root).into_iter().flatten().flatten() {
+            if !KNOWN.iter().any(|name| entry.file_name() == *name) {
+                sizes.total += measure(&entry.path(), &mut HashSet::new());
+            }
         }
         Ok(sizes)
     }

@@ -12,6 +12,8 @@ mod checks;
 mod concurrency;
 #[path = "e2e/containers.rs"]
 mod containers;
+#[path = "e2e/damage.rs"]
+mod damage;
 #[path = "e2e/disk.rs"]
 mod disk;
 #[path = "e2e/doctor.rs"]

@@ -12,15 +12,18 @@ use graph::Digest;
 use rustix::fs::OFlags;
 use sha2::Digest as _;
 use snapshotter::layer::compress::Compression;
-use snapshotter::layer::{Applied, ApplyOptions, LayerIndex, Marks, Mended, Tree, apply, compress, mend, write_upper};
+use snapshotter::layer::{
+    Applied, ApplyOptions, EntryKind, LayerError, LayerIndex, Marks, Mended, Tree, apply, compress, mend, write_upper,
+};
 use snapshotter::{Active, LayerRecord, Store};
-use solver::{RunContext, Status};
+use solver::RunContext;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::disk_guard::DiskGuard;
 use super::file::ReadableTree;
 use super::places::{Place, Places};
+use super::transfer::{Incoming, incoming};
 use super::{WorkError, blocking};
 use crate::export::{Descriptor, GZIP, LayerBlob, LayerCompression};
 use crate::images::{ImageError, Remote};
@@ -221,27 +224,82 @@ impl Layers {
         number: usize,
     ) -> Result<(Active, Applied), WorkError> {
         let _slot = self.slots.acquire().await.map_err(|_| WorkError::Cancelled)?;
-        let (active, options, token) = (self.store.prepare()?, self.options()?, context.cancelled.clone());
         let expected = layer.diff_id;
-        let (active, applied) = match self.find_tar(layer)? {
-            Some(tar) => {
-                let disk = self.store.root().to_owned();
-                blocking(move || {
-                    let tar = DiskGuard::new(tar.open()?, disk);
-                    let applied = apply(tar, active.fs(), &options, &|| token.is_cancelled())?;
-                    Ok((active, applied))
-                })
-                .await?
+        // A form of the layer that turns out to be damaged is taken away, and the next one tried.
+        while let Some(tar) = self.find_tar(layer)? {
+            let (active, options, token) = (self.store.prepare()?, self.options()?, context.cancelled.clone());
+            let disk = self.store.root().to_owned();
+            let unpacked = blocking(move || {
+                let applied = tar.open().map_err(LayerError::Read).and_then(|from| {
+                    apply(DiskGuard::new(from, disk), active.fs(), &options, &|| token.is_cancelled())
+                });
+                Ok((tar, applied.map(|applied| (active, applied))))
+            });
+            match unpacked.await? {
+                (_, Ok((active, applied))) if applied.diff_id == expected => return Ok((active, applied)),
+                (tar, Ok(_)) => self.discard(context, layer, &tar)?,
+                (_, Err(LayerError::Read(error))) if error.kind() == io::ErrorKind::StorageFull => {
+                    return Err(LayerError::Read(error).into());
+                }
+                (tar, Err(LayerError::Format { .. } | LayerError::Read(_))) => self.discard(context, layer, &tar)?,
+                (_, Err(error)) => return Err(error.into()),
             }
-            None => {
-                let downloaded = self.download(context, layer, number, active).await;
-                downloaded.map_err(|error| self.gone(context, layer, error))?
-            }
-        };
+        }
+        let downloaded = self.download(context, layer, number, self.store.prepare()?).await;
+        let (active, applied) = downloaded.map_err(|error| self.gone(context, layer, error))?;
         if applied.diff_id != expected {
             return Err(WorkError::WrongLayer { expected, found: applied.diff_id });
         }
         Ok((active, applied))
+    }
+
+    /// Takes away what holds other bytes than it should.
+    fn discard(&self, context: &RunContext, layer: &LayerRecord, form: &TarAt) -> Result<(), WorkError> {
+        let path = match form {
+            TarAt::Plain(path) => {
+                self.store.remove_blob(&layer.diff_id)?;
+                path
+            }
+            TarAt::Compressed(digest, path) => {
+                self.store.remove_blob(digest)?;
+                path
+            }
+            TarAt::Snapshot(chain, path, _) => {
+                self.store.remove_snapshot(chain)?;
+                path
+            }
+        };
+        context.progress.warn(format!("{} is damaged: it is removed, and made or fetched anew", path.display()));
+        Ok(())
+    }
+
+    /// Compares all bytes of a stack that are here with their digests, and takes away what differs; whether anything did.
+    pub(crate) async fn check(&self, context: &RunContext, chain: Option<&Digest>) -> Result<bool, WorkError> {
+        let Some(chain) = chain else { return Ok(false) };
+        let mut damaged = false;
+        for layer in self.store.chain_layers(chain)? {
+            let mut forms = Vec::new();
+            forms.extend(self.store.blob_path(&layer.diff_id).map(TarAt::Plain));
+            for blob in self.store.layer_blobs(&layer.diff_id)? {
+                forms.extend(self.store.blob_path(&blob.digest).map(|path| TarAt::Compressed(blob.digest, path)));
+            }
+            if let (Some(snapshot), Some(index)) = (self.store.snapshot(&layer.chain)?, self.index(&layer.chain)?) {
+                forms.push(TarAt::Snapshot(layer.chain, snapshot.fs().to_owned(), index));
+            }
+            for form in forms {
+                let diff_id = layer.diff_id;
+                let (form, sound) = blocking(move || {
+                    let sound = form.is_sound(&diff_id);
+                    Ok((form, sound))
+                })
+                .await?;
+                if !sound {
+                    damaged = true;
+                    self.discard(context, &layer, &form)?;
+                }
+            }
+        }
+        Ok(damaged)
     }
 
     /// Fetches, verifies, keeps and unpacks a layer, all while its bytes arrive.
@@ -253,35 +311,29 @@ impl Layers {
         active: Active,
     ) -> Result<(Active, Applied), WorkError> {
         let blob = self.remote_blob(layer)?;
-        let (reader, writer) = pipe();
-        let progress = context.progress.clone();
-        let id = format!("layer {} {}", number + 1, blob_name(&blob.digest));
-        let report = move |current: u64, total: u64, done: bool| {
-            progress.status(Status { id: id.clone(), current, total, done });
-        };
-        let fetch = unless_cancelled(context, self.remote.fetch(&blob, writer, report));
-        let (store, options) = (Arc::clone(&self.store), self.options()?);
-        let (digest, token) = (blob.digest, context.cancelled.clone());
-        let unpack = blocking(move || {
-            let mut keep = store.blob_writer()?;
-            let mut tee = Tee { from: reader, to: &mut keep };
-            let mut buffered = BufReader::with_capacity(1 << 18, &mut tee);
-            let tar = DiskGuard::new(compress::decoder(&mut buffered)?, store.root().to_owned());
+        let (options, digest, token) = (self.options()?, blob.digest, context.cancelled.clone());
+        let disk = self.store.root().to_owned();
+        let unpack = move |incoming: Incoming<'_>| {
+            let mut buffered = BufReader::with_capacity(1 << 18, incoming);
+            let tar = DiskGuard::new(compress::decoder(&mut buffered)?, disk);
             let applied = apply(tar, active.fs(), &options, &|| token.is_cancelled())?;
             // The blob may go on after the end of its layer; its digest covers that too.
             io::copy(&mut buffered, &mut io::sink())?;
-            drop(buffered);
-            keep.commit(Some(&digest))?;
+            buffered.into_inner().commit(&digest)?;
             Ok((active, applied))
-        });
-        let (fetched, unpacked) = tokio::join!(fetch, unpack);
-        // A broken transfer shows at both ends; the fetching end knows why.
-        fetched?;
-        unpacked
+        };
+        incoming(&self.store, &self.remote, context, &blob, number, unpack).await
     }
 
     /// A step's layer that cannot be had is made again; one of somebody else's image cannot.
     fn gone(&self, context: &RunContext, layer: &LayerRecord, error: WorkError) -> WorkError {
+        // A directory without an index is of no use; it must not be found again.
+        if matches!(self.index(&layer.chain), Ok(None)) && matches!(self.store.snapshot(&layer.chain), Ok(Some(_))) {
+            context.progress.warn(format!("the index of layer {} is damaged: it is made anew", layer.chain));
+            if let Err(error) = self.store.remove_snapshot(&layer.chain) {
+                return error.into();
+            }
+        }
         if layer.content == layer.diff_id.into() || matches!(error, WorkError::Cancelled | WorkError::Store(_)) {
             return error;
         }
@@ -317,7 +369,7 @@ impl Layers {
         }
         for blob in self.store.layer_blobs(&layer.diff_id)? {
             if let Some(path) = self.store.blob_path(&blob.digest) {
-                return Ok(Some(TarAt::Compressed(path)));
+                return Ok(Some(TarAt::Compressed(blob.digest, path)));
             }
         }
         // The same layer on another stack.
@@ -328,7 +380,7 @@ impl Layers {
                     .layer(&chain)?
                     .is_some_and(|record| record.writer == Some(snapshotter::layer::WRITER_VERSION))
             {
-                return Ok(Some(TarAt::Snapshot(snapshot.fs().to_owned(), index)));
+                return Ok(Some(TarAt::Snapshot(chain, snapshot.fs().to_owned(), index)));
             }
         }
         Ok(None)
@@ -353,7 +405,11 @@ impl Layers {
         let own = layer.writer.is_some();
         let fits = |media_type: &str| same_compression(media_type, wanted) || (!own && !compression.force);
         for blob in known.iter().filter(|blob| fits(&blob.media_type)) {
-            let mut path = self.store.blob_path(&blob.digest);
+            let mut path = match bytes {
+                true => self.sound_blob(context, layer, &blob.digest).await?,
+                // A registry verifies what it is given.
+                false => self.store.blob_path(&blob.digest),
+            };
             if path.is_none() && self.remote.has(&self.store, &blob.digest)? {
                 if bytes {
                     let descriptor = Descriptor::new(blob.media_type.clone(), blob.digest, blob.size);
@@ -373,13 +429,14 @@ impl Layers {
             }
         }
         if compression.algorithm == Compression::None
-            && let Some(path) = self.store.blob_path(&layer.diff_id)
+            && let Some(path) = self.sound_blob(context, layer, &layer.diff_id).await?
         {
             let descriptor = Descriptor::new(wanted, layer.diff_id, layer.size);
             return Ok(LayerBlob { diff_id: layer.diff_id, descriptor, path: Some(path) });
         }
-        if self.find_tar(layer)?.is_none() {
-            let blob = self.remote_blob(layer)?;
+        if self.find_tar(layer)?.is_none()
+            && let Ok(blob) = self.remote_blob(layer)
+        {
             self.fetch_blob(context, &blob, number).await?;
         }
         self.compress(context, layer, compression, wanted).await
@@ -393,25 +450,55 @@ impl Layers {
         media_type: &'static str,
     ) -> Result<LayerBlob, WorkError> {
         let name = format!("compress:{}:{media_type}", layer.diff_id);
-        let (store, cancelled) = (Arc::clone(&self.store), context.cancelled.clone());
-        let tar = self.local_tar(layer)?;
         let diff_id = layer.diff_id;
-        let (digest, size) = blocking(move || {
-            let _lock = store.lock(&name, &|| cancelled.is_cancelled())?;
-            let encoder = compress::Encoder::new(store.blob_writer()?, compression.algorithm)?;
-            let mut hashing = Hashing { to: encoder, hasher: sha2::Sha256::new(), cancelled };
-            tar.write_to(&mut hashing)?;
-            let found = Digest::from_bytes(hashing.hasher.finalize().into());
-            if found != diff_id {
-                return Err(WorkError::WrongLayer { expected: diff_id, found });
+        // A form of the layer that turns out to be damaged is taken away, and the next one tried.
+        while let Some(tar) = self.find_tar(layer)? {
+            let (store, cancelled, name) = (Arc::clone(&self.store), context.cancelled.clone(), name.clone());
+            let packed = blocking(move || {
+                let _lock = store.lock(&name, &|| cancelled.is_cancelled())?;
+                let encoder = compress::Encoder::new(store.blob_writer()?, compression.algorithm)?;
+                let mut hashing = Hashing { to: encoder, hasher: sha2::Sha256::new(), cancelled };
+                match tar.write_to(&mut hashing) {
+                    Err(_) if !hashing.cancelled.is_cancelled() && !tar.is_sound(&diff_id) => return Ok(Err(tar)),
+                    written => written?,
+                }
+                if Digest::from_bytes(hashing.hasher.finalize().into()) != diff_id {
+                    return Ok(Err(tar));
+                }
+                let (digest, size) = hashing.to.finish()?.commit(None)?;
+                store.add_layer_blob(&diff_id, &digest, media_type, size)?;
+                Ok(Ok((digest, size)))
+            });
+            match packed.await? {
+                Ok((digest, size)) => {
+                    let path = self.store.blob_path(&digest);
+                    return Ok(LayerBlob { diff_id, descriptor: Descriptor::new(media_type, digest, size), path });
+                }
+                Err(damaged) => self.discard(context, layer, &damaged)?,
             }
-            let (digest, size) = hashing.to.finish()?.commit(None)?;
-            store.add_layer_blob(&diff_id, &digest, media_type, size)?;
-            Ok((digest, size))
+        }
+        Err(self.gone(context, layer, WorkError::LayerLost(layer.chain)))
+    }
+
+    /// A blob that is about to leave, if its bytes are right. A damaged one is taken away.
+    async fn sound_blob(
+        &self,
+        context: &RunContext,
+        layer: &LayerRecord,
+        digest: &Digest,
+    ) -> Result<Option<PathBuf>, WorkError> {
+        let Some(path) = self.store.blob_path(digest) else { return Ok(None) };
+        let (form, digest) = (TarAt::Compressed(*digest, path.clone()), *digest);
+        let (form, sound) = blocking(move || {
+            let sound = form.is_sound(&digest);
+            Ok((form, sound))
         })
         .await?;
-        let path = self.store.blob_path(&digest);
-        Ok(LayerBlob { diff_id, descriptor: Descriptor::new(media_type, digest, size), path })
+        if sound {
+            return Ok(Some(path));
+        }
+        self.discard(context, layer, &form)?;
+        Ok(None)
     }
 
     pub(crate) async fn fetch_blob(
@@ -420,23 +507,12 @@ impl Layers {
         blob: &Descriptor,
         number: usize,
     ) -> Result<(), WorkError> {
-        let (mut reader, writer) = pipe();
-        let progress = context.progress.clone();
-        let id = format!("layer {} {}", number + 1, blob_name(&blob.digest));
-        let report = move |current: u64, total: u64, done: bool| {
-            progress.status(Status { id: id.clone(), current, total, done });
+        let digest = blob.digest;
+        let keep = move |mut incoming: Incoming<'_>| {
+            io::copy(&mut incoming, &mut io::sink())?;
+            incoming.commit(&digest)
         };
-        let (store, digest) = (Arc::clone(&self.store), blob.digest);
-        let store = blocking(move || {
-            let mut keep = store.blob_writer()?;
-            io::copy(&mut reader, &mut keep)?;
-            keep.commit(Some(&digest))?;
-            Ok(())
-        });
-        let fetch = unless_cancelled(context, self.remote.fetch(blob, writer, report));
-        let (fetched, stored) = tokio::join!(fetch, store);
-        fetched?;
-        stored
+        incoming(&self.store, &self.remote, context, blob, number, keep).await
     }
 }
 
@@ -477,12 +553,8 @@ fn same_compression(a: &str, b: &str) -> bool {
     kind(a) == kind(b)
 }
 
-fn blob_name(digest: &Digest) -> String {
-    digest.short()
-}
-
 /// A transfer that ends when the build is given up; its reader then sees the end of the stream, too early.
-async fn unless_cancelled(
+pub(super) async fn unless_cancelled(
     context: &RunContext,
     transfer: impl Future<Output = Result<(), ImageError>>,
 ) -> Result<(), WorkError> {
@@ -502,16 +574,40 @@ fn open_in(directory: Option<&PathBuf>, path: &[u8]) -> io::Result<File> {
 /// Where the bytes of a layer's tar are.
 enum TarAt {
     Plain(PathBuf),
-    Compressed(PathBuf),
-    Snapshot(PathBuf, Arc<LayerIndex>),
+    Compressed(Digest, PathBuf),
+    Snapshot(Digest, PathBuf, Arc<LayerIndex>),
 }
 
 impl TarAt {
+    /// Whether all bytes are what they should be. What cannot be read is not.
+    fn is_sound(&self, diff_id: &Digest) -> bool {
+        let hashed = |path: &PathBuf| {
+            let mut hasher = sha2::Sha256::new();
+            let read = File::open(path).and_then(|mut file| io::copy(&mut file, &mut DigestWriter(&mut hasher)));
+            read.ok().map(|_| Digest::from_bytes(hasher.finalize().into()))
+        };
+        match self {
+            Self::Plain(path) => hashed(path) == Some(*diff_id),
+            Self::Compressed(digest, path) => hashed(path) == Some(*digest),
+            Self::Snapshot(_, directory, index) => index.entries().iter().all(|entry| match entry.kind {
+                EntryKind::File { size, digest, .. } => {
+                    let mut hasher = blake3::Hasher::new();
+                    let read = open_in(Some(directory), &entry.path).and_then(|file| {
+                        hasher.update_reader(file.take(size + 1))?;
+                        Ok(hasher.count() == size && hasher.finalize().as_bytes() == digest.as_bytes())
+                    });
+                    read.unwrap_or(false)
+                }
+                _ => true,
+            }),
+        }
+    }
+
     fn open(&self) -> io::Result<Box<dyn Read + Send>> {
         match self {
             Self::Plain(path) => Ok(Box::new(BufReader::with_capacity(1 << 18, File::open(path)?))),
-            Self::Compressed(path) => compress::decoder(BufReader::with_capacity(1 << 18, File::open(path)?)),
-            Self::Snapshot(directory, index) => {
+            Self::Compressed(_, path) => compress::decoder(BufReader::with_capacity(1 << 18, File::open(path)?)),
+            Self::Snapshot(_, directory, index) => {
                 // Made anew on the way, by a thread of its own.
                 let (reader, mut writer) = io::pipe()?;
                 let (directory, index) = (directory.clone(), Arc::clone(index));
@@ -523,11 +619,24 @@ impl TarAt {
 
     fn write_to(&self, out: &mut impl Write) -> Result<(), WorkError> {
         match self {
-            Self::Snapshot(directory, index) => write_upper(directory, index, out)?,
+            Self::Snapshot(_, directory, index) => write_upper(directory, index, out)?,
             _ => {
                 io::copy(&mut self.open()?, out)?;
             }
         }
+        Ok(())
+    }
+}
+
+struct DigestWriter<'a>(&'a mut sha2::Sha256);
+
+impl Write for DigestWriter<'_> {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        self.0.update(data);
+        Ok(data.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
 }
@@ -551,20 +660,6 @@ impl<W: Write> Write for Hashing<W> {
 
     fn flush(&mut self) -> io::Result<()> {
         self.to.flush()
-    }
-}
-
-/// Passes on what it reads and keeps a copy.
-struct Tee<'a, R, W> {
-    from: R,
-    to: &'a mut W,
-}
-
-impl<R: Read, W: Write> Read for Tee<'_, R, W> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.from.read(buffer)?;
-        self.to.write_all(&buffer[..read])?;
-        Ok(read)
     }
 }
 

@@ -15,6 +15,7 @@ mod roots;
 mod secrets;
 mod source;
 mod step;
+mod transfer;
 
 use std::collections::HashMap;
 use std::path::PathBuf;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use graph::{
     ContentDigest, CopyAction, FileAction, FileOp, GitSource, HttpSource, ImageSource, KeyHasher, LocalSource, SourceOp,
 };
-use snapshotter::layer::{Bytes, Entry, LayerIndex, Tree};
+use snapshotter::layer::{Bytes, Entry, LayerError, LayerIndex, Tree};
 use snapshotter::{CacheRecord, StatCache};
 use solver::{RunContext, Worker as _};
 use tokio_util::sync::CancellationToken;
@@ -241,7 +241,30 @@ impl BuildWorker {
                 .any(|action| matches!(action, FileAction::Copy(copy) if copy.from as usize == position));
             trees.push(if read { self.tree_of(context, input).await? } else { ReadableTree::empty() });
         }
-        self.lay(context, op, &base, &base_tree, trees).await
+        match self.lay(context, op, &base, &base_tree, trees).await {
+            // The bytes of a layer never change by themselves.
+            Err(WorkError::File(
+                error @ (file::FileError::Layer(LayerError::Changed { .. } | LayerError::Format { .. })
+                | file::FileError::Read { .. }
+                | file::FileError::Archive { .. }),
+            )) => {
+                let mut damaged = None;
+                let stacks = inputs.iter().filter_map(|input| match input {
+                    Output::Layers(rootfs) => rootfs.chain,
+                    _ => None,
+                });
+                for chain in stacks.chain(base.chain) {
+                    if self.layers.check(context, Some(&chain)).await? {
+                        damaged = Some(chain);
+                    }
+                }
+                Err(match damaged {
+                    Some(layer) => WorkError::LayerGone { layer, source: Box::new(WorkError::File(error)) },
+                    None => WorkError::File(error),
+                })
+            }
+            other => other,
+        }
     }
 
     async fn lay(

@@ -8,7 +8,9 @@ use super::entry::{Entry, EntryKind, ancestors, clean, cmp_paths, common, split}
 use super::error::LayerError;
 
 /// First byte of the encoded form.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
+/// Bytes of the blake3 of the rest, which follow the version: a flipped bit must not give a file another digest.
+const SEAL: usize = 16;
 
 /// The entries of one layer in the order of [`cmp_paths`], each path once. Directories that the tar does not mention are
 /// there too, marked implicit, so that every entry's parent is an entry; the root is one, unless nothing is.
@@ -104,7 +106,7 @@ impl LayerIndex {
         hasher.finish()
     }
 
-    /// The compact form that is kept on disk: a version byte, then postcard; paths share their beginnings with the
+    /// The compact form that is kept on disk: a version byte, a seal, then postcard; paths share their beginnings with the
     /// path before.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
@@ -120,7 +122,11 @@ impl LayerIndex {
             })
             .collect();
         let packed = PackedIndex { entries, assumed: self.assumed.clone(), targets: self.targets.clone() };
-        postcard::to_extend(&packed, vec![VERSION]).expect("plain data of known length always serialises")
+        let start = [&[VERSION][..], &[0; SEAL]].concat();
+        let mut bytes = postcard::to_extend(&packed, start).expect("plain data of known length always serialises");
+        let seal = blake3::hash(&bytes[1 + SEAL..]);
+        bytes[1..=SEAL].copy_from_slice(&seal.as_bytes()[..SEAL]);
+        bytes
     }
 
     /// Reads [`LayerIndex::encode`]'s form. Damaged input is an error, never a panic or an index that breaks its promises.
@@ -129,6 +135,10 @@ impl LayerIndex {
         let (&version, body) = bytes.split_first().ok_or_else(|| bad("it is empty"))?;
         if version != VERSION {
             return Err(LayerError::Index(format!("it has version {version}, this rbuild knows {VERSION}")));
+        }
+        let (seal, body) = body.split_first_chunk::<SEAL>().ok_or_else(|| bad("it is cut off"))?;
+        if blake3::hash(body).as_bytes()[..SEAL] != *seal {
+            return Err(bad("its bytes are not those that were written"));
         }
         let packed: PackedIndex = postcard::from_bytes(body).map_err(|error| LayerError::Index(error.to_string()))?;
         let mut entries: Vec<Entry> = Vec::with_capacity(packed.entries.len());

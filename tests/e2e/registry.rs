@@ -184,3 +184,54 @@ fn many_layers_come_down_together_and_are_right() {
     other.rbuild(["pull", &name]).ok();
     assert_eq!(other.run(&name, &["sh", "-c", list]).ok().stdout, here);
 }
+
+/// The first process is killed in the middle; the next asks for the rest only, and what it has is right.
+#[test]
+fn a_download_goes_on_in_the_next_process() {
+    if !require(&["docker-registry", "skopeo", "setpriv", "busybox"]) {
+        return;
+    }
+    let env = TestEnv::new();
+    let registry = Registry::plain();
+    // Large enough to be caught in the middle, and not to be compressed away.
+    let (mut noise, mut state) = (Vec::with_capacity(96 << 20), 1_u64);
+    while noise.len() < 96 << 20 {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        noise.extend_from_slice(&state.to_le_bytes());
+    }
+    let mut tar = tar::Builder::new(std::fs::File::create(env.path("large.tar")).expect("ours"));
+    let mut header = tar::Header::new_gnu();
+    header.set_size(noise.len() as u64);
+    header.set_mode(0o644);
+    tar.append_data(&mut header, "noise", &*noise).and_then(|()| tar.finish()).expect("ours");
+    drop(tar);
+    let image = Layout::write(&env.path("image"), &[&busybox_base().tar, &env.path("large.tar")], &json!({}));
+    registry.put("large:1", &image);
+    let name = registry.name("large:1");
+    let partial = || {
+        let entries = std::fs::read_dir(env.store().join("ingest")).into_iter().flatten().flatten();
+        let mut partials = entries.filter(|entry| entry.file_name().to_string_lossy().ends_with(".partial"));
+        partials
+            .find_map(|entry| entry.metadata().ok().map(|metadata| metadata.len()).filter(|length| *length > 1 << 20))
+    };
+    let first = env.rbuild(["pull", &name]).spawn();
+    let caught = loop {
+        if let Some(length) = partial() {
+            first.signal(rustix::process::Signal::KILL);
+            break length;
+        }
+        std::thread::sleep(std::time::Duration::from_micros(200));
+    };
+    drop(first);
+    let left = partial().unwrap_or(0);
+    assert!(left >= caught, "what has come stays: {left}");
+    let before = registry.requests().len();
+    env.rbuild(["pull", &name]).ok();
+    let asked = registry.requests().split_off(before);
+    assert!(asked.iter().any(|request| request.contains("/blobs/") && request.ends_with(" 206")), "{asked:#?}");
+    assert!(partial().is_none());
+    let out = env.run(&name, &["sh", "-c", "wc -c < /noise; sha256sum < /noise"]).ok();
+    assert!(out.stdout.starts_with(&format!("{}\n", noise.len())), "{}", out.stdout);
+    let digest = hex::encode(<sha2::Sha256 as sha2::Digest>::digest(&noise));
+    assert!(out.stdout.contains(&digest), "{}", out.stdout);
+}

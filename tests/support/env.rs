@@ -21,6 +21,7 @@ pub struct TestEnv {
 impl TestEnv {
     /// An empty store.
     pub fn new() -> Self {
+        super::peers::end_of_probe();
         let dir = tempfile::Builder::new().prefix("rbuild-e2e-").tempdir().expect("a temporary directory");
         for sub in ["store", "home", "home/.docker", "run", "tmp"] {
             fs::create_dir(dir.path().join(sub)).expect("a fresh directory");

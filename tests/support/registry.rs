@@ -46,6 +46,7 @@ impl Registry {
 
     #[track_caller]
     fn start(dir: TempDir, more: &str, login: Option<Login>) -> Self {
+        super::peers::end_of_probe();
         let config = dir.path().join("config.yml");
         // The secret binds uploads to this process; without one the server warns.
         let text = format!(

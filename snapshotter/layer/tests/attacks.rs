@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use super::support::{Raw, Shot, archive, options, root, same, shot_of_dir};
+use super::support::{Raw, Shot, archive, need_root, options, same, shot_of_dir};
 use crate::layer::*;
 
 /// Unpacks `members` in a directory next to a canary and returns the result with what is there afterwards.
@@ -166,10 +166,8 @@ fn what_overlay_and_the_hosts_security_modules_use_is_dropped() {
 }
 
 #[test]
-fn a_device_that_would_be_a_whiteout_is_refused() {
-    if !root() {
-        return;
-    }
+fn as_root_a_device_that_would_be_a_whiteout_is_refused() {
+    need_root();
     let (result, _) = attack("0:0", |_| vec![Raw::new(b'3', "x")]);
     assert!(matches!(result, Err(LayerError::Unrepresentable { .. })), "{result:?}");
 }

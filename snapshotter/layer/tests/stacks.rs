@@ -10,7 +10,9 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use super::support::{Raw, Shot, archive, difference, options, root, shot_of_dir, shot_of_tar, shot_of_tree};
+use super::support::{
+    Raw, Shot, archive, difference, need_root, options, root, shot_of_dir, shot_of_tar, shot_of_tree,
+};
 use crate::layer::*;
 
 /// The naive applier: a directory, and what it must remember between layers.
@@ -376,10 +378,8 @@ proptest! {
 }
 
 #[test]
-fn layers_on_a_merged_usr() {
-    if !root() {
-        return;
-    }
+fn as_root_layers_on_a_merged_usr() {
+    need_root();
     let base = vec![
         Raw::dir("usr").mode(0o711),
         Raw::dir("usr/bin").mode(0o700),

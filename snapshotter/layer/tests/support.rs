@@ -95,13 +95,15 @@ pub(crate) fn archive(members: &[Raw]) -> Vec<u8> {
     out
 }
 
-/// Unless we are root, owners and devices cannot be tested; says so.
+/// Whether owners, devices and overlay's own marks can be tested too.
 pub(crate) fn root() -> bool {
-    let root = rustix::process::geteuid().is_root();
-    if !root {
-        eprintln!("NOT TESTED: needs root");
-    }
-    root
+    rustix::process::geteuid().is_root()
+}
+
+/// For tests that are nothing without it. Their names begin with `as_root_`, by which those who are not can leave them out.
+#[track_caller]
+pub(crate) fn need_root() {
+    assert!(root(), "needs root; cargo nextest run -E 'not test(/as_root_/)' leaves such tests out");
 }
 
 pub(crate) fn options() -> ApplyOptions {

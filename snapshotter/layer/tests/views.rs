@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::support::{Raw, archive, options, root, same, shot_of_dir, shot_of_tar};
+use super::support::{Raw, archive, need_root, options, root, same, shot_of_dir, shot_of_tar};
 use crate::layer::*;
 
 fn tree(layers: &[&[Raw]]) -> Tree {
@@ -159,10 +159,8 @@ fn a_flattened_tree_links_what_still_shows() {
 }
 
 #[test]
-fn overlay_marks_that_hide_nothing_are_dropped() {
-    if !root() {
-        return;
-    }
+fn as_root_overlay_marks_that_hide_nothing_are_dropped() {
+    need_root();
     let temp = tempfile::tempdir().expect("temporary directory");
     let handle = sys::file::open_root(temp.path()).expect("open");
     for name in [&b"fresh"[..], b"was-dir", b"was-file"] {
@@ -194,10 +192,8 @@ fn overlay_marks_that_hide_nothing_are_dropped() {
 }
 
 #[test]
-fn a_user_without_privileges_is_told() {
-    if !root() {
-        return;
-    }
+fn as_root_a_user_without_privileges_is_told() {
+    need_root();
     // In a fresh user namespace we own nothing but ourselves; the same error comes from the kernel for ordinary users.
     let error = LayerError::held("chown", b"etc/shadow")(rustix::io::Errno::PERM.into());
     assert!(matches!(error, LayerError::Unheld { .. }));

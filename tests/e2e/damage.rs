@@ -1,0 +1,166 @@
+//! A byte that changes by itself, in each kind of file that the store has: it is noticed, named, and made good by building.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::support::{Context, Layout, Outcome, TestEnv};
+
+const DOCKERFILE: &str = "FROM busybox AS made
+RUN mkdir /d && head -c 200000 /dev/zero | tr '\\0' r > /d/ran && echo more > /d/more
+COPY f /d/f
+FROM busybox
+COPY f /f
+RUN cat /f > /copied
+COPY --from=made /d /d
+";
+
+fn files(directory: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut pending = vec![directory.to_owned()];
+    while let Some(directory) = pending.pop() {
+        for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+            let kind = entry.file_type().expect("ours");
+            if kind.is_dir() {
+                pending.push(entry.path());
+            } else if kind.is_file() && entry.metadata().is_ok_and(|metadata| metadata.len() > 0) {
+                found.push(entry.path());
+            }
+        }
+    }
+    found
+}
+
+/// Changes one bit in the middle, and no time.
+fn flip(file: &Path) {
+    let modified = fs::metadata(file).and_then(|metadata| metadata.modified()).expect("ours");
+    let mut bytes = fs::read(file).expect("ours");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(file, bytes).expect("ours");
+    fs::File::options().write(true).open(file).and_then(|file| file.set_modified(modified)).expect("ours");
+}
+
+fn to(env: &TestEnv, name: &str) -> String {
+    format!("type=oci,dest={}", env.path(format!("{name}.tar")).display())
+}
+
+fn prepared() -> (TestEnv, Context, BTreeSet<PathBuf>) {
+    let env = TestEnv::busybox();
+    let before: BTreeSet<PathBuf> = files(&env.store()).into_iter().collect();
+    let context = env.dockerfile("c", DOCKERFILE).file("f", "f".repeat(100_000));
+    env.build(&context, &["-t", "app", "-o", &to(&env, "first")]).ok();
+    (env, context, before)
+}
+
+/// Builds until it works, which must be the second time at the latest; all that was said, and the image is right.
+#[track_caller]
+fn repaired(env: &TestEnv, context: &Context, name: &str) -> String {
+    let out = env.path(format!("{name}.tar"));
+    let run = || -> Outcome { env.build(context, &["-t", "app", "-o", &to(env, name)]).run() };
+    let first = run();
+    let mut said = first.stderr.clone();
+    if first.code != Some(0) {
+        let second = run().success();
+        said.push_str(&second.stderr);
+    }
+    let image = Layout::from_archive(&out).image();
+    for (path, size) in [("f", 100_000), ("copied", 100_000), ("d/ran", 200_000), ("d/f", 100_000)] {
+        let found = image.find(path).unwrap_or_else(|| panic!("{path}: {said}"));
+        let byte = found.body[0];
+        assert!(found.body.len() == size && found.body.iter().all(|b| *b == byte), "{path} is damaged: {said}");
+    }
+    said
+}
+
+fn of_kind(env: &TestEnv, directory: &str, before: &BTreeSet<PathBuf>) -> Vec<PathBuf> {
+    let found: Vec<PathBuf> =
+        files(&env.store().join(directory)).into_iter().filter(|file| !before.contains(file)).collect();
+    assert!(!found.is_empty(), "nothing in {directory}");
+    found
+}
+
+#[test]
+fn blobs() {
+    let (env, context, before) = prepared();
+    of_kind(&env, "blobs", &before).iter().for_each(|file| flip(file));
+    let said = repaired(&env, &context, "blobs");
+    assert!(said.contains("is damaged") && said.contains("blobs/sha256/"), "{said}");
+    assert!(!repaired(&env, &context, "after").contains("is damaged"));
+}
+
+#[test]
+fn files_of_unpacked_layers() {
+    let (env, context, _) = prepared();
+    // What packed the layers is gone, so that the directories are all there is.
+    for file in files(&env.store().join("snapshots")).iter().filter(|file| file.ends_with("d/ran")) {
+        flip(file);
+    }
+    let blobs: Vec<PathBuf> = files(&env.store().join("blobs"));
+    for blob in blobs.iter().filter(|blob| fs::read(blob).is_ok_and(|bytes| bytes.starts_with(&[0x1f, 0x8b]))) {
+        fs::remove_file(blob).expect("ours");
+    }
+    let archive = env.path("made.tar");
+    let made = || env.build(&context, &["--target", "made", "-o", &to(&env, "made")]).run();
+    let first = made();
+    let said = if first.code == Some(0) { first.stderr } else { first.stderr + &made().success().stderr };
+    assert!(said.contains("is damaged") && said.contains("snapshots/"), "{said}");
+    let image = Layout::from_archive(&archive).image();
+    assert!(image.find("d/ran").is_some_and(|file| file.body.iter().all(|byte| *byte == b'r')));
+}
+
+#[test]
+fn indexes() {
+    for directory in ["indexes", "snapshots"] {
+        let (env, context, before) = prepared();
+        let mut found = of_kind(&env, directory, &before);
+        found.retain(|file| directory == "indexes" || file.ends_with("index"));
+        found.iter().for_each(|file| flip(file));
+        env.dockerfile("c", &DOCKERFILE.replace("/copied", "/copied && true"));
+        repaired(&env, &context, directory);
+    }
+}
+
+#[test]
+fn the_database_and_what_is_remembered_of_files() {
+    let (env, context, _) = prepared();
+    // In the header: nothing of it can be read any more.
+    let database = env.store().join("db.sqlite");
+    let mut bytes = fs::read(&database).expect("ours");
+    bytes[..64].fill(0x55);
+    fs::write(&database, bytes).expect("ours");
+    // What the log has of it would hide that.
+    let _ = fs::remove_file(env.store().join("db.sqlite-wal"));
+    let said = repaired(&env, &context, "database");
+    assert!(said.is_empty() || !said.contains("panicked"), "{said}");
+    assert!(
+        fs::read_dir(env.store())
+            .expect("ours")
+            .flatten()
+            .any(|entry| { entry.file_name().to_string_lossy().starts_with("damaged-") })
+    );
+    of_kind(&env, "stat", &BTreeSet::new()).iter().for_each(|file| flip(file));
+    repaired(&env, &context, "stat");
+}
+
+#[test]
+fn a_base_that_no_registry_has_is_named_and_imported_again() {
+    let env = TestEnv::busybox();
+    let context = env.dockerfile("c", DOCKERFILE).file("f", "f".repeat(100_000));
+    let base = files(&env.store().join("blobs"));
+    let base = base.iter().max_by_key(|file| fs::metadata(file).map_or(0, |metadata| metadata.len())).expect("a layer");
+    flip(base);
+    let name = base.file_name().expect("a name").to_string_lossy().into_owned();
+    let failed = env.build(&context, &["-t", "app"]).run();
+    assert_ne!(failed.code, Some(0));
+    assert!(failed.stderr.contains(&name), "the file is named: {}", failed.stderr);
+    env.rbuild(["import"]).arg(&crate::support::busybox_base().tar).arg("busybox:latest").ok();
+    repaired(&env, &context, "imported");
+}
+
+#[test]
+fn a_store_of_a_later_version_is_refused() {
+    let env = TestEnv::busybox();
+    fs::write(env.store().join("version"), "7\n").expect("ours");
+    env.rbuild(["images"]).run().exits(1).contains("format 7").contains("newer rbuild");
+}
