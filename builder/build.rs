@@ -466,7 +466,7 @@ fn worker(
         store: Arc::clone(&session.store),
         layers: Arc::clone(&session.layers),
         launcher: session.launcher()?,
-        http: session.http.clone(),
+        http: Arc::clone(&session.http),
         policy,
         contexts,
         wanted,

@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use executor::Launcher;
 use executor::rootless::Tier;
-use registry::{Client, Settings};
+use registry::{Client, PlainClient, Settings};
 use snapshotter::layer::{ApplyOptions, Marks, Ownership};
 use snapshotter::{Store, StoreError};
 
@@ -37,7 +37,7 @@ pub struct Session {
     /// Bytes of layers.
     pub layers: Arc<Layers>,
     /// HTTP for ADD of URLs.
-    pub http: reqwest::Client,
+    pub http: Arc<PlainClient>,
     /// What ids there are.
     pub tier: Tier,
     launcher: Option<Launcher>,
@@ -56,9 +56,6 @@ pub enum SessionError {
     /// There is no home directory to put the store into.
     #[error("neither XDG_DATA_HOME nor HOME is set: say with --root where images and cache go")]
     NoRoot,
-    /// TLS.
-    #[error("cannot set up HTTP")]
-    Http(#[source] reqwest::Error),
     /// The launcher of steps.
     #[error(transparent)]
     Launcher(#[from] executor::Error),
@@ -83,14 +80,13 @@ impl Session {
         let client = Client::new(settings, Arc::new(registry::DockerCredentials::from_env()));
         let remote = Remote::new(client, Arc::clone(&store));
         let layers = Arc::new(Layers::new(Arc::clone(&store), remote.clone(), apply_options(&tier)));
-        let http = registry::plain_client(concat!("rbuild/", env!("CARGO_PKG_VERSION")));
         Ok(Self {
             config,
             store,
             remote,
             notices,
             layers,
-            http: http.map_err(SessionError::Http)?,
+            http: Arc::new(PlainClient::new(concat!("rbuild/", env!("CARGO_PKG_VERSION")))),
             tier,
             launcher,
             limit: OnceLock::new(),

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 
 use reqwest::{Certificate, Identity, NoProxy, Proxy};
 
@@ -161,15 +161,34 @@ fn build(settings: &Settings, tls: &Tls, https: bool) -> Result<reqwest::Client,
     }
 }
 
-/// An HTTP client for what is no registry; `name` goes into its User-Agent. Mozilla's authorities stand in on a machine without
-/// any certificates, such as a container with nothing but a static binary in it.
-///
-/// # Errors
-/// A proxy from the environment that is no URL, for one.
-pub fn plain_client(name: &str) -> reqwest::Result<reqwest::Client> {
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let builder = || reqwest::Client::builder().user_agent(name);
-    builder().build().or_else(|_| builder().tls_certs_only(mozilla()).build())
+/// An HTTP client for what is no registry. It is made when it is first needed, for that reads all the machine's certificates.
+#[derive(Debug)]
+pub struct PlainClient {
+    name: &'static str,
+    client: OnceLock<reqwest::Client>,
+}
+
+impl PlainClient {
+    /// `name` goes into the User-Agent.
+    #[must_use]
+    pub fn new(name: &'static str) -> Self {
+        Self { name, client: OnceLock::new() }
+    }
+
+    /// The client. Mozilla's authorities stand in on a machine without any certificates, such as a container with nothing but a
+    /// static binary in it.
+    ///
+    /// # Errors
+    /// A proxy from the environment that is no URL, for one.
+    pub fn get(&self) -> reqwest::Result<&reqwest::Client> {
+        if let Some(client) = self.client.get() {
+            return Ok(client);
+        }
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let builder = || reqwest::Client::builder().user_agent(self.name);
+        let client = builder().build().or_else(|_| builder().tls_certs_only(mozilla()).build())?;
+        Ok(self.client.get_or_init(|| client))
+    }
 }
 
 /// The authorities that Mozilla's browsers trust, as of when rbuild was built.

@@ -80,12 +80,14 @@ pub(crate) struct Download {
 const ATTEMPTS: u32 = 4;
 
 pub(crate) async fn fetch(
-    client: &reqwest::Client,
+    http: &registry::PlainClient,
     source: &HttpSource,
     known: Option<&Validators>,
     scratch: &std::path::Path,
     cancelled: &CancellationToken,
 ) -> Result<Fetched, HttpError> {
+    let unusable = |error: reqwest::Error| HttpError::Request { url: shown(&source.url), source: error.without_url() };
+    let client = http.get().map_err(unusable)?;
     let mut attempt = 1;
     loop {
         let result = tokio::select! {

@@ -175,7 +175,7 @@ pub struct BuildWorker {
     pub(crate) store: Arc<Store>,
     pub(crate) layers: Arc<Layers>,
     pub(crate) launcher: Launcher,
-    pub(crate) http: reqwest::Client,
+    pub(crate) http: Arc<registry::PlainClient>,
     pub(crate) policy: StepPolicy,
     pub(crate) contexts: HashMap<String, Arc<LocalContext>>,
     pub(crate) wanted: HashMap<String, Wanted>,
