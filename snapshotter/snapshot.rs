@@ -186,6 +186,21 @@ impl Store {
         Ok(None)
     }
 
+    /// Gives an unpacked layer another index than the one that it has.
+    ///
+    /// # Errors
+    /// The disk or the database.
+    pub fn replace_index(&self, chain: &Digest, index: &[u8]) -> Result<(), StoreError> {
+        let (kind, directory) = self.unpacked_as(chain);
+        write_file(self, &directory.join("index"), index)?;
+        let size = measure(&directory, &mut HashSet::new());
+        self.db.write(|db| {
+            self.lease.hold(chain);
+            forget_file(db, kind, chain)?;
+            add_file(db, kind, chain, size)
+        })
+    }
+
     /// Keeps the index of a layer that is there as a tar.
     ///
     /// # Errors

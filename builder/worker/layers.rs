@@ -13,7 +13,8 @@ use rustix::fs::OFlags;
 use sha2::Digest as _;
 use snapshotter::layer::compress::Compression;
 use snapshotter::layer::{
-    Applied, ApplyOptions, EntryKind, LayerError, LayerIndex, Marks, Mended, Tree, apply, compress, mend, write_upper,
+    Applied, ApplyOptions, CommitOptions, EntryKind, LayerError, LayerIndex, Marks, Mended, Tree, WRITER_VERSION,
+    apply, commit_upper, compress, mend, write_upper,
 };
 use snapshotter::{Active, LayerRecord, Store};
 use solver::RunContext;
@@ -178,7 +179,9 @@ impl Layers {
         let _lock = blocking(move || Ok(store.lock(&name, &|| cancelled.is_cancelled())?)).await?;
         let mut tasks = Vec::new();
         for (number, layer) in layers.iter().enumerate() {
-            tasks.push(if is_missing(layer)? { Some(self.unpack_apart(context, layer, number)) } else { None });
+            // A directory that has only lost its index needs no unpacking.
+            let wanted = is_missing(layer)? && !self.lacks_only_index(layer)?;
+            tasks.push(if wanted { Some(self.unpack_apart(context, layer, number)) } else { None });
         }
         let unpacked = futures_util::future::try_join_all(tasks.into_iter().map(|task| async {
             match task {
@@ -210,10 +213,38 @@ impl Layers {
                 let bytes = index.encode();
                 self.remember(&layer.chain, index);
                 self.store.commit(active, layer, &bytes)?;
+            } else if self.index(&layer.chain)?.is_none() {
+                self.index_again(context, layer, below.clone()).await?;
             }
             below.push(self.index(&layer.chain)?.ok_or(WorkError::LayerLost(layer.chain))?);
             directories.push(self.snapshot(&layer.chain)?);
         }
+        Ok(())
+    }
+
+    /// Whether all that is missing of a step's layer is its index, which its directory tells.
+    fn lacks_only_index(&self, layer: &LayerRecord) -> Result<bool, WorkError> {
+        Ok(layer.writer == Some(WRITER_VERSION)
+            && self.index(&layer.chain)?.is_none()
+            && self.store.snapshot(&layer.chain)?.is_some()
+            && self.find_tar(layer)?.is_none())
+    }
+
+    /// Makes the index of a step's layer from its directory. That it is the directory of this layer shows by the diff id.
+    async fn index_again(&self, context: &RunContext, layer: &LayerRecord, below: Tree) -> Result<(), WorkError> {
+        let (directory, token) = (self.snapshot(&layer.chain)?, context.cancelled.clone());
+        let made = blocking(move || {
+            let cancelled = || token.is_cancelled();
+            let options = CommitOptions { below: Some(&below), cancelled: Some(&cancelled) };
+            Ok(commit_upper(&directory, &options)?)
+        })
+        .await?;
+        if made.diff_id != layer.diff_id {
+            return Err(self.gone(context, layer, WorkError::LayerLost(layer.chain)));
+        }
+        context.progress.warn(format!("the index of layer {} could not be read: it is made anew", layer.chain));
+        self.store.replace_index(&layer.chain, &made.index.encode())?;
+        self.remember(&layer.chain, made.index);
         Ok(())
     }
 
@@ -375,10 +406,7 @@ impl Layers {
         // The same layer on another stack.
         for chain in self.store.chains_with(&layer.diff_id)? {
             if let (Some(snapshot), Some(index)) = (self.store.snapshot(&chain)?, self.index(&chain)?)
-                && self
-                    .store
-                    .layer(&chain)?
-                    .is_some_and(|record| record.writer == Some(snapshotter::layer::WRITER_VERSION))
+                && self.store.layer(&chain)?.is_some_and(|record| record.writer == Some(WRITER_VERSION))
             {
                 return Ok(Some(TarAt::Snapshot(chain, snapshot.fs().to_owned(), index)));
             }

@@ -121,6 +121,26 @@ fn indexes() {
     }
 }
 
+/// The directory of a step's layer tells what is in it: nothing has to be built again.
+#[test]
+fn an_index_that_cannot_be_read_is_made_again() {
+    let env = TestEnv::busybox();
+    let text = "FROM busybox\nRUN mkdir /d && echo gone > /d/gone && echo gone > /copied\n\
+                RUN rm -r /d && mkdir /d && echo kept > /d/kept && ln /d/kept /d/linked && rm /copied\n";
+    env.build(&env.dockerfile("own", text), &["-t", "own"]).ok();
+    for index in files(&env.store().join("snapshots")).iter().filter(|file| file.ends_with("index")) {
+        // The version of another rbuild.
+        let mut bytes = fs::read(index).expect("ours");
+        bytes[0] = 1;
+        fs::write(index, bytes).expect("ours");
+    }
+    let out = env.run("own", &["sh", "-c", "cat /d/linked; ls /d; [ ! -e /copied ]"]).ok();
+    assert_eq!(out.stdout, "kept\nkept\nlinked\n");
+    let saved = env.path("own.tar");
+    env.rbuild(["save", "own", "-o"]).arg(&saved).ok();
+    env.rbuild(["inspect", "--validate", "own"]).ok();
+}
+
 #[test]
 fn the_database_and_what_is_remembered_of_files() {
     let (env, context, _) = prepared();
