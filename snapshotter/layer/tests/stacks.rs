@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, chown, symlink};
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -413,42 +413,4 @@ fn as_root_layers_on_a_merged_usr() {
     let error =
         unpack(tempfile::tempdir().expect("temporary directory").path(), &[base, vec![Raw::hardlink("x", "nowhere")]]);
     assert!(matches!(error.err(), Some(LayerError::LinkTarget { .. })));
-}
-
-/// Not a test of time, but it prints one: `cargo nextest run --run-ignored all many_small_files --no-capture`.
-#[test]
-#[ignore = "prints timings"]
-fn many_small_files() {
-    let temp = tempfile::tempdir().expect("temporary directory");
-    let mut members = Vec::new();
-    for dir in 0..100 {
-        members.push(Raw::dir(&format!("d{dir:03}")));
-        for file in 0..200 {
-            members.push(Raw::file(&format!("d{dir:03}/f{file:03}"), &format!("{dir}-{file}-").repeat(1100)[..4096]));
-        }
-    }
-    let tar = archive(&members);
-    let time = |what: &str, run: &mut dyn FnMut()| {
-        let start = std::time::Instant::now();
-        run();
-        println!("{what}: {:?}", start.elapsed());
-    };
-    let dest = temp.path().join("dest");
-    fs::create_dir(&dest).expect("mkdir");
-    let mut applied = None;
-    time("apply 20,000 files", &mut || applied = Some(apply(&*tar, &dest, &options(), &|| false).expect("apply")));
-    time("index_tar", &mut || drop(index_tar(&*tar, &|| false).expect("index")));
-    let applied = applied.expect("applied");
-    time("commit_upper", &mut || drop(commit_upper(&dest, &CommitOptions::default()).expect("commit")));
-    time("write_upper", &mut || write_upper(&dest, &applied.index, std::io::sink()).expect("write"));
-    let tree = Tree::new((0..10).map(|_| Arc::new(applied.index.clone())).collect());
-    time("digest of 10 such layers", &mut || assert!(tree.digest(b"").is_ok()));
-    time("20,000 look-ups in 10 layers", &mut || {
-        assert!(applied.index.entries().iter().all(|entry| tree.lookup(&entry.path).is_some()));
-    });
-    let mut encoded = Vec::new();
-    time("encode", &mut || encoded = applied.index.encode());
-    println!("{} bytes encoded", encoded.len());
-    time("decode", &mut || drop(LayerIndex::decode(&encoded).expect("decode")));
-    chown(&dest, None, None).expect("still there");
 }
