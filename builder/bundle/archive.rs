@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncSeekExt as _};
 
 use super::place::Select;
 use super::{Blobs, Bundle, BundleError, Document, descriptor, layout};
-use crate::export::{Descriptor, OutputKind, OutputSpec, Package};
+use crate::export::{Descriptor, OutputKind, OutputSpec, Package, tar_header};
 use crate::images::parse_name;
 use crate::import::{self, Input, Loaded};
 use crate::session::Session;
@@ -237,18 +237,8 @@ fn docker_manifest(bundle: &Bundle, select: &Select) -> Result<Vec<u8>, BundleEr
 /// A directory as a tar that depends on its files only.
 fn pack(directory: &Path, out: impl Write) -> io::Result<()> {
     let mut tar = tar::Builder::new(io::BufWriter::with_capacity(1 << 18, out));
-    let header = |kind, size, mode| {
-        let mut header = tar::Header::new_gnu();
-        header.set_entry_type(kind);
-        header.set_size(size);
-        header.set_mode(mode);
-        header.set_mtime(0);
-        header.set_uid(0);
-        header.set_gid(0);
-        header
-    };
     for name in ["blobs/", "blobs/sha256/"] {
-        tar.append_data(&mut header(tar::EntryType::Directory, 0, 0o755), name, io::empty())?;
+        tar.append_data(&mut tar_header(tar::EntryType::Directory, 0, 0o755), name, io::empty())?;
     }
     let mut names: Vec<PathBuf> = Vec::new();
     for entry in std::fs::read_dir(directory.join("blobs/sha256"))? {
@@ -262,7 +252,7 @@ fn pack(directory: &Path, out: impl Write) -> io::Result<()> {
             file => file?,
         };
         let size = file.metadata()?.len();
-        tar.append_data(&mut header(tar::EntryType::Regular, size, 0o644), &name, file.take(size))?;
+        tar.append_data(&mut tar_header(tar::EntryType::Regular, size, 0o644), &name, file.take(size))?;
     }
     tar.into_inner()?.flush()
 }

@@ -1,13 +1,12 @@
 //! `rbuild export`
 
-use std::io::{self, IsTerminal as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use solver::RunContext;
 
-use super::transfer::{mode, on_thread, shown};
-use crate::export::{self, Destination};
+use super::transfer::{archive_destination, mode, on_thread, shown};
+use crate::export;
 use crate::report::Report;
 use crate::session::Session;
 use crate::stored::Stored;
@@ -31,13 +30,7 @@ pub struct Args {
 /// # Errors
 /// There is no such image, or the file cannot be written.
 pub async fn run(args: &Args, session: &Session) -> Result<ExitCode, Report> {
-    let destination = match &args.output {
-        Some(path) if path.as_os_str() != "-" => Destination::File(path.clone()),
-        _ if io::stdout().is_terminal() => {
-            return Err(Report::new("a tar is not for a terminal").with_hint("name a file with -o, or redirect"));
-        }
-        _ => Destination::Stdout,
-    };
+    let destination = archive_destination(args.output.as_deref())?;
     let image = Stored::find(&session.store, &args.image)?;
     let chain = image.chain();
     let collect =

@@ -1,14 +1,13 @@
 //! `rbuild save`
 
-use std::io::{self, IsTerminal as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use registry::Reference;
 use solver::RunContext;
 
-use super::transfer::{mode, on_thread, shown};
-use crate::export::{Archive, Destination, OutputKind, OutputSpec, Package};
+use super::transfer::{archive_destination, mode, on_thread, shown};
+use crate::export::{Archive, OutputKind, OutputSpec, Package};
 use crate::outputs::{self, OutputError};
 use crate::report::Report;
 use crate::session::Session;
@@ -33,13 +32,7 @@ pub struct Args {
 /// # Errors
 /// An image or layer is missing, or the file cannot be written.
 pub async fn run(args: &Args, session: &Session) -> Result<ExitCode, Report> {
-    let destination = match &args.output {
-        Some(path) if path.as_os_str() != "-" => Destination::File(path.clone()),
-        _ if io::stdout().is_terminal() => {
-            return Err(Report::new("an archive is not for a terminal").with_hint("name a file with -o, or redirect"));
-        }
-        _ => Destination::Stdout,
-    };
+    let destination = archive_destination(args.output.as_deref())?;
     let mut images: Vec<(Stored, Vec<Reference>)> = Vec::new();
     for text in &args.images {
         let image = Stored::find(&session.store, text)?;

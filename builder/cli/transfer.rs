@@ -2,6 +2,7 @@
 
 use std::fmt::Display;
 use std::fs::File;
+use std::io::{self, IsTerminal as _};
 use std::path::Path;
 
 use graph::Platform;
@@ -9,9 +10,21 @@ use solver::RunContext;
 use tokio_util::sync::CancellationToken;
 
 use super::build::cancel_on_signal;
+use crate::export::Destination;
 use crate::progress::{self, Mode};
 use crate::report::Report;
 use crate::session::Session;
+
+/// Where `-o` says that an archive goes: standard output if it says nothing, but not onto a terminal.
+pub(super) fn archive_destination(output: Option<&Path>) -> Result<Destination, Report> {
+    match output {
+        Some(path) if path.as_os_str() != "-" => Ok(Destination::File(path.to_owned())),
+        _ if io::stdout().is_terminal() => {
+            Err(Report::new("an archive is not for a terminal").with_hint("name a file with -o, or redirect"))
+        }
+        _ => Ok(Destination::Stdout),
+    }
+}
 
 /// Does `work` as one vertex of a progress display.
 pub(super) async fn shown<T, E>(

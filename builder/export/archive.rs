@@ -53,19 +53,19 @@ impl Archive<'_> {
         let written = |source| ArchiveError::Write { path: path.to_owned(), source };
         let mut tar = tar::Builder::new(io::BufWriter::with_capacity(1 << 18, out));
         for directory in ["blobs/", "blobs/sha256/"] {
-            let mut header = header(tar::EntryType::Directory, 0, 0o755);
+            let mut header = tar_header(tar::EntryType::Directory, 0, 0o755);
             tar.append_data(&mut header, directory, io::empty()).map_err(written)?;
         }
         for (name, piece) in self.pieces()? {
             match piece {
                 Piece::Bytes(bytes) => {
-                    let mut header = header(tar::EntryType::Regular, bytes.len() as u64, 0o644);
+                    let mut header = tar_header(tar::EntryType::Regular, bytes.len() as u64, 0o644);
                     tar.append_data(&mut header, &name, bytes.as_slice()).map_err(written)?;
                 }
                 Piece::Blob(path, descriptor) => {
                     let layer = |source| ArchiveError::Layer { digest: descriptor.digest, source };
                     let file = File::open(path).map_err(layer)?;
-                    let mut header = header(tar::EntryType::Regular, descriptor.size, 0o644);
+                    let mut header = tar_header(tar::EntryType::Regular, descriptor.size, 0o644);
                     tar.append_data(&mut header, &name, file.take(descriptor.size)).map_err(written)?;
                 }
             }
@@ -169,7 +169,8 @@ impl Archive<'_> {
     }
 }
 
-fn header(kind: tar::EntryType, size: u64, mode: u32) -> tar::Header {
+/// A header that tells nothing of the machine or the moment.
+pub(crate) fn tar_header(kind: tar::EntryType, size: u64, mode: u32) -> tar::Header {
     let mut header = tar::Header::new_gnu();
     header.set_entry_type(kind);
     header.set_size(size);

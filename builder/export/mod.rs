@@ -9,6 +9,7 @@ mod push;
 mod spec;
 
 pub use annotations::{AnnotationPlace, Annotations};
+pub(crate) use archive::tar_header;
 pub use archive::{Archive, ArchiveError};
 pub use artifact::{Artifact, DOCKER, Descriptor, LayerBlob, MediaTypes, OCI, Package};
 pub use engine::{EngineError, find_engine};

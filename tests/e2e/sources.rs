@@ -69,6 +69,13 @@ fn a_server_cannot_choose_where_its_file_goes_or_what_it_is() {
     env.rbuild(["build", &context]).run().exits(1).contains("404").contains("Dockerfile:2");
 }
 
+fn with_repository() -> (TestEnv, GitServer) {
+    let env = TestEnv::new();
+    let server = GitServer::start(&env.path("git"));
+    repository(&server);
+    (env, server)
+}
+
 /// A repository with a tag, a branch, a link and a submodule.
 fn repository(server: &GitServer) {
     let git = |args: &[&str]| server.git("lib", args);
@@ -104,10 +111,7 @@ fn repositories_are_added_by_reference_and_directory() {
     if !require(&["git"]) {
         return;
     }
-    let env = TestEnv::new();
-    let served = env.path("git");
-    let server = GitServer::start(&served);
-    repository(&server);
+    let (env, server) = with_repository();
     let url = server.url("app");
     let text = format!(
         "FROM scratch\nADD {url} /head\nADD {url}#v1 /tag/\nADD {url}#main:sub /sub\nADD {url}#v1:sub/deep /deep\n"
@@ -133,10 +137,7 @@ fn a_kept_git_directory_tells_nothing_of_this_machine() {
     if !require(&["git"]) {
         return;
     }
-    let env = TestEnv::new();
-    let served = env.path("git");
-    let server = GitServer::start(&served);
-    repository(&server);
+    let (env, server) = with_repository();
     let context = dir(&env, "c", &format!("FROM scratch\nADD --keep-git-dir=true {}#v1 /r\n", server.url("app")));
     // Another store, another moment and another identity.
     let build = |store: &str, name: &str| {
@@ -187,10 +188,7 @@ fn contexts_come_from_repositories_archives_and_urls() {
     if !require(&["git"]) {
         return;
     }
-    let env = TestEnv::new();
-    let served = env.path("git");
-    let server = GitServer::start(&served);
-    repository(&server);
+    let (env, server) = with_repository();
     let image = exported(&env, &server.url("app#v1"), &[]);
     assert_eq!(entry(&image, "all/one").body, b"1");
     let image = exported(&env, &server.url("app#main:sub"), &[]);
