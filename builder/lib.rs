@@ -12,6 +12,7 @@ pub mod cli;
 pub mod config;
 pub mod context;
 pub mod doctor;
+pub mod emulation;
 pub mod export;
 mod failure;
 pub mod image;

@@ -38,6 +38,8 @@ mod limits;
 mod network;
 #[path = "e2e/outputs.rs"]
 mod outputs;
+#[path = "e2e/platforms.rs"]
+mod platforms;
 #[path = "e2e/registry.rs"]
 mod registry;
 #[path = "e2e/rootless.rs"]

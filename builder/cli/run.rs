@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 use super::transfer::{mode, platform, shown};
 use super::volumes::{self, Volumes};
 use crate::build::add_host;
+use crate::emulation;
 use crate::images::parse_name;
 use crate::network::{self, Connected, StepNetwork};
 use crate::report::Report;
@@ -140,7 +141,10 @@ async fn contained(args: &Args, session: &Session) -> Result<ExitStatus, Failed>
     let mut process = process(args, &image, root.root(), connect(args, session).await?)?;
     let volumes = Volumes::of_image(session, &image, args.read_only).await?;
     process.mounts = volumes::in_order(volumes.mounts.clone(), &args.volumes)?;
-    let status = start(args, session, process).await;
+    let launcher = session.launcher().map_err(|error| Report::of(&error))?;
+    let platform = image.config.platform();
+    let unsupported = emulation::prepare(&launcher, &platform, &mut process).await.map_err(|error| failed(&error))?;
+    let status = start(args, session, process, unsupported).await;
     // They were there for the program only.
     drop((root, volumes));
     status
@@ -154,10 +158,6 @@ async fn find(args: &Args, session: &Session) -> Result<Stored, Report> {
         match Stored::find(&session.store, text) {
             // Only who asks for a platform minds another one.
             Ok(image) if args.platform.is_none() || image.config.platform() == wanted => {
-                let has = image.config.platform();
-                if !has.architecture.is_empty() && has.architecture != Platform::host().architecture {
-                    eprintln!("WARNING: {} is for {has}, this machine is {}", image.label(), Platform::host());
-                }
                 return Ok(image);
             }
             Ok(_) if args.pull == PullWhen::Never => {
@@ -262,7 +262,12 @@ pub(super) fn quiet() -> RunContext {
     RunContext { progress: progress.vertex("run"), cancelled: Default::default() }
 }
 
-async fn start(args: &Args, session: &Session, process: Process) -> Result<ExitStatus, Failed> {
+async fn start(
+    args: &Args,
+    session: &Session,
+    process: Process,
+    unsupported: Option<executor::Error>,
+) -> Result<ExitStatus, Failed> {
     let launcher = session.launcher().map_err(|error| Report::of(&error))?;
     let stdio = match args.tty {
         true => Stdio::Terminal(terminal::window_size()),
@@ -270,19 +275,9 @@ async fn start(args: &Args, session: &Session, process: Process) -> Result<ExitS
     };
     // From here on signals are the program's.
     let mut signals = signals()?;
-    let started = |error: executor::Error| {
-        let report = Report::of(&error);
-        let report = match error.hint() {
-            Some(hint) => report.with_hint(hint),
-            None => report,
-        };
-        match error.exit_code().and_then(|code| u8::try_from(code).ok()) {
-            Some(code) => Failed::Program(report.with_exit_code(code)),
-            None => Failed::Own(report),
-        }
-    };
     let limit = process.limits.memory;
-    let mut running = launcher.run(process, stdio).await.map_err(started)?;
+    let running = launcher.run(process, stdio).await;
+    let mut running = running.map_err(|error| failed(&emulation::explain(error, unsupported)))?;
     let typing = match args.tty {
         true => Some(Typing::begin(args.interactive, &running)?),
         false => None,
@@ -296,6 +291,18 @@ async fn start(args: &Args, session: &Session, process: Process) -> Result<ExitS
         eprintln!("the program was killed: out of memory, peak {}{limit}", resources::shown(status.usage.peak_memory));
     }
     Ok(status)
+}
+
+fn failed(error: &executor::Error) -> Failed {
+    let report = Report::of(error);
+    let report = match error.hint() {
+        Some(hint) => report.with_hint(hint),
+        None => report,
+    };
+    match error.exit_code().and_then(|code| u8::try_from(code).ok()) {
+        Some(code) => Failed::Program(report.with_exit_code(code)),
+        None => Failed::Own(report),
+    }
 }
 
 /// The program gets our own, so that no byte goes through us.

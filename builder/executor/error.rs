@@ -67,6 +67,14 @@ pub enum Error {
         /// What would need them.
         what: String,
     },
+    /// Programs of another architecture cannot be run here.
+    #[error("programs for {architecture} cannot be run here: {why}")]
+    Emulation {
+        /// As platforms have it.
+        architecture: String,
+        /// What was tried.
+        why: String,
+    },
     /// There is nothing to execute.
     #[error("no command given")]
     NoCommand,
@@ -99,7 +107,7 @@ impl Error {
     pub fn exit_code(&self) -> Option<i32> {
         match self {
             Self::NotFound { .. } => Some(127),
-            Self::NotExecutable { .. } => Some(126),
+            Self::NotExecutable { .. } | Self::Emulation { .. } => Some(126),
             _ => None,
         }
     }
@@ -114,6 +122,16 @@ impl Error {
                 "its interpreter or dynamic loader is not in the image: copy a static program, or the libraries too",
             ),
             Self::NotFound { .. } => Some("is it installed in this image, and its directory in PATH?"),
+            Self::Emulation { why, .. } if why.contains("installed") => Some(
+                "install QEMU for programs of other machines (Debian, Ubuntu: apt-get install qemu-user-static; Fedora: \
+                 dnf install qemu-user-static), or copy into the image what a stage FROM --platform=$BUILDPLATFORM \
+                 cross-compiles",
+            ),
+            Self::Emulation { .. } => Some(
+                "have an administrator register QEMU for the whole machine (Debian, Ubuntu: apt-get install \
+                 qemu-user-static binfmt-support), or copy into the image what a stage FROM --platform=$BUILDPLATFORM \
+                 cross-compiles",
+            ),
             Self::NotExecutable { reason, .. } if reason.contains("format") => Some(
                 "a script needs a first line like #!/bin/sh, and a program must be built for the platform of the image",
             ),

@@ -21,6 +21,7 @@
 mod capabilities;
 mod cgroup;
 mod confined;
+pub mod emulation;
 mod error;
 mod init;
 mod launcher;
@@ -34,6 +35,7 @@ pub mod spec;
 pub mod stubs;
 mod user;
 
+pub use emulation::{Emulation, Foreign};
 pub use error::{Error, SystemError, UserError};
 pub use launcher::Launcher;
 pub use machine::{Fallbacks, OverlayCalls};

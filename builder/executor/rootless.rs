@@ -181,12 +181,15 @@ fn keep_ids(target: u32) -> Result<u64, String> {
     for (own, map) in [("/proc/self/gid_map", "gid_map"), ("/proc/self/uid_map", "uid_map")] {
         let path = format!("/proc/{target}/{map}");
         let text = fs::read_to_string(own).map_err(|error| format!("{own} cannot be read: {error}"))?;
-        let ranges = own_ranges(&text);
-        let lines: String = ranges.iter().map(|(first, length)| format!("{first} {first} {length}\n")).collect();
-        fs::write(&path, lines).map_err(|error| format!("{path} cannot be written: {error}"))?;
-        count = ranges.iter().map(|(_, length)| length).sum::<u64>().saturating_sub(1);
+        fs::write(&path, same_ids(&text)).map_err(|error| format!("{path} cannot be written: {error}"))?;
+        count = own_ranges(&text).iter().map(|(_, length)| length).sum::<u64>().saturating_sub(1);
     }
     Ok(count)
+}
+
+/// A map for a namespace within, in which every id is itself.
+pub(crate) fn same_ids(map: &str) -> String {
+    own_ranges(map).iter().map(|(first, length)| format!("{first} {first} {length}\n")).collect()
 }
 
 /// First id and number of ids of every range of an id map (user_namespaces(7)), as seen from inside.

@@ -48,6 +48,8 @@ pub struct Process {
     pub readonly_paths: Vec<String>,
     /// Whether /sys and the cgroup files may be written.
     pub writable_sysfs: bool,
+    /// The architecture whose programs are run by an interpreter of rbuild's: where [`crate::Launcher::emulation`] said so.
+    pub emulated: Option<String>,
     /// Resource limits of the kind set by ulimit, clamped to what this machine permits.
     pub rlimits: Vec<Rlimit>,
     /// Resource limits for the step as a whole. One that was asked for and cannot be had is an error.
@@ -78,6 +80,7 @@ impl Process {
             masked_paths: strings(MASKED_PATHS),
             readonly_paths: strings(READONLY_PATHS),
             writable_sysfs: false,
+            emulated: None,
             rlimits: Vec::new(),
             limits: Limits::default(),
         }
@@ -362,18 +365,18 @@ mod host_path {
 }
 
 /// The same for lists.
-mod host_paths {
+pub(crate) mod host_paths {
     use std::ffi::OsString;
     use std::os::unix::ffi::{OsStrExt, OsStringExt};
     use std::path::PathBuf;
 
     use serde::{Deserialize, Deserializer, Serializer};
 
-    pub(super) fn serialize<S: Serializer>(paths: &[PathBuf], serializer: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(paths: &[PathBuf], serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_seq(paths.iter().map(|path| path.as_os_str().as_bytes()))
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<PathBuf>, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<PathBuf>, D::Error> {
         let list = Vec::<Vec<u8>>::deserialize(deserializer)?;
         Ok(list.into_iter().map(|bytes| OsString::from_vec(bytes).into()).collect())
     }

@@ -17,6 +17,7 @@ use solver::RunContext;
 use super::mask::Mask;
 use super::secrets::Secrets;
 use super::{BuildWorker, Output, Rootfs, StartFailure, StepRoot, WorkError, blocking, step};
+use crate::emulation;
 use crate::network::{self, Connected, StepNetwork};
 use crate::resources::{Patience, Resources};
 
@@ -72,7 +73,15 @@ impl BuildWorker {
                 None => {}
             }
         }
-        let stubs = step::run(&self.launcher, context, process, held.mask(), self.policy.patience).await?;
+        let failed = |error| WorkError::Start(StartFailure { command: op.args.join(" "), error });
+        let unsupported = emulation::prepare(&self.launcher, &op.platform, &mut process).await.map_err(failed)?;
+        let stubs = step::run(&self.launcher, context, process, held.mask(), self.policy.patience).await;
+        let stubs = stubs.map_err(|error| match error {
+            WorkError::Start(StartFailure { command, error }) => {
+                WorkError::Start(StartFailure { command, error: emulation::explain(error, unsupported) })
+            }
+            other => other,
+        })?;
         drop(held);
         self.commit_step(context, &base, root, stubs).await
     }

@@ -57,6 +57,13 @@ pub fn unshare(namespaces: Namespaces) -> Result<()> {
     unsafe { rustix::thread::unshare_unsafe(flags) }.call(|| format!("unshare({flags:?})"))
 }
 
+/// Joins the user namespace of the descriptor, which gives this process all capabilities there and none elsewhere.
+pub fn join_user(namespace: impl AsFd) -> Result<()> {
+    let fd = namespace.as_fd();
+    rustix::thread::move_into_link_name_space(fd, Some(LinkNameSpaceType::User))
+        .call(|| format!("setns({}, CLONE_NEWUSER)", fd.as_raw_fd()))
+}
+
 /// Joins the network namespace of the descriptor.
 pub fn join_network(namespace: impl AsFd) -> Result<()> {
     let fd = namespace.as_fd();

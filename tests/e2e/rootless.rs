@@ -4,7 +4,7 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
 
-use crate::support::{Layout, Run, TestEnv, busybox_base, require, require_root};
+use crate::support::{Layout, Run, TestEnv, busybox_base, foreign_base, require, require_root};
 
 const UID: u32 = 4242;
 
@@ -80,6 +80,26 @@ fn a_user_with_one_id_builds_and_runs_and_is_told_what_is_missing() {
         stderr.contains("subuid") || stderr.contains("subordinate"),
         "one line says what this tier lacks:\n{stderr}"
     );
+}
+
+#[test]
+fn users_run_programs_of_another_machine() {
+    if !require(&["unshare", "setpriv", "newuidmap", "qemu-aarch64-static"]) || !require_root() {
+        return;
+    }
+    let env = env_of_user();
+    let tar = env.path("arm64.tar");
+    fs::copy(foreign_base("arm64").tar, &tar).expect("ours");
+    fs::set_permissions(&tar, fs::Permissions::from_mode(0o644)).expect("ours");
+    let tar = tar.display().to_string();
+    let text = "FROM arm64\nRUN uname -m > /machine && id -u >> /machine && touch /owned\n";
+    let path = env.dockerfile("c", text).dir().display().to_string();
+    for subordinate_ids in [true, false] {
+        as_user(&env, subordinate_ids, &["import", "--platform", "linux/arm64", &tar, "arm64"]).ok();
+        as_user(&env, subordinate_ids, &["build", "--no-cache", "--platform", "linux/arm64", "-t", "made", &path]).ok();
+        let out = as_user(&env, subordinate_ids, &["run", "--platform", "linux/arm64", "made", "cat", "/machine"]).ok();
+        assert_eq!(out.stdout, "aarch64\n0\n", "{}", out.stderr);
+    }
 }
 
 #[test]

@@ -20,18 +20,13 @@ pub fn busybox_base() -> Base {
     let binary = find("busybox").expect("busybox is missing: apt-get install busybox-static");
     let bytes = fs::read(&binary).expect("busybox can be read");
     let dir = bases();
-    // Made again when the binary or this recipe is another one.
-    let mut recipe = bytes.clone();
-    recipe.extend_from_slice(include_bytes!("base.rs"));
-    let tar = dir.join(format!("busybox-{}.tar", &hex::encode(Sha256::digest(&recipe))[..12]));
+    let tar = dir.join(format!("busybox-{}.tar", recipe(&bytes)));
     locked(&dir, || {
         if tar.exists() {
             return;
         }
-        let applets = Command::new(&binary).arg("--list").output().expect("busybox runs").stdout;
-        let applets = String::from_utf8(applets).expect("applets are ASCII");
         let part = tar.with_extension("part");
-        write_busybox(&part, &bytes, applets.lines()).expect("the target directory is writable");
+        write_busybox(&part, &bytes, applets().iter().map(String::as_str)).expect("the target directory is writable");
         fs::rename(&part, &tar).expect("the target directory is writable");
     });
     Base { tar }
@@ -45,6 +40,41 @@ pub fn debian_base() -> Base {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "no Debian base could be made:\n{stderr}");
     Base { tar: PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()) }
+}
+
+/// busybox and its links for another architecture, as Debian names it, of Debian's package.
+#[track_caller]
+pub fn foreign_base(architecture: &str) -> Base {
+    let dir = bases();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/foreign-busybox.sh");
+    let output = Command::new(script).arg(&dir).arg(architecture).output().expect("the script can be run");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "no busybox for {architecture}:\n{stderr}");
+    let bytes = fs::read(String::from_utf8_lossy(&output.stdout).trim()).expect("just made");
+    let tar = dir.join(format!("busybox-{architecture}-{}.tar", recipe(&bytes)));
+    locked(&dir, || {
+        if !tar.exists() {
+            let part = tar.with_extension("part");
+            write_busybox(&part, &bytes, applets().iter().map(String::as_str))
+                .expect("the target directory is writable");
+            fs::rename(&part, &tar).expect("the target directory is writable");
+        }
+    });
+    Base { tar }
+}
+
+/// What this machine's busybox can do; another architecture's of the same release does no less.
+fn applets() -> Vec<String> {
+    let binary = find("busybox").expect("busybox is missing: apt-get install busybox-static");
+    let list = Command::new(&binary).arg("--list").output().expect("busybox runs").stdout;
+    String::from_utf8(list).expect("applets are ASCII").lines().map(str::to_owned).collect()
+}
+
+/// Made again when the binary or this recipe is another one.
+fn recipe(binary: &[u8]) -> String {
+    let mut recipe = binary.to_owned();
+    recipe.extend_from_slice(include_bytes!("base.rs"));
+    hex::encode(Sha256::digest(&recipe))[..12].to_owned()
 }
 
 /// Beside the target directory's other things, as the scripts have it.

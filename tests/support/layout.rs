@@ -116,10 +116,29 @@ impl Layout {
     /// The one image of the layout, every size, digest and diff id checked.
     #[track_caller]
     pub fn image(&self) -> Image {
+        let mut images = self.images();
+        assert_eq!(images.len(), 1, "one image expected");
+        images.remove(0)
+    }
+
+    /// The images of the layout, those of an index one by one.
+    #[track_caller]
+    pub fn images(&self) -> Vec<Image> {
         let index: Value = parse(&fs::read(self.dir.join("index.json")).expect("a layout has an index.json"));
-        let manifests = index["manifests"].as_array().cloned().unwrap_or_default();
-        assert_eq!(manifests.len(), 1, "one image expected: {index}");
-        let manifest = parse(&self.described(&manifests[0]));
+        let mut todo = index["manifests"].as_array().cloned().unwrap_or_default();
+        let mut images = Vec::new();
+        while let Some(descriptor) = (!todo.is_empty()).then(|| todo.remove(0)) {
+            let manifest = parse(&self.described(&descriptor));
+            match manifest["manifests"].as_array() {
+                Some(inner) => todo.extend(inner.iter().cloned()),
+                None => images.push(self.image_of(manifest)),
+            }
+        }
+        images
+    }
+
+    #[track_caller]
+    fn image_of(&self, manifest: Value) -> Image {
         let config = parse(&self.described(&manifest["config"]));
         let diff_ids = config["rootfs"]["diff_ids"].as_array().cloned().unwrap_or_default();
         let descriptors = manifest["layers"].as_array().cloned().unwrap_or_default();

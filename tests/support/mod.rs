@@ -15,7 +15,7 @@ mod peers;
 mod registry;
 mod run;
 
-pub use base::{Base, busybox_base, debian_base};
+pub use base::{Base, busybox_base, debian_base, foreign_base};
 pub use env::{Context, TestEnv};
 pub use files::{FileServer, GitServer, Served};
 pub use layout::{Entry, Image, Layout};

@@ -47,6 +47,8 @@ pub(crate) struct Setup<'launcher> {
     /// Where to report to.
     pub(crate) report: OwnedFd,
     pub(crate) network: NetworkSetup,
+    /// Where an interpreter of foreign programs is registered.
+    pub(crate) user_namespace: Option<OwnedFd>,
     pub(crate) filter: Option<Filter>,
     pub(crate) machine: &'launcher Machine,
     pub(crate) group: Group,
@@ -147,6 +149,10 @@ fn become_step(setup: &Setup<'_>) -> Result<(), Error> {
     limit_resources(process)?;
     let program = exec::Program::new(process, &identity)?;
     let prepared = wire::encode(&Report::Prepared { stubs: places.into_stubs(), pid_namespace })?;
+    if let Some(namespace) = &setup.user_namespace {
+        // Late, because what was made so far is not this namespace's.
+        sys::namespace::join_user(namespace).doing("join the user namespace of an interpreter")?;
+    }
     identity::assume(&identity, machine, machine.step_capabilities(process), process)?;
     // Set late because a change of identity takes it away.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))

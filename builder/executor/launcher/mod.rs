@@ -18,6 +18,7 @@ use sys::namespace::Namespaces;
 use sys::process::Cloned;
 use sys::{Named, fd, mount, process, socket};
 
+use crate::emulation::{Emulation, Foreign};
 use crate::error::Error;
 use crate::machine::Fallbacks;
 use crate::network::Subnet;
@@ -149,24 +150,39 @@ impl Launcher {
     pub async fn private_network(&self) -> Result<Subnet, Error> {
         let ask = || async {
             self.check()?;
-            let doing =
-                |cause: sys::Error| Error::Sandbox { action: "ask for a network".to_owned(), cause: cause.into() };
-            let (ours, theirs) = socket::pair().map_err(doing)?;
-            self.send(wire::NETWORK, &[theirs.as_fd()]).await?;
-            drop(theirs);
-            let answered = tokio::task::spawn_blocking(move || {
-                let mut buffer = vec![0; MAX_MESSAGE];
-                let length = socket::receive(&ours, &mut buffer, true)?.length;
-                Ok(buffer[..length].to_vec())
-            });
-            let answer = answered.await.map_err(|_| Error::LauncherGone)?.map_err(doing)?;
-            if answer.is_empty() {
-                return Err(Error::LauncherGone);
-            }
+            let answer = self.ask(wire::NETWORK, &[]).await?;
             wire::decode::<PrivateNetwork>(&answer)
         };
         let answer = self.shared.network.get_or_try_init(ask).await?;
         answer.clone().map_err(Error::Network)
+    }
+
+    /// How programs of another architecture can be run here. What is found out is kept.
+    pub async fn emulation(&self, foreign: &Foreign) -> Result<Emulation, Error> {
+        self.check()?;
+        let doing =
+            |cause: sys::Error| Error::Sandbox { action: "ask for an interpreter".to_owned(), cause: cause.into() };
+        let question = fd::sealed_memory_file("foreign", &wire::encode(foreign)?).map_err(doing)?;
+        let answer = self.ask(wire::EMULATE, &[question.as_fd()]).await?;
+        wire::decode::<wire::Emulated>(&answer)?
+    }
+
+    /// Sends a question with a socket for the answer before its other descriptors.
+    async fn ask(&self, question: &[u8], descriptors: &[BorrowedFd<'_>]) -> Result<Vec<u8>, Error> {
+        let doing = |cause: sys::Error| Error::Sandbox { action: "ask the launcher".to_owned(), cause: cause.into() };
+        let (ours, theirs) = socket::pair().map_err(doing)?;
+        let all: Vec<BorrowedFd<'_>> = std::iter::once(theirs.as_fd()).chain(descriptors.iter().copied()).collect();
+        self.send(question, &all).await?;
+        drop(all);
+        drop(theirs);
+        let answered = tokio::task::spawn_blocking(move || {
+            let mut buffer = vec![0; MAX_MESSAGE];
+            let length = socket::receive(&ours, &mut buffer, true)?.length;
+            buffer.truncate(length);
+            Ok(buffer)
+        });
+        let answer = answered.await.map_err(|_| Error::LauncherGone)?.map_err(doing)?;
+        if answer.is_empty() { Err(Error::LauncherGone) } else { Ok(answer) }
     }
 
     async fn send(&self, message: &[u8], descriptors: &[BorrowedFd<'_>]) -> Result<(), Error> {

@@ -13,9 +13,10 @@ use sys::process::{Cloned, Ended};
 use sys::{Named, fd, process, socket};
 
 use super::gateway::Gateway;
-use super::wire::{self, MAX_MESSAGE, Order, Outcome, PrivateNetwork, Request};
+use super::wire::{self, Emulated, MAX_MESSAGE, Order, Outcome, PrivateNetwork, Request};
 use crate::cgroup::{Cgroups, Group};
 use crate::confined::{self, Fixture};
+use crate::emulation::{Emulators, Foreign};
 use crate::error::{Doing, Error};
 use crate::init;
 use crate::machine::{Fallbacks, Machine};
@@ -44,6 +45,7 @@ struct Server {
     networks: Pool,
     /// Since somebody asked for them, if they can be had.
     private: Option<Pool>,
+    emulators: Emulators,
     steps: Vec<Step>,
     /// Gateways of ended steps that have not ended yet.
     closing: Vec<Gateway>,
@@ -86,6 +88,7 @@ impl Server {
             filters: seccomp::Cache::default(),
             networks: Pool::new(Kind::Loopback),
             private: None,
+            emulators: Emulators::default(),
             steps: Vec::new(),
             closing: Vec::new(),
             leaving: Vec::new(),
@@ -168,6 +171,14 @@ impl Server {
             }
             return true;
         }
+        if &buffer[..message.length] == wire::EMULATE {
+            if let (Some(asker), Some(question)) = (descriptors.next(), descriptors.next()) {
+                let answer: Emulated =
+                    read_request::<Foreign>(question).and_then(|foreign| self.emulators.find(&self.machine, &foreign));
+                socket::send(&asker, &wire::encode(&answer).unwrap_or_default(), &[], true).ok();
+            }
+            return true;
+        }
         let (Some(request), Some(control), Some(report)) = (descriptors.next(), descriptors.next(), descriptors.next())
         else {
             return true;
@@ -181,12 +192,21 @@ impl Server {
 
     fn start(&mut self, request: OwnedFd, control: &OwnedFd, report: OwnedFd, io: Vec<OwnedFd>) -> Result<(), Error> {
         let control = control.try_clone().call(|| "dup()".to_owned()).doing("start a step")?;
-        let request = read_request(request)?;
+        let request: Request = read_request(request)?;
         let process = &request.process;
         let filter = match process.seccomp {
             spec::Seccomp::Default => Some(self.filters.default_profile(self.machine.step_capabilities(process))),
             spec::Seccomp::Unconfined => None,
         };
+        let user_namespace =
+            match &process.emulated {
+                None => None,
+                Some(architecture) => Some(self.emulators.namespace(architecture).ok_or_else(|| {
+                    Error::Protocol(format!("it was not asked how programs for {architecture} are run"))
+                })?),
+            };
+        let user_namespace = user_namespace.map(|namespace| namespace.try_clone().call(|| "dup()".to_owned()));
+        let user_namespace = user_namespace.transpose().doing("start a step")?;
         let group = self.cgroups.create(&process.limits)?;
         if self.machine.confined {
             return self.start_confined(request, control, report, io, filter, group);
@@ -227,7 +247,9 @@ impl Server {
         };
         match cloned.doing("start a step's process")? {
             (Cloned::Child, joined) => {
-                let setup = init::Setup { request, io, report, network, filter, machine: &self.machine, group, joined };
+                let machine = &self.machine;
+                let setup =
+                    init::Setup { request, io, report, network, user_namespace, filter, machine, group, joined };
                 init::run(setup)
             }
             (Cloned::Parent { pid, pidfd }, _) => {
@@ -264,7 +286,17 @@ impl Server {
             Cloned::Child => {
                 let network = init::NetworkSetup::Keep;
                 let machine = &self.machine;
-                let setup = init::Setup { request, io, report, network, filter, machine, group, joined: false };
+                let setup = init::Setup {
+                    request,
+                    io,
+                    report,
+                    network,
+                    user_namespace: None,
+                    filter,
+                    machine,
+                    group,
+                    joined: false,
+                };
                 confined::run(setup, prepared)
             }
             Cloned::Parent { pid, pidfd } => {
@@ -372,7 +404,7 @@ fn tell(control: &OwnedFd, outcome: &Outcome) {
     socket::send(control, &bytes, &[], true).ok();
 }
 
-fn read_request(request: OwnedFd) -> Result<Request, Error> {
+fn read_request<T: serde::de::DeserializeOwned>(request: OwnedFd) -> Result<T, Error> {
     let mut file = File::from(request);
     let mut bytes = Vec::new();
     std::io::Seek::rewind(&mut file)

@@ -3,6 +3,7 @@
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::emulation::Emulation;
 use crate::error::{Error, SystemError};
 use crate::network::Subnet;
 use crate::running::ExitStatus;
@@ -24,6 +25,14 @@ pub(crate) struct Request {
 pub(crate) const RUN: &[u8] = b"run";
 /// rbuild to launcher: make private networks ready. The answer is a [`PrivateNetwork`].
 pub(crate) const NETWORK: &[u8] = b"network";
+
+/// rbuild to launcher: find out how to run programs of the kind that is described in the second descriptor, a
+/// [`crate::Foreign`], and
+/// answer on the first with an [`Emulated`].
+pub(crate) const EMULATE: &[u8] = b"emulate";
+
+/// Launcher to rbuild: how programs of another architecture are run.
+pub(crate) type Emulated = Result<Emulation, Error>;
 
 /// Launcher to rbuild: whether there are private networks, and of which addresses.
 pub(crate) type PrivateNetwork = Result<Subnet, SystemError>;
