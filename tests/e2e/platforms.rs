@@ -76,7 +76,8 @@ fn the_interpreter_cannot_be_written_by_who_runs_under_it() {
                 /busybox sleep 0.2; (/busybox echo x > /proc/self/fd/3) 2>&1; /busybox dd if=/proc/self/fd/3 bs=4 count=1 \
                 2>/dev/null | /busybox od -c | /busybox head -n 1\"]\n";
     let out = env.build(&env.dockerfile("c", text), &["--platform", "linux/arm64"]).ok();
-    assert!(out.text().contains("Read-only file system"), "{}", out.text());
+    // The kernel keeps writers off what is registered, and the view through which it was opened keeps them off as well.
+    assert!(["Text file busy", "Read-only file system"].iter().any(|why| out.text().contains(why)), "{}", out.text());
     assert!(out.text().contains("E   L   F"), "it can be read: {}", out.text());
     assert_eq!(digest(QEMU), before);
 }
