@@ -167,13 +167,11 @@ fn without_an_interpreter_the_person_is_told_what_to_install() {
     if !require(&["unshare"]) || !require_root() {
         return;
     }
-    let script = format!(
-        "for dir in /usr/bin /usr/local/bin; do for file in $dir/qemu-loongarch64*; do \
-         [ ! -e $file ] || mount --bind /dev/null $file; done; done; exec \"$@\""
-    );
+    let script = "for dir in /usr/bin /usr/local/bin; do for file in $dir/qemu-loongarch64*; do \
+                  [ ! -e $file ] || mount --bind /dev/null $file; done; done; exec \"$@\"";
     let out = env
         .program("unshare")
-        .args(["-m", "sh", "-c", &script, "sh", env!("CARGO_BIN_EXE_rbuild"), "build", "--platform", "linux/loong64"])
+        .args(["-m", "sh", "-c", script, "sh", env!("CARGO_BIN_EXE_rbuild"), "build", "--platform", "linux/loong64"])
         .arg(context.dir())
         .run()
         .exits(1);
