@@ -1,15 +1,18 @@
 //! One loop owns the state of a build.
 //!
-//! A vertex becomes a task when its last input is solved. The task computes keys, asks the cache, claims, runs, saves and
-//! reports back; the loop alone decides what comes next. The first failure cancels the rest; the loop returns when the
+//! A vertex begins when its last input is solved. It computes keys, asks the cache, claims, runs, saves and reports back; the
+//! loop alone decides what comes next. It begins on the loop's own thread, and becomes a task where it has to wait: a cached
+//! vertex, whose answer is at hand, costs no change of threads. The first failure cancels the rest; the loop returns when the
 //! last task has.
 //!
 //! A hit may be **hollow**: what the result is is known (a shared cache says so), but its data cannot be had. That is enough
 //! as long as all that follows hits too. A vertex that needs the data of such an input says so, the loop has the input
 //! solved again, this time for its data, and then the vertex. The same happens when data turn out to be lost.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::Poll;
 
 use graph::{ContentDigest, Graph, KeyHasher, Meta, Node, NodeId, Operation};
 use tokio::sync::Semaphore;
@@ -104,19 +107,15 @@ pub async fn solve<W: Worker>(
 ) -> Result<Vec<Solved<W::Output>>, SolveError<W::Error>> {
     let order = graph.reachable(targets);
     let mut state = State::new(graph, &order, targets, worker, options, progress, cancelled.child_token());
-    for &id in &order {
-        if graph.node(id).inputs.is_empty() {
-            state.start(id);
+    state.ready.extend(order.iter().filter(|&&id| graph.node(id).inputs.is_empty()));
+    loop {
+        while let Some(id) = state.ready.pop_front() {
+            state.begin(id).await;
         }
-    }
-    while let Some(joined) = state.tasks.join_next().await {
-        match joined {
-            Ok((id, Ok(done))) => state.finish(id, done),
-            Ok((id, Err(Failure::Inputs { positions, cause }))) => state.bring_inputs(id, &positions, cause),
-            Ok((id, Err(Failure::Error(error)))) => state.fail(id, error),
-            Ok((id, Err(Failure::Missed))) => state.missed(id),
-            Ok((_, Err(Failure::Cancelled))) => {}
-            Err(error) => state.give_up(SolveError::Task(error.to_string())),
+        match state.tasks.join_next().await {
+            Some(Ok((id, outcome))) => state.ended(id, outcome),
+            Some(Err(error)) => state.give_up(SolveError::Task(error.to_string())),
+            None => break,
         }
     }
     if cancelled.is_cancelled() {
@@ -176,6 +175,8 @@ struct State<'g, W: Worker> {
     /// Inputs (counted once each) that are not solved yet.
     pending: HashMap<NodeId, usize>,
     outputs: HashMap<NodeId, W::Output>,
+    /// Vertices that can begin.
+    ready: VecDeque<NodeId>,
     tasks: JoinSet<(NodeId, Outcome<W>)>,
     error: Option<SolveError<W::Error>>,
     how: HashMap<NodeId, How>,
@@ -212,6 +213,7 @@ impl<'g, W: Worker> State<'g, W> {
             vertices,
             pending,
             outputs: HashMap::new(),
+            ready: VecDeque::new(),
             tasks: JoinSet::new(),
             error: None,
             how: HashMap::new(),
@@ -222,7 +224,7 @@ impl<'g, W: Worker> State<'g, W> {
         }
     }
 
-    fn start(&mut self, id: NodeId) {
+    async fn begin(&mut self, id: NodeId) {
         if self.cancelled.is_cancelled() {
             return;
         }
@@ -238,7 +240,21 @@ impl<'g, W: Worker> State<'g, W> {
             inputs,
             context,
         };
-        self.tasks.spawn(async move { (id, vertex.solve().await) });
+        let mut solving = Box::pin(vertex.solve());
+        match poll_fn(|context| Poll::Ready(solving.as_mut().poll(context))).await {
+            Poll::Ready(outcome) => self.ended(id, outcome),
+            Poll::Pending => drop(self.tasks.spawn(async move { (id, solving.await) })),
+        }
+    }
+
+    fn ended(&mut self, id: NodeId, outcome: Outcome<W>) {
+        match outcome {
+            Ok(done) => self.finish(id, done),
+            Err(Failure::Inputs { positions, cause }) => self.bring_inputs(id, &positions, cause),
+            Err(Failure::Error(error)) => self.fail(id, error),
+            Err(Failure::Missed) => self.missed(id),
+            Err(Failure::Cancelled) => {}
+        }
     }
 
     fn finish(&mut self, id: NodeId, done: Done<W::Output>) {
@@ -260,7 +276,7 @@ impl<'g, W: Worker> State<'g, W> {
         let Some(pending) = self.pending.get_mut(&id) else { return };
         *pending -= 1;
         if *pending == 0 {
-            self.start(id);
+            self.ready.push_back(id);
         }
     }
 
@@ -287,7 +303,7 @@ impl<'g, W: Worker> State<'g, W> {
             inputs.retain(|input| self.again.contains_key(input) || self.worker.is_hollow(&self.outputs[input]));
         }
         if inputs.is_empty() {
-            return self.start(id);
+            return self.ready.push_back(id);
         }
         self.pending.insert(id, inputs.len());
         for input in inputs {
@@ -306,7 +322,7 @@ impl<'g, W: Worker> State<'g, W> {
         let digest = self.graph.node(id).op.key();
         let vertex = self.progress.announce(&meta.name, meta.span, digest, inputs);
         self.vertices.insert(id, vertex);
-        self.start(id);
+        self.ready.push_back(id);
     }
 
     fn missed(&mut self, id: NodeId) {

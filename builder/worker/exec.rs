@@ -43,6 +43,8 @@ pub struct StepPolicy {
 impl BuildWorker {
     pub(super) async fn exec(&self, context: &RunContext, op: &ExecOp, inputs: &[Output]) -> Result<Rootfs, WorkError> {
         self.check_entitlements(op)?;
+        // It makes itself ready while the root is.
+        self.launcher.wake();
         let confined = self.launcher.is_confined();
         let _turn = if confined { self.turn.acquire().await.ok() } else { None };
         let base = self.input_rootfs(context, op.root, inputs).await?;

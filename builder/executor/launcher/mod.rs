@@ -7,6 +7,7 @@ pub(crate) mod wire;
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -43,6 +44,8 @@ struct Shared {
     process: Option<(i32, OwnedFd)>,
     /// Whether steps get neither namespaces nor mounts.
     confined: bool,
+    /// Whether it was told to begin.
+    woken: AtomicBool,
     /// What the launcher said first, once somebody wanted to know.
     greeting: OnceLock<Result<(), Error>>,
     /// What it said about private networks.
@@ -82,6 +85,7 @@ impl Launcher {
                 socket: None,
                 process: None,
                 confined: false,
+                woken: AtomicBool::new(true),
                 greeting: OnceLock::from(Err(why)),
                 network: Default::default(),
             }),
@@ -99,6 +103,7 @@ impl Launcher {
                     socket: Some(ours),
                     process: Some((pid, pidfd)),
                     confined: fallbacks.confined,
+                    woken: AtomicBool::new(false),
                     greeting: OnceLock::new(),
                     network: Default::default(),
                 };
@@ -106,6 +111,9 @@ impl Launcher {
             }
             Cloned::Child => {
                 drop(ours);
+                if !wait_for_work(&theirs, fallbacks.confined) {
+                    process::exit(0);
+                }
                 let error = become_launcher(&theirs, fallbacks);
                 // rbuild reads it as the reason why there is no launcher.
                 let text = format!("{}\0{}", error.errno().raw_os_error(), error.call());
@@ -116,11 +124,22 @@ impl Launcher {
         }
     }
 
+    /// Has the launcher make itself ready, and does not wait for it: for who will soon want a step and has something else to do
+    /// until then.
+    pub fn wake(&self) {
+        let Some(socket) = &self.shared.socket else { return };
+        if !self.shared.woken.swap(true, Ordering::Relaxed) {
+            // If it is gone, whoever waits for it will be told.
+            socket::send(socket, wire::BEGIN, &[], true).ok();
+        }
+    }
+
     /// Waits until the launcher is ready for steps, or says why there is none.
     ///
     /// [`Launcher::start`] does not wait, because rbuild has other things to do meanwhile and may need no step at all; the first
     /// step asks by itself.
     pub fn check(&self) -> Result<(), Error> {
+        self.wake();
         let greet = || self.shared.greet().map_err(|error| Error::Launcher(error.into()));
         self.shared.greeting.get_or_init(greet).clone()
     }
@@ -251,6 +270,18 @@ impl Drop for Shared {
     }
 }
 
+/// In the fresh copy of rbuild: waits until a step is wanted, which in a build where nothing changed is never. False when rbuild
+/// ended without.
+fn wait_for_work(socket: &OwnedFd, confined: bool) -> bool {
+    // A terminal's Ctrl-C is for rbuild, which decides what it means.
+    rustix::process::setsid().ok();
+    // Where there is no namespace, steps and what they leave have to be ended one by one: the end of rbuild is noticed by its socket.
+    if !confined {
+        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL)).ok();
+    }
+    matches!(socket::receive(socket, &mut [0; 16], true), Ok(message) if message.length > 0)
+}
+
 /// In the fresh copy of rbuild: becomes the launcher, or returns why not.
 fn become_launcher(socket: &OwnedFd, fallbacks: Fallbacks) -> sys::Error {
     match try_become_launcher(socket, fallbacks) {
@@ -259,14 +290,9 @@ fn become_launcher(socket: &OwnedFd, fallbacks: Fallbacks) -> sys::Error {
 }
 
 fn try_become_launcher(socket: &OwnedFd, fallbacks: Fallbacks) -> sys::Result<std::convert::Infallible> {
-    // A terminal's Ctrl-C is for rbuild, which decides what it means.
-    rustix::process::setsid().call(|| "setsid()".to_owned())?;
     let program = if fallbacks.confined {
-        // rbuild's end is noticed by its socket: without a namespace, steps and what they leave have to be ended one by one.
         copied_program()?
     } else {
-        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
-            .call(|| "prctl(PR_SET_PDEATHSIG, SIGKILL)".to_owned())?;
         let program = if fallbacks.copied_program { copied_program() } else { unwritable_program() }?;
         sys::namespace::unshare(Namespaces::MOUNT)?;
         mount::make_all_private()?;

@@ -21,6 +21,8 @@ pub(crate) struct Request {
     pub(crate) terminal: Option<WindowSize>,
 }
 
+/// rbuild to the process that is to become the launcher, once a step is wanted.
+pub(crate) const BEGIN: &[u8] = b"begin";
 /// rbuild to launcher: start the step that is described in the first descriptor.
 pub(crate) const RUN: &[u8] = b"run";
 /// rbuild to launcher: make private networks ready. The answer is a [`PrivateNetwork`].
