@@ -93,16 +93,18 @@ pub(super) fn write_entries<W: Write>(
     let mut ready = batches.next().map(|batch| (batch, load(root, batch, expect)));
     while let Some((batch, loaded)) = ready {
         options.check()?;
-        let next = batches.next();
+        let write = || {
+            let mut entries = batch.iter().zip(loaded);
+            entries.try_for_each(|(entry, loaded)| write_entry(writer, root, entry, loaded, expect))
+        };
+        let Some(next) = batches.next() else { return write() };
         let mut coming = None;
         rayon::in_place_scope(|scope| {
-            if let Some(next) = next {
-                let coming = &mut coming;
-                scope.spawn(move |_| *coming = Some(load(root, next, expect)));
-            }
-            batch.iter().zip(loaded).try_for_each(|(entry, loaded)| write_entry(writer, root, entry, loaded, expect))
+            let coming = &mut coming;
+            scope.spawn(move |_| *coming = Some(load(root, next, expect)));
+            write()
         })?;
-        ready = next.zip(coming);
+        ready = Some(next).zip(coming);
     }
     Ok(())
 }
@@ -136,25 +138,30 @@ fn small(entry: &Entry) -> Option<u64> {
 /// The data of a small file, and their digest where it was asked for.
 type Loaded = Option<Result<(Vec<u8>, ContentDigest), LayerError>>;
 
+/// So many entries are worth a thread of their own.
+const SHARE: usize = 32;
+
 fn load(root: &OwnedFd, batch: &[Entry], expect: Expect) -> Vec<Loaded> {
-    batch
-        .par_iter()
-        .with_min_len(32)
-        .map(|entry| {
-            let size = small(entry)?;
-            let EntryKind::File { digest, .. } = entry.kind else { return None };
-            let read = || -> io::Result<Vec<u8>> {
-                let mut data = Vec::with_capacity(usize::try_from(size).unwrap_or(0) + 1);
-                // A byte more than expected tells that the file grew.
-                open_file(root, &entry.path)?.take(size + 1).read_to_end(&mut data)?;
-                Ok(data)
-            };
-            Some(read().map_err(LayerError::io("read", &entry.path)).map(|data| {
-                let digest = if expect == Expect::Trusted { digest } else { ContentDigest::of(&data) };
-                (data, digest)
-            }))
-        })
-        .collect()
+    let load = |entry: &Entry| {
+        let size = small(entry)?;
+        let EntryKind::File { digest, .. } = entry.kind else { return None };
+        let read = || -> io::Result<Vec<u8>> {
+            let mut data = Vec::with_capacity(usize::try_from(size).unwrap_or(0) + 1);
+            // A byte more than expected tells that the file grew.
+            open_file(root, &entry.path)?.take(size + 1).read_to_end(&mut data)?;
+            Ok(data)
+        };
+        Some(read().map_err(LayerError::io("read", &entry.path)).map(|data| {
+            let digest = if expect == Expect::Trusted { digest } else { ContentDigest::of(&data) };
+            (data, digest)
+        }))
+    };
+    // Waking other threads takes longer than what most steps change.
+    if batch.len() <= SHARE {
+        batch.iter().map(load).collect()
+    } else {
+        batch.par_iter().with_min_len(SHARE).map(load).collect()
+    }
 }
 
 fn open_file(root: &OwnedFd, path: &[u8]) -> io::Result<File> {

@@ -26,7 +26,8 @@ const ATTEMPTS: u32 = 3;
 /// A step's gateway as the launcher sees it.
 #[derive(Debug)]
 pub(super) struct Gateway {
-    frames: OwnedFd,
+    /// The far side of the interface, until it is to end.
+    frames: Option<OwnedFd>,
     settings: spec::Gateway,
     subnet: Subnet,
     running: Option<(i32, OwnedFd)>,
@@ -36,14 +37,19 @@ pub(super) struct Gateway {
 impl Gateway {
     /// One that is not needed yet.
     pub(super) fn new(frames: OwnedFd, settings: spec::Gateway, subnet: Subnet) -> Self {
-        Self { frames, settings, subnet, running: None, attempts: 0 }
+        Self { frames: Some(frames), settings, subnet, running: None, attempts: 0 }
+    }
+
+    /// What it was made for.
+    pub(super) fn settings(&self) -> &spec::Gateway {
+        &self.settings
     }
 
     /// What becomes readable when there is something to do.
     pub(super) fn watched(&self) -> Option<BorrowedFd<'_>> {
         match &self.running {
             Some((_, pidfd)) => Some(pidfd.as_fd()),
-            None if self.attempts < ATTEMPTS => Some(self.frames.as_fd()),
+            None if self.attempts < ATTEMPTS => self.frames.as_ref().map(AsFd::as_fd),
             None => None,
         }
     }
@@ -61,7 +67,9 @@ impl Gateway {
     fn is_wanted(&self) -> bool {
         use rustix::event::{PollFd, PollFlags, Timespec};
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        matches!(rustix::event::poll(&mut [PollFd::new(&self.frames, PollFlags::IN)], Some(&now)), Ok(1..))
+        self.frames.as_ref().is_some_and(|frames| {
+            matches!(rustix::event::poll(&mut [PollFd::new(frames, PollFlags::IN)], Some(&now)), Ok(1..))
+        })
     }
 
     fn start(&self) -> sys::Result<(i32, OwnedFd)> {
@@ -71,7 +79,8 @@ impl Gateway {
                 let serve = Serve { gateway: self.settings.clone(), subnet: self.subnet };
                 // It is read when the program is up; should that fail, its end is noticed.
                 let message = wire::encode(&serve).unwrap_or_default();
-                socket::send(&ours, &message, &[self.frames.as_fd()], true)?;
+                let frames: Vec<_> = self.frames.iter().map(AsFd::as_fd).collect();
+                socket::send(&ours, &message, &frames, true)?;
                 Ok((pid, pidfd))
             }
             Cloned::Child => {
@@ -82,7 +91,10 @@ impl Gateway {
     }
 
     /// Ends it. What is returned has to be asked whether it is gone.
-    pub(super) fn close(self) -> Option<Self> {
+    ///
+    /// Whoever lets go of the interface's far side last waits some milliseconds for the kernel: that shall be its process.
+    pub(super) fn close(mut self) -> Option<Self> {
+        self.frames = None;
         let (_, pidfd) = self.running.as_ref()?;
         process::signal(pidfd, libc::SIGKILL).ok();
         Some(self)

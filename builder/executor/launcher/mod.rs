@@ -1,6 +1,7 @@
 //! The launcher as rbuild sees it: started once, then asked for steps.
 
 mod gateway;
+mod networks;
 mod serve;
 pub(crate) mod wire;
 
@@ -257,12 +258,16 @@ impl Shared {
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        self.socket = None;
-        let Some((pid, pidfd)) = &self.process else { return };
-        // It ends as soon as it sees the socket's end. Should it hang, it is made to.
-        let mut poll = [PollFd::new(pidfd, PollFlags::IN)];
+        let (Some(socket), Some((pid, pidfd))) = (self.socket.take(), &self.process) else { return };
+        if !*self.woken.get_mut() {
+            // It has begun nothing, and ends with the socket.
+            return;
+        }
+        // It ends as soon as it sees the socket's end, and closes its own when there is nothing left of any step. Should it hang,
+        // it is made to end.
+        rustix::net::shutdown(&socket, rustix::net::Shutdown::Write).ok();
         let patience = Timespec { tv_sec: 5, tv_nsec: 0 };
-        if !matches!(rustix::event::poll(&mut poll, Some(&patience)), Ok(1)) {
+        if !matches!(rustix::event::poll(&mut [PollFd::new(&socket, PollFlags::RDHUP)], Some(&patience)), Ok(1)) {
             process::signal(pidfd, libc::SIGKILL).ok();
             rustix::event::poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&patience)).ok();
         }

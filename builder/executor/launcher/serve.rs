@@ -8,11 +8,12 @@ use std::time::Instant;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+use rustix::thread::CapabilitySet;
 use sys::namespace::Namespaces;
 use sys::process::{Cloned, Ended};
 use sys::{Named, fd, process, socket};
 
-use super::gateway::Gateway;
+use super::networks::{Connection, Networks};
 use super::wire::{self, Emulated, MAX_MESSAGE, Order, Outcome, PrivateNetwork, Request};
 use crate::cgroup::{Cgroups, Group};
 use crate::confined::{self, Fixture};
@@ -20,7 +21,6 @@ use crate::emulation::{Emulators, Foreign};
 use crate::error::{Doing, Error};
 use crate::init;
 use crate::machine::{Fallbacks, Machine};
-use crate::network::{Kind, Pool, Subnet};
 use crate::running::{ExitStatus, Usage};
 use crate::seccomp;
 use crate::spec::{self, Network};
@@ -42,13 +42,9 @@ struct Server {
     machine: Machine,
     cgroups: Cgroups,
     filters: seccomp::Cache,
-    networks: Pool,
-    /// Since somebody asked for them, if they can be had.
-    private: Option<Pool>,
+    networks: Networks,
     emulators: Emulators,
     steps: Vec<Step>,
-    /// Gateways of ended steps that have not ended yet.
-    closing: Vec<Gateway>,
     /// Groups of ended steps that the kernel did not let go of yet.
     leaving: Vec<Group>,
 }
@@ -61,7 +57,10 @@ struct Step {
     group: Group,
     /// What has to be taken out of its root.
     fixture: Option<Fixture>,
-    gateway: Option<Gateway>,
+    /// Its network, unless it is the machine's or one that ends with the step.
+    connection: Option<Connection>,
+    /// Whether it had the rights to change its network.
+    rules_network: bool,
 }
 
 impl Server {
@@ -86,11 +85,9 @@ impl Server {
             cgroups: Cgroups::discover(),
             machine,
             filters: seccomp::Cache::default(),
-            networks: Pool::new(Kind::Loopback),
-            private: None,
+            networks: Networks::new(),
             emulators: Emulators::default(),
             steps: Vec::new(),
-            closing: Vec::new(),
             leaving: Vec::new(),
         })
     }
@@ -101,10 +98,8 @@ impl Server {
                 Ok(ready) => ready,
                 Err(_) => return 1,
             };
-            for pool in [Some(&mut self.networks), self.private.as_mut()].into_iter().flatten() {
-                pool.collect();
-            }
-            for gateway in self.steps.iter_mut().filter_map(|step| step.gateway.as_mut()) {
+            self.networks.attend();
+            for gateway in self.steps.iter_mut().filter_map(|step| step.connection.as_mut()?.gateway.as_mut()) {
                 gateway.attend();
             }
             for pid in ready.ended {
@@ -124,10 +119,10 @@ impl Server {
                     self.finish(pid);
                 }
                 self.cgroups.close(std::mem::take(&mut self.leaving));
+                // The kernel takes its time to end networks; rbuild, which sees the end of the socket, need not wait for that.
                 return 0;
             }
             self.leaving.retain_mut(|group| !group.remove());
-            self.closing.retain_mut(|gateway| !gateway.is_gone());
         }
     }
 
@@ -138,12 +133,11 @@ impl Server {
             polled.push(PollFd::new(&step.pidfd, PollFlags::IN));
             polled.push(PollFd::new(&step.control, PollFlags::IN));
         }
-        let makers = [Some(&self.networks), self.private.as_ref()].into_iter().flatten().filter_map(Pool::socket);
-        let gateways = self.steps.iter().filter_map(|step| step.gateway.as_ref()?.watched());
-        polled.extend(makers.chain(gateways).map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
+        let gateways = self.steps.iter().filter_map(|step| step.connection.as_ref()?.gateway.as_ref()?.watched());
+        polled.extend(self.networks.watched().chain(gateways).map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
         let again = Timespec { tv_sec: 0, tv_nsec: 2_000_000 };
-        match rustix::event::poll(&mut polled, (!self.leaving.is_empty() || !self.closing.is_empty()).then_some(&again))
-        {
+        let asks_again = !self.leaving.is_empty() || self.networks.is_closing();
+        match rustix::event::poll(&mut polled, asks_again.then_some(&again)) {
             Err(Errno::INTR) | Ok(0) => return Ok(Ready::default()),
             other => other?,
         };
@@ -166,7 +160,7 @@ impl Server {
         let mut descriptors = message.descriptors.drain(..);
         if &buffer[..message.length] == wire::NETWORK {
             if let Some(asker) = descriptors.next() {
-                let answer: PrivateNetwork = self.private_network().map_err(Into::into);
+                let answer: PrivateNetwork = self.networks.private().map_err(Into::into);
                 socket::send(&asker, &wire::encode(&answer).unwrap_or_default(), &[], true).ok();
             }
             return true;
@@ -212,24 +206,25 @@ impl Server {
             return self.start_confined(request, control, report, io, filter, group);
         }
         let mut namespaces = Namespaces::MOUNT.with(Namespaces::PID).with(Namespaces::IPC).with(Namespaces::UTS);
-        let mut gateway = None;
-        let network = match &process.network {
-            Network::Host => init::NetworkSetup::Keep,
+        let connection = match &process.network {
+            Network::Host => None,
             Network::Private(wanted) => {
-                let subnet = self.private_network().map_err(|error| Error::Network(error.into()))?;
-                let pool = self.private.as_mut().ok_or(Error::LauncherGone)?;
-                let made = pool.take_or_make().map_err(|error| Error::Network(error.into()))?;
-                gateway = made.frames.map(|frames| Gateway::new(frames, wanted.clone(), subnet));
-                init::NetworkSetup::Join(made.namespace)
+                let taken = self.networks.take_private(wanted).map_err(|error| Error::Network(error.into()))?;
+                Some(taken)
             }
-            Network::None => match self.networks.take() {
-                Some(made) => init::NetworkSetup::Join(made.namespace),
-                None => {
-                    namespaces = namespaces.with(Namespaces::NETWORK);
-                    init::NetworkSetup::Fresh
-                }
-            },
+            Network::None => self.networks.take_loopback(),
         };
+        let network = match (&connection, &process.network) {
+            (Some(connection), _) => {
+                init::NetworkSetup::Join(connection.namespace().call(|| "dup()".to_owned()).doing("start a step")?)
+            }
+            (None, Network::Host) => init::NetworkSetup::Keep,
+            (None, _) => {
+                namespaces = namespaces.with(Namespaces::NETWORK);
+                init::NetworkSetup::Fresh
+            }
+        };
+        let rules_network = self.machine.step_capabilities(process).contains(CapabilitySet::NET_ADMIN);
         let started = Instant::now();
         // Where clone3 is not to be had, the child joins the group by itself.
         let into = group.descriptor().filter(|_| !self.machine.classic_clone);
@@ -253,15 +248,11 @@ impl Server {
                 init::run(setup)
             }
             (Cloned::Parent { pid, pidfd }, _) => {
-                let used = match (&network, &gateway) {
-                    (init::NetworkSetup::Keep, _) => None,
-                    (_, None) => Some(&mut self.networks),
-                    (_, Some(_)) => self.private.as_mut(),
-                };
-                if let Some(pool) = used {
-                    pool.refill();
+                if let Some(connection) = connection.as_ref().filter(|_| !self.steps.is_empty()) {
+                    self.networks.refill(connection);
                 }
-                self.steps.push(Step { control, pid, pidfd, started, group, fixture: None, gateway });
+                let fixture = None;
+                self.steps.push(Step { control, pid, pidfd, started, group, fixture, connection, rules_network });
                 Ok(())
             }
         }
@@ -301,23 +292,20 @@ impl Server {
             }
             Cloned::Parent { pid, pidfd } => {
                 let fixture = Some(prepared.fixture);
-                self.steps.push(Step { control, pid, pidfd, started, group, fixture, gateway: None });
+                let connection = None;
+                self.steps.push(Step {
+                    control,
+                    pid,
+                    pidfd,
+                    started,
+                    group,
+                    fixture,
+                    connection,
+                    rules_network: false,
+                });
                 Ok(())
             }
         }
-    }
-
-    /// Makes sure that there are private networks: one is made, and has shown that packets pass.
-    fn private_network(&mut self) -> sys::Result<Subnet> {
-        if let Some(Kind::Private(subnet)) = self.private.as_ref().map(Pool::kind) {
-            return Ok(subnet);
-        }
-        let routes = std::fs::read_to_string("/proc/net/route").unwrap_or_default();
-        let subnet = Subnet::choose(&routes, reaches_v6());
-        let mut pool = Pool::new(Kind::Private(subnet));
-        pool.make_ready()?;
-        self.private = Some(pool);
-        Ok(subnet)
     }
 
     /// Does what rbuild wants of a step, or kills it when rbuild let go of it.
@@ -358,8 +346,8 @@ impl Server {
         tell(&step.control, &Outcome::Ended(status(&ended, wall, &step.group)));
         // What follows is off rbuild's path: it goes on with the next step.
         self.leaving.push(step.group);
-        if let Some(gateway) = step.gateway {
-            self.closing.extend(gateway.close());
+        if let Some(connection) = step.connection {
+            self.networks.give_back(connection, step.rules_network);
         }
     }
 }
@@ -370,13 +358,6 @@ struct Ready {
     asked: bool,
     ended: Vec<i32>,
     ordered: Vec<i32>,
-}
-
-/// Whether the machine has a way to addresses of IPv6, for which the kernel is asked; nothing is sent.
-fn reaches_v6() -> bool {
-    const SOMEBODY: (std::net::Ipv6Addr, u16) =
-        (std::net::Ipv6Addr::new(0x2001, 0x4860, 0x4860, 0, 0, 0, 0, 0x8888), 53);
-    std::net::UdpSocket::bind((std::net::Ipv6Addr::UNSPECIFIED, 0)).is_ok_and(|socket| socket.connect(SOMEBODY).is_ok())
 }
 
 fn status(ended: &Ended, wall: std::time::Duration, group: &Group) -> ExitStatus {

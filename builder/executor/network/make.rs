@@ -11,7 +11,7 @@ use sys::namespace::{self, Namespaces};
 use sys::netlink::{Routing, Side};
 use sys::{Named, network};
 
-use super::{FAR_ADDRESS, Kind, MTU, Made, NEAR_ADDRESS, Subnet};
+use super::{FAR_ADDRESS, Kind, MTU, Made, NEAR_ADDRESS, Sockets, Subnet};
 
 /// What programs expect of a network interface's name.
 const NEAR: &str = "eth0";
@@ -21,7 +21,7 @@ pub(super) fn make(kind: Kind) -> sys::Result<Made> {
     match kind {
         Kind::Loopback => {
             network::interface_up("lo")?;
-            Ok(Made { namespace: current()?, frames: None })
+            Ok(Made { namespace: current()?, sockets: Sockets::of_this_namespace()?, frames: None })
         }
         Kind::Private(subnet) => private(subnet),
     }
@@ -72,7 +72,7 @@ fn private(subnet: Subnet) -> sys::Result<Made> {
         routing.add_default_route(index, v6.gateway.into())?;
     }
     try_out(&frames, gateway)?;
-    Ok(Made { namespace, frames: Some(frames) })
+    Ok(Made { namespace, sockets: Sockets::of_this_namespace()?, frames: Some(frames) })
 }
 
 fn current() -> sys::Result<OwnedFd> {

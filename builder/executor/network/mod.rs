@@ -1,9 +1,11 @@
-//! A step's own network namespace: with nothing but loopback, or with an interface behind which a [`gateway`] stands. They are
-//! made ahead of need, because making one costs as much as the rest of a step's start.
+//! A step's own network namespace: with nothing but loopback, or with an interface behind which a [`gateway`] stands. Making one
+//! costs more than the rest of a step's start. So those that will be needed are made ahead, and one in which a step left nothing
+//! is given to the next.
 
 pub(crate) mod gateway;
 mod make;
 pub(crate) mod names;
+mod sockets;
 mod subnet;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -14,6 +16,7 @@ use sys::namespace::Namespaces;
 use sys::process::Cloned;
 use sys::{process, socket};
 
+pub(crate) use sockets::Sockets;
 pub use subnet::Subnet;
 
 /// How many are kept ready: steps that start together are rarely more.
@@ -40,11 +43,13 @@ pub(crate) enum Kind {
 #[derive(Debug)]
 pub(crate) struct Made {
     pub(crate) namespace: OwnedFd,
+    /// Tells what a step left in it.
+    pub(crate) sockets: Sockets,
     /// The far side of its interface.
     pub(crate) frames: Option<OwnedFd>,
 }
 
-/// Namespaces that no step has used yet. A used one is never given away again.
+/// Namespaces that no step has used yet.
 #[derive(Debug)]
 pub(crate) struct Pool {
     kind: Kind,
@@ -95,7 +100,7 @@ impl Pool {
         self.collect_one()
     }
 
-    /// Has the next one made, beside the launcher's own work. Without success steps make their own.
+    /// Has the next one made, beside the launcher's own work.
     pub(crate) fn refill(&mut self) {
         if self.making.is_some() || self.ready.len() >= READY {
             return;
@@ -111,7 +116,7 @@ impl Pool {
                     Ok(made) => {
                         let frames = made.frames.iter().map(AsFd::as_fd);
                         let descriptors: Vec<BorrowedFd<'_>> =
-                            [made.namespace.as_fd()].into_iter().chain(frames).collect();
+                            [made.namespace.as_fd(), made.sockets.as_fd()].into_iter().chain(frames).collect();
                         socket::send(&theirs, b"made", &descriptors, true)
                     }
                     Err(error) => socket::send(&theirs, &failure(&error), &[], true),
@@ -141,8 +146,9 @@ impl Pool {
             Err(error) if error.errno() == Errno::AGAIN => Ok(()),
             Ok(message) if !message.descriptors.is_empty() => {
                 let mut descriptors = message.descriptors.into_iter();
-                if let Some(namespace) = descriptors.next() {
-                    self.ready.push(Made { namespace, frames: descriptors.next() });
+                if let (Some(namespace), Some(sockets)) = (descriptors.next(), descriptors.next()) {
+                    let sockets = Sockets::from(sockets);
+                    self.ready.push(Made { namespace, sockets, frames: descriptors.next() });
                 }
                 self.end_maker();
                 Ok(())

@@ -99,6 +99,29 @@ pub(crate) fn without_network_there_is_loopback_only(lab: &Lab) {
     assert_eq!(lab.output(process).lines().collect::<Vec<_>>(), ours);
 }
 
+/// Making a network costs more than a step. One is used again only where the next step cannot tell.
+pub(crate) fn a_network_is_used_again_when_nothing_is_left_in_it(lab: &Lab) {
+    let number = "readlink /proc/self/ns/net";
+    let used_by = |process: Process| lab.output(process).lines().last().map(str::to_owned).expect("a namespace");
+    // The first ones are made on the spot, while another is made ahead.
+    let again = (0..200).find_map(|_| {
+        let first = used_by(lab.script(number));
+        (used_by(lab.script(number)) == first).then_some(first)
+    });
+    let ours = again.expect("a network that is used again");
+    let connection = format!(
+        "nc -l -p 80 >/dev/null & for i in 1 2 3 4 5 6 7 8 9; do echo x | nc 127.0.0.1 80 && break; sleep 0.1; done
+        grep -q ' 06 ' /proc/net/tcp || echo 'no connection waits'
+        {number}"
+    );
+    let text = lab.output(lab.script(&connection));
+    assert_eq!(text.trim(), ours, "the connection's step has it, too");
+    let next = used_by(lab.script(number));
+    assert_ne!(next, ours, "an address that is not free again would be in the next step's way");
+    let changed = used_by(lab.script(number).insecure());
+    assert_ne!(used_by(lab.script(number)), changed, "one who may change a network has it alone");
+}
+
 pub(crate) fn names_and_limits_are_the_steps_own(lab: &Lab) {
     let mut process = lab.script(
         "hostname; umask; ulimit -n; ulimit -c; cat /proc/sys/kernel/random/boot_id >/dev/null && echo readable",

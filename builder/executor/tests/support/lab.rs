@@ -55,6 +55,7 @@ const APPLETS: &[&str] = &[
     "mount",
     "mountpoint",
     "mv",
+    "nc",
     "nproc",
     "ps",
     "pwd",
