@@ -6,7 +6,7 @@ use super::gateway::Gateway;
 use crate::network::{Kind, Made, Pool, Sockets, Subnet};
 use crate::spec;
 
-/// Free networks beyond this are more than steps will ask for.
+/// Of those that are free, or will be, so many are kept.
 const MOST_FREE: usize = 16;
 
 /// A step's network namespace, and what stands behind its interface if it has one.
@@ -83,7 +83,9 @@ impl Networks {
     }
 
     fn take_free(&mut self, wanted: Option<&spec::Gateway>) -> Option<Connection> {
-        let position = self.free.iter().position(|connection| connection.is_like(wanted))?;
+        // The kernel forgets a socket some milliseconds after it was closed, so it is asked as late as can be.
+        let fits = |connection: &Connection| connection.is_like(wanted) && connection.sockets.are_none();
+        let position = self.free.iter().position(fits)?;
         Some(self.free.swap_remove(position))
     }
 
@@ -100,13 +102,15 @@ impl Networks {
         }
     }
 
-    /// Takes back what a step had, for another one if the step could not change it and left nothing in it.
+    /// Takes back what a step had. If the step could not change it another one may have it, once nothing is left in it.
     pub(super) fn give_back(&mut self, connection: Connection, could_change_it: bool) {
-        if !could_change_it && self.free.len() < MOST_FREE && connection.sockets.are_none() {
-            self.free.push(connection);
+        let unfit = if could_change_it {
+            Some(connection)
         } else {
-            self.closing.extend(connection.gateway.and_then(Gateway::close));
-        }
+            self.free.push(connection);
+            (self.free.len() > MOST_FREE).then(|| self.free.remove(0))
+        };
+        self.closing.extend(unfit.and_then(|connection| connection.gateway).and_then(Gateway::close));
     }
 
     /// What becomes readable when there is something to do.

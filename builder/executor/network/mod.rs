@@ -19,8 +19,6 @@ use sys::{process, socket};
 pub(crate) use sockets::Sockets;
 pub use subnet::Subnet;
 
-/// How many are kept ready: steps that start together are rarely more.
-const READY: usize = 2;
 /// Hardware address of a step's interface.
 const NEAR_ADDRESS: [u8; 6] = [0x02, 0x72, 0x62, 0, 0, 2];
 /// Hardware address of the gateway's side.
@@ -102,10 +100,9 @@ impl Pool {
 
     /// Has the next one made, beside the launcher's own work.
     pub(crate) fn refill(&mut self) {
-        if self.making.is_some() || self.ready.len() >= READY {
-            return;
+        if self.making.is_none() && self.ready.is_empty() {
+            self.making = self.begin().ok();
         }
-        self.making = self.begin().ok();
     }
 
     fn begin(&self) -> sys::Result<Maker> {
@@ -132,11 +129,9 @@ impl Pool {
         self.making.as_ref().map(|maker| maker.socket.as_fd())
     }
 
-    /// Takes in what was made, and has another one made while there are too few.
+    /// Takes in what was made. Where it could not be made, whoever wants one tries again.
     pub(crate) fn collect(&mut self) {
-        if self.collect_one().is_ok() {
-            self.refill();
-        }
+        self.collect_one().ok();
     }
 
     fn collect_one(&mut self) -> sys::Result<()> {
