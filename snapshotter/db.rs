@@ -202,16 +202,15 @@ impl Db {
         Ok(value)
     }
 
-    /// As [`Db::sync_log`], and brings the log into the database file if it is long.
-    pub(crate) fn sync(&self) -> Result<(), StoreError> {
-        const LONG: u64 = 512 << 10;
+    /// Brings the log into the database file if it is long: who opens the database reads all of it.
+    pub(crate) fn shorten_log(&self) {
+        const LONG: u64 = 256 << 10;
         let log = lock::with_suffix(&self.path, "-wal");
         let length = std::fs::metadata(&log).map_or(0, |metadata| metadata.len());
         if length > LONG {
-            // A reader elsewhere may hinder it; then the log stays and is synced as it is.
+            // A reader elsewhere may hinder it; then the log stays for now.
             let _ = self.read(|db| db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0)));
         }
-        self.sync_log()
     }
 
     /// Brings what was committed to the disk.

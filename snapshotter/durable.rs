@@ -29,6 +29,7 @@ impl Store {
         self.note_use()?;
         let (last, images) = self.db.read(|db| Ok((last_not_durable(db)?, replaced_images(db)?)))?;
         if last.is_none() && images.is_empty() {
+            self.db.shorten_log();
             return Ok(());
         }
         // Rows that are added from here on are not covered: they have higher numbers.
@@ -44,7 +45,8 @@ impl Store {
             }
             Ok(())
         })?;
-        self.db.sync()?;
+        self.db.shorten_log();
+        self.db.sync_log()?;
         self.back_up()
     }
 

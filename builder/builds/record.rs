@@ -230,9 +230,8 @@ impl Builds {
     pub fn write(&self, record: &BuildRecord) -> io::Result<()> {
         fs::create_dir_all(&self.directory)?;
         let mut file = tempfile::Builder::new().prefix(".new-").tempfile_in(&self.directory)?;
-        let mut encoder = zstd::Encoder::new(file.as_file_mut(), 1)?;
-        serde_json::to_writer(&mut encoder, record)?;
-        encoder.finish()?.flush()?;
+        // In one piece: the encoder takes longer over many small ones.
+        file.write_all(&zstd::encode_all(serde_json::to_vec(record)?.as_slice(), 1)?)?;
         file.persist(self.directory.join(format!("{}.json.zst", record.id))).map_err(|error| error.error)?;
         // A build in which nothing changed should not look at all that is kept.
         if self.ids().len().is_multiple_of(PRUNE_EVERY) {
