@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use frontend::{ContextSource, Diagnostics, Images, Lowered, NoCache, SourceFile};
-use graph::{Digest, Graph, MountKind, NetworkMode, NodeId, Op, Platform, SourceOp};
+use graph::{ContentDigest, Digest, Graph, MountKind, NetworkMode, NodeId, Op, Platform, SourceOp};
 use registry::Reference;
 use solver::{MustHit, Options, Progress, RunContext, SolveError};
 use tokio_util::sync::CancellationToken;
@@ -23,6 +23,7 @@ use crate::images::{ImageError, parse_name};
 use crate::network::{HOST_GATEWAY, StepNetwork};
 use crate::resources::Patience;
 use crate::session::{Session, SessionError};
+use crate::ssh::Agents;
 use crate::worker::{BuildWorker, Rootfs, StepPolicy, WorkError};
 
 /// What to build, parsed from the command line.
@@ -133,6 +134,8 @@ pub enum BuildError {
     /// A step failed.
     #[error("failed to solve: {source}")]
     Step {
+        /// The step.
+        name: String,
         /// The Dockerfile.
         source_file: SourceFile,
         /// Lines of the step.
@@ -169,6 +172,19 @@ pub enum BuildError {
     Internal(String),
 }
 
+impl BuildError {
+    /// The step that failed, and where what it left is kept.
+    pub(crate) fn kept(&self) -> Option<(&str, ContentDigest)> {
+        let Self::Step { name, source, .. } = self else { return None };
+        let kept = match &**source {
+            WorkError::Step(failure) => failure.kept,
+            WorkError::Start(failure) => failure.kept,
+            _ => None,
+        };
+        Some((name, kept?))
+    }
+}
+
 /// Builds.
 ///
 /// # Errors
@@ -201,7 +217,7 @@ pub async fn build(
         recorder.graph(&graph);
     }
     let options = Options { parallel, must_hit: request.must_hit };
-    let worker = Arc::new(worker(session, &graph, contexts, policy, imports, epoch)?);
+    let worker = Arc::new(worker(session, wanted(&graph), contexts, policy, imports, epoch)?);
     let solved = solve(&graph, &roots, Arc::clone(&worker), &options, &source, progress, cancelled).await?;
     let results = worker.take_results();
     let inline = request.cache_inline.then_some(results.as_slice());
@@ -448,20 +464,24 @@ fn contexts(
     Ok(contexts)
 }
 
-fn worker(
+/// Which files of each local source a graph's steps see.
+fn wanted(graph: &Graph<Op>) -> HashMap<String, Wanted> {
+    let local = |(id, node): (NodeId, &graph::Node<Op>)| match &node.op {
+        Op::Source(SourceOp::Local(local)) => Some((local.name.clone(), Wanted::of(graph, id))),
+        _ => None,
+    };
+    graph.nodes().filter_map(local).collect()
+}
+
+/// Who carries out operations.
+pub(crate) fn worker(
     session: &Session,
-    graph: &Graph<Op>,
+    wanted: HashMap<String, Wanted>,
     contexts: HashMap<String, Arc<LocalContext>>,
     policy: StepPolicy,
     imports: Imports,
     epoch: Option<jiff::Timestamp>,
-) -> Result<BuildWorker, BuildError> {
-    let mut wanted = HashMap::new();
-    for (id, node) in graph.nodes() {
-        if let Op::Source(SourceOp::Local(local)) = &node.op {
-            wanted.insert(local.name.clone(), Wanted::of(graph, id));
-        }
-    }
+) -> Result<BuildWorker, SessionError> {
     Ok(BuildWorker {
         store: Arc::clone(&session.store),
         layers: Arc::clone(&session.layers),
@@ -479,6 +499,7 @@ fn worker(
         builds: Builds::new(session.store.builds_directory()),
         limit: session.limit(),
         tidying: Arc::default(),
+        keep_failed: session.config.gc.kept_steps(),
     })
 }
 
@@ -512,6 +533,7 @@ async fn solve(
             BuildError::Missed { source_file: source.clone(), span: graph.node(node).meta.span, name }
         }
         SolveError::Vertex { node, source: error, .. } => BuildError::Step {
+            name: graph.node(node).meta.name.clone(),
             source_file: source.clone(),
             span: graph.node(node).meta.span,
             platform: foreign_platform(&graph.node(node).op),
@@ -647,17 +669,11 @@ impl Request {
         };
         let allow_host_network = wanted == StepNetwork::Host;
         let mut policy = StepPolicy { network: wanted, allow_host_network, ..StepPolicy::default() };
-        for entitlement in &args.allow {
-            match entitlement.as_str() {
-                "network.host" => policy.allow_host_network = true,
-                "security.insecure" => policy.allow_insecure = true,
-                other => return Err(format!("--allow {other:?} is neither network.host nor security.insecure")),
-            }
-        }
+        policy.allow(&args.allow)?;
         policy.resources = args.limits.resources()?;
         policy.patience = Patience { step: args.step_timeout, idle: args.idle_timeout };
         policy.secrets = crate::worker::Secrets::parse(&args.secrets).map_err(|error| error.to_string())?;
-        policy.ssh = ssh_agents(&args.ssh)?;
+        policy.ssh = Agents::parse(&args.ssh)?;
         let no_cache = if args.no_cache {
             NoCache::All
         } else if args.no_cache_filter.is_empty() {
@@ -759,28 +775,4 @@ pub(crate) fn add_host(text: &str) -> Result<(String, String), String> {
         Err(_) if address == HOST_GATEWAY => Ok((name.to_owned(), address.to_owned())),
         Err(_) => Err(format!("--add-host {text:?}: {address:?} is not an IP address")),
     }
-}
-
-fn ssh_agents(specs: &[String]) -> Result<BTreeMap<String, PathBuf>, String> {
-    let mut agents = BTreeMap::new();
-    for spec in specs {
-        let (id, place) = spec.split_once('=').map_or((spec.as_str(), None), |(id, place)| (id, Some(place)));
-        let id = if id.is_empty() { "default" } else { id };
-        let path = match place {
-            Some(path) => PathBuf::from(path),
-            None => std::env::var_os("SSH_AUTH_SOCK")
-                .map(PathBuf::from)
-                .ok_or_else(|| format!("--ssh {spec}: there is no agent, SSH_AUTH_SOCK is not set"))?,
-        };
-        let is_socket = std::fs::metadata(&path)
-            .is_ok_and(|metadata| std::os::unix::fs::FileTypeExt::is_socket(&metadata.file_type()));
-        if !is_socket {
-            return Err(format!(
-                "--ssh {spec}: {} is not an agent's socket (keys are not supported yet)",
-                path.display()
-            ));
-        }
-        agents.insert(id.to_owned(), path);
-    }
-    Ok(agents)
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use snapshotter::KeepBounds;
 
 use crate::size::Size;
 
@@ -38,6 +39,19 @@ pub struct Collection {
     /// The most that the store may take, kept during builds: the least recently used goes first.
     #[serde(default, rename = "max-used-space")]
     pub max_used_space: Option<Size>,
+    /// How many failed steps are kept for `rbuild shell`; 0 keeps none.
+    #[serde(default, rename = "failed-steps")]
+    pub failed_steps: Option<usize>,
+}
+
+impl Collection {
+    /// How much is kept of failed steps.
+    #[must_use]
+    pub fn kept_steps(&self) -> Option<KeepBounds> {
+        let bounds = KeepBounds::default();
+        let steps = self.failed_steps.unwrap_or(bounds.steps);
+        (steps > 0).then_some(KeepBounds { steps, ..bounds })
+    }
 }
 
 /// An engine that `--load` hands images to.

@@ -25,7 +25,7 @@ impl From<BuildError> for Report {
                     None => report,
                 }
             }
-            BuildError::Step { source_file, span, platform, source } => {
+            BuildError::Step { source_file, span, platform, source, .. } => {
                 let foreign = platform.filter(|_| is_format_error(&source));
                 let mut report = Self::from(*source);
                 if let Some(platform) = foreign {
@@ -60,14 +60,20 @@ fn is_format_error(error: &WorkError) -> bool {
     matches!(error, WorkError::Start(failure) if failure.error.to_string().to_ascii_lowercase().contains("format"))
 }
 
+/// What a person can do with a step that failed.
+const OPEN_IT: &str = "rbuild shell opens the step as it was when it failed";
+
 impl From<WorkError> for Report {
     fn from(error: WorkError) -> Self {
         let report = Self::of(&error);
         match &error {
             WorkError::NoSource { hint: Some(hint), .. } => report.with_hint(hint),
-            WorkError::Start(failure) => match failure.error.hint() {
-                Some(hint) => report.with_hint(hint),
-                None => report,
+            WorkError::Step(failure) if failure.kept.is_some() => report.with_hint(OPEN_IT),
+            WorkError::Start(failure) => match (failure.error.hint(), failure.kept) {
+                (Some(hint), Some(_)) => report.with_hint(format!("{hint} ({OPEN_IT})")),
+                (Some(hint), None) => report.with_hint(hint),
+                (None, Some(_)) => report.with_hint(OPEN_IT),
+                (None, None) => report,
             },
             WorkError::NotAllowed(what) => {
                 report.with_hint(format!("if you trust this Dockerfile, pass --allow {what}"))

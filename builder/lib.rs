@@ -3,6 +3,7 @@
 //! A Dockerfile's text becomes a plan, the plan a graph, the graph's operations outputs, and the result an image somewhere:
 //! [`build::build`] is that story in one function, [`outputs::deliver`] its end.
 
+mod brought_shell;
 pub mod build;
 pub mod builds;
 pub mod bundle;
@@ -25,7 +26,9 @@ pub mod progress;
 pub mod report;
 pub mod resources;
 pub mod session;
+mod shell;
 pub mod size;
+mod ssh;
 pub mod stored;
 pub mod terminal;
 pub mod variant;

@@ -4,10 +4,10 @@ use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 
 use executor::spec::EtcFiles;
 use executor::{Forward, Gateway, Launcher, Network};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// The network of steps that do not ask for a certain one: `--network`, or `network` of the configuration file.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum StepNetwork {
     /// A private one where it can be had, otherwise the machine's, which is said.

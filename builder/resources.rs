@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use executor::Process;
 use executor::spec::{Limits, Resource, Rlimit, Seccomp};
+use serde::{Deserialize, Serialize};
 
 /// Options of `rbuild build` and `rbuild run` about what a step may use.
 #[derive(clap::Args, Debug, Clone, Default)]
@@ -46,7 +47,7 @@ pub struct ResourceArgs {
 }
 
 /// What steps may use.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Resources {
     /// By cgroup.
     pub limits: Limits,

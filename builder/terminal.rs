@@ -70,6 +70,12 @@ pub fn on_stdin() -> bool {
     io::stdin().is_terminal()
 }
 
+/// Whether somebody reads standard output.
+#[must_use]
+pub fn on_stdout() -> bool {
+    io::stdout().is_terminal()
+}
+
 /// Passes on what is typed, on a thread that ends with the program.
 ///
 /// # Errors

@@ -140,6 +140,12 @@ pub struct Usage {
     pub cpu: Duration,
     /// Peak memory in bytes.
     pub peak_memory: u64,
+    /// Bytes read from disks.
+    pub read: u64,
+    /// Bytes written to disks.
+    pub written: u64,
+    /// From the start of its process to its end.
+    pub wall: Duration,
 }
 
 /// Lines that may be on their way to the display before a printing step has to wait.

@@ -52,6 +52,8 @@ mod security;
 mod self_test;
 #[path = "e2e/shared_cache.rs"]
 mod shared_cache;
+#[path = "e2e/shell.rs"]
+mod shell;
 #[path = "e2e/sources.rs"]
 mod sources;
 #[path = "e2e/storage.rs"]

@@ -390,16 +390,10 @@ mod tests {
         let (identity, selected) = (input.0.map(digest), input.1.map(digest));
         Step {
             name: name.into(),
-            lines: None,
             stage: Some("0".into()),
             inputs: vec![0],
             started: Some(time),
             finished: Some(time),
-            cached: false,
-            error: None,
-            printed: 0,
-            bytes: None,
-            ignore_cache: false,
             op: Some(op.clone()),
             keys: Some(Keys {
                 op: op_key,
@@ -407,6 +401,7 @@ mod tests {
                 content: Some(digest(&format!("{op_key} {input:?}"))),
                 inputs: vec![(identity, selected)],
             }),
+            ..Step::default()
         }
     }
 

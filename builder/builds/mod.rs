@@ -5,5 +5,5 @@ mod record;
 mod recorder;
 
 pub use explain::{Explanation, explain};
-pub use record::{BuildRecord, Builds, Keys, State, Step};
+pub use record::{BuildRecord, Builds, Keys, State, Step, Used};
 pub use recorder::{About, Recorder};

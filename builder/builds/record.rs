@@ -16,6 +16,9 @@ use graph::ContentDigest;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::network::StepNetwork;
+use crate::resources::Resources;
+
 /// Builds that are kept.
 const MOST_BUILDS: usize = 200;
 /// Builds after which old ones are forgotten.
@@ -26,10 +29,11 @@ const MOST_BYTES: u64 = 1 << 30;
 const MAX_RECORD: u64 = 256 << 20;
 
 /// How a build ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
     /// Well.
+    #[default]
     Completed,
     /// A step failed, or an export.
     Failed,
@@ -48,7 +52,7 @@ impl std::fmt::Display for State {
 }
 
 /// A build that is over.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct BuildRecord {
     /// Its name: when it began, and its process.
     pub id: String,
@@ -68,12 +72,18 @@ pub struct BuildRecord {
     pub tags: Vec<String>,
     /// The image's id.
     pub image: Option<String>,
+    /// What its steps were allowed to use.
+    #[serde(default)]
+    pub resources: Resources,
+    /// The network of its steps that did not ask for a certain one.
+    #[serde(default)]
+    pub network: StepNetwork,
     /// In the order in which they were announced.
     pub steps: Vec<Step>,
 }
 
 /// A step of a build, or something that the builder did beside the steps.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Step {
     /// As people see it.
     pub name: String,
@@ -102,6 +112,40 @@ pub struct Step {
     pub op: Option<Value>,
     /// What it was looked up by.
     pub keys: Option<Keys>,
+    /// Where what it left is kept, if it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept: Option<ContentDigest>,
+    /// What its process used, if it ran one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub used: Option<Used>,
+}
+
+/// What a step's process used.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Used {
+    /// Seconds of processor time, of all processors.
+    pub cpu_seconds: f64,
+    /// Most bytes of memory in use at once.
+    pub peak_memory_bytes: u64,
+    /// Bytes that came from disks.
+    pub read_bytes: u64,
+    /// Bytes that were given to disks.
+    pub written_bytes: u64,
+    /// Seconds from its start to its end.
+    pub wall_seconds: f64,
+}
+
+impl From<solver::Usage> for Used {
+    fn from(usage: solver::Usage) -> Self {
+        Self {
+            cpu_seconds: usage.cpu.as_secs_f64(),
+            peak_memory_bytes: usage.peak_memory,
+            read_bytes: usage.read,
+            written_bytes: usage.written,
+            wall_seconds: usage.wall.as_secs_f64(),
+        }
+    }
 }
 
 /// What a step was looked up by.
@@ -323,11 +367,7 @@ pub(super) mod tests {
             finished: time,
             state: State::Completed,
             context: "/c".into(),
-            file: None,
-            target: None,
-            tags: Vec::new(),
-            image: None,
-            steps: Vec::new(),
+            ..BuildRecord::default()
         }
     }
 

@@ -12,7 +12,9 @@ use solver::{Event, VertexId};
 
 use super::record::{BuildRecord, Builds, Keys, State, Step};
 use crate::cache::Recorded;
+use crate::network::StepNetwork;
 use crate::progress::Observer;
+use crate::resources::Resources;
 
 /// Bytes that are kept of what one step prints. More than anybody reads, less than a disk.
 const MOST_PRINTED: u64 = 256 << 20;
@@ -51,6 +53,10 @@ pub struct About {
     pub target: Option<String>,
     /// `-t`
     pub tags: Vec<String>,
+    /// What steps may use.
+    pub resources: Resources,
+    /// Their network.
+    pub network: StepNetwork,
 }
 
 impl Recorder {
@@ -96,6 +102,8 @@ impl Recorder {
             target: about.target.clone(),
             tags: about.tags.clone(),
             image,
+            resources: about.resources.clone(),
+            network: about.network,
             steps: inner.steps.clone(),
         }
     }
@@ -109,6 +117,14 @@ impl Recorder {
             let found = [keys.content, keys.definition].into_iter().flatten().find_map(|key| by_key.get(&key));
             step.bytes = found.and_then(|recorded| size(recorded));
         }
+    }
+
+    /// Notes where what a failed step left is kept; answers which step it is.
+    pub fn kept(&self, name: &str, key: ContentDigest) -> Option<usize> {
+        let steps = &mut self.lock().steps;
+        let position = steps.iter().rposition(|step| step.name == name && step.error.is_some())?;
+        steps[position].kept = Some(key);
+        Some(position)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
@@ -132,15 +148,9 @@ impl Inner {
                     lines: span.map(|span| (span.first, span.last)),
                     stage: node.and_then(|(_, stage, _)| stage.clone()),
                     inputs: inputs.iter().filter_map(|input| self.positions.get(input).copied()).collect(),
-                    started: None,
-                    finished: None,
-                    cached: false,
-                    error: None,
-                    printed: 0,
-                    bytes: None,
                     ignore_cache: node.is_some_and(|(.., ignore)| *ignore),
                     op: node.and_then(|(op, ..)| self.ops.get(op).cloned()),
-                    keys: None,
+                    ..Step::default()
                 };
                 self.positions.insert(*vertex, self.steps.len());
                 self.steps.push(step);
@@ -176,7 +186,12 @@ impl Inner {
                 }
             }
             Event::Log { vertex, data, .. } => self.log(vertex, data),
-            Event::Status { .. } | Event::Warning { .. } | Event::Found(_) | Event::Used { .. } => {}
+            Event::Used { vertex, usage } => {
+                if let Some(step) = self.step(vertex) {
+                    step.used = Some((*usage).into());
+                }
+            }
+            Event::Status { .. } | Event::Warning { .. } | Event::Found(_) => {}
         }
     }
 

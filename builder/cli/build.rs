@@ -19,6 +19,7 @@ use crate::progress::{self, Mode};
 use crate::report::Report;
 use crate::session::Session;
 use crate::size::Size;
+use crate::terminal;
 
 /// Build an image from a Dockerfile
 ///
@@ -92,6 +93,10 @@ pub struct Args {
     /// Kill a step that prints nothing for so long, and show its processes
     #[arg(long, value_name = "TIME", value_parser = crate::resources::duration)]
     pub idle_timeout: Option<std::time::Duration>,
+    /// What to do when a step fails: end the build, or first open a shell in the step as it was left, with its mounts, user
+    /// and limits (later: `rbuild shell`)
+    #[arg(long, value_name = "WHAT", default_value = "end")]
+    pub on_error: OnError,
     /// Progress display: auto, tty, plain, quiet or rawjson
     #[arg(long, value_name = "MODE", env = "BUILDKIT_PROGRESS", default_value = "auto")]
     pub progress: Mode,
@@ -146,6 +151,15 @@ pub struct Args {
     pub max_used_space: Option<Size>,
 }
 
+/// `--on-error`
+#[derive(clap::ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnError {
+    /// Ends the build.
+    End,
+    /// Opens a shell first.
+    Shell,
+}
+
 /// What `docker build` takes for the sake of its past.
 #[derive(clap::Args, Debug, Clone, Default)]
 pub struct Obsolete {
@@ -192,6 +206,10 @@ pub async fn run(args: &Args, session: &Session) -> Result<ExitCode, Report> {
     if call != Call::Build {
         return lint::call(call, json, request, session).await;
     }
+    if args.on_error == OnError::Shell && !(terminal::on_stdin() && terminal::on_stdout()) {
+        let report = Report::new("--on-error=shell needs a terminal on standard input and output").with_exit_code(2);
+        return Err(report.with_hint("without it, rbuild shell opens the step that failed afterwards"));
+    }
     let caches = args.cache_specs().map_err(|why| Report::new(why).with_exit_code(2))?;
     let mut outputs = default_outputs(std::mem::take(&mut request.outputs), session.config.load);
     args.amend(&mut outputs).map_err(|why| Report::new(why).with_exit_code(2))?;
@@ -201,7 +219,7 @@ pub async fn run(args: &Args, session: &Session) -> Result<ExitCode, Report> {
     let (progress, events) = solver::channel();
     let builds = Builds::new(session.store.builds_directory());
     let recorder = Recorder::new(builds.clone());
-    let about = args.about();
+    let about = About { resources: request.policy.resources.clone(), network: request.policy.network, ..args.about() };
     request.recorder = Some(recorder.clone());
     let display = progress::start_observed(mode, events, &progress::Options::from_env(), Box::new(recorder.clone()));
     match &session.tier {
@@ -232,6 +250,10 @@ pub async fn run(args: &Args, session: &Session) -> Result<ExitCode, Report> {
         let size = |recorded: &cache::Recorded| Some(session.store.layer(&recorded.chain?).ok()??.size);
         recorder.sizes(&built.results, size);
     }
+    let failed = match &result {
+        Err(Failed::Build(error)) => error.kept().and_then(|(name, key)| recorder.kept(name, key)),
+        _ => None,
+    };
     let image = result.as_ref().ok().and_then(|(_, delivered)| Some(delivered.id()?.to_string()));
     let record = recorder.record(&about, state(&result), image);
     // What is remembered is for people, and no reason to fail.
@@ -244,7 +266,13 @@ pub async fn run(args: &Args, session: &Session) -> Result<ExitCode, Report> {
         Err(Failed::Build(BuildError::Cancelled)) => {
             return Err(Report::new("the build was cancelled").with_exit_code(130));
         }
-        Err(Failed::Build(error)) => return Err(Report::from(error).with_summary(&summary, mode)),
+        Err(Failed::Build(error)) => {
+            let report = Report::from(error).with_summary(&summary, mode);
+            let Some(position) = failed.filter(|_| args.on_error == OnError::Shell) else { return Err(report) };
+            let code = report.emit();
+            super::shell::after_failure(session, &record, position, args).await;
+            return Ok(ExitCode::from(code));
+        }
         Err(Failed::Output(_)) if cancelled.is_cancelled() => {
             return Err(Report::new("the build was cancelled").with_exit_code(130));
         }
@@ -435,6 +463,7 @@ impl Args {
             file: self.file.clone(),
             target: self.target.clone(),
             tags: self.tags.clone(),
+            ..About::default()
         }
     }
 

@@ -7,6 +7,7 @@ pub mod doctor;
 pub mod du;
 pub mod explain;
 pub mod export;
+mod foreground;
 pub mod history;
 pub mod images;
 pub mod import;
@@ -20,6 +21,7 @@ pub mod push;
 pub mod rmi;
 pub mod run;
 pub mod save;
+pub mod shell;
 mod table;
 pub mod tag;
 mod transfer;
@@ -41,7 +43,7 @@ use crate::session::{Session, Start};
 ///
 /// Exit status: 0 success, 1 the build or command failed, 2 wrong usage, 3 a step would have to run and `--fail-on-miss` forbids
 /// it, 4 a registry failed or refused.
-/// `rbuild run` passes on the status of the program it ran (125, 126 and 127 as with docker).
+/// `rbuild run` and `rbuild shell` pass on the status of the program they ran (125, 126 and 127 as with docker).
 #[derive(Parser, Debug)]
 #[command(name = "rbuild", version, max_term_width = 100, disable_help_subcommand = true)]
 pub struct Cli {
@@ -97,6 +99,7 @@ pub enum Command {
     Rmi(rmi::Args),
     Run(Box<run::Args>),
     Save(save::Args),
+    Shell(Box<shell::Args>),
     /// Manage the state directory
     #[command(subcommand)]
     System(prune::System),
@@ -147,6 +150,7 @@ async fn carry_out(command: Command, session: &Session) -> Result<ExitCode, Repo
         Command::Rmi(args) => rmi::run(&args, session).await,
         Command::Run(args) => run::run(&args, session).await,
         Command::Save(args) => save::run(&args, session).await,
+        Command::Shell(args) => shell::run(&args, session).await,
         Command::System(command) => prune::system(&command, session).await,
         Command::Tag(args) => tag::run(&args, session).await,
         Command::Verify(args) => verify::run(&args, session).await,
@@ -174,7 +178,8 @@ async fn keep_limit(session: &Session) {
 pub fn starts_steps(args: impl Iterator<Item = OsString>) -> bool {
     let args = with_default_command(args.collect());
     let (position, _) = first_word(&args);
-    args.get(position).is_some_and(|word| ["build", "doctor", "run", "verify"].iter().any(|command| word == *command))
+    args.get(position)
+        .is_some_and(|word| ["build", "doctor", "run", "shell", "verify"].iter().any(|command| word == *command))
 }
 
 /// The exit code of a command line that cannot be parsed, where clap's would be `code`: `run` keeps low codes for the program.
@@ -183,7 +188,7 @@ pub fn usage_exit_code(args: &[OsString], code: i32) -> u8 {
     let (position, _) = first_word(args);
     match code {
         0 => 0,
-        _ if args.get(position).is_some_and(|word| word == "run") => run::EXIT_OWN,
+        _ if args.get(position).is_some_and(|word| word == "run" || word == "shell") => foreground::EXIT_OWN,
         code => u8::try_from(code).unwrap_or(2),
     }
 }

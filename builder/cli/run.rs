@@ -1,17 +1,13 @@
 //! `rbuild run`
 
-use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
 use std::process::ExitCode;
 
-use executor::{ExitStatus, Network, Process, Root, Running, Stdio};
+use executor::{ExitStatus, Network, Process, Root};
 use graph::Platform;
-use rustix::termios::{Winsize, tcsetwinsize};
 use solver::RunContext;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
 
+use super::foreground::{Connect, Failed, failed, follow_to_end};
 use super::transfer::{mode, platform, shown};
 use super::volumes::{self, Volumes};
 use crate::build::add_host;
@@ -19,16 +15,10 @@ use crate::emulation;
 use crate::images::parse_name;
 use crate::network::{self, Connected, StepNetwork};
 use crate::report::Report;
-use crate::resources;
 use crate::session::Session;
 use crate::stored::{self, Stored, StoredError};
-use crate::terminal::{self, Raw};
+use crate::terminal;
 use crate::worker::WorkError;
-
-/// rbuild itself failed, and the program was not started.
-pub(super) const EXIT_OWN: u8 = 125;
-/// How long a terminal may still print after the program has ended.
-const LAST_WORDS: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// Run a program in an image
 ///
@@ -106,21 +96,7 @@ pub enum PullWhen {
 pub async fn run(args: &Args, session: &Session) -> Result<ExitCode, Report> {
     match contained(args, session).await {
         Ok(status) => Ok(ExitCode::from(u8::try_from(status.shell_code()).unwrap_or(EXIT_OWN))),
-        Err(Failed::Program(report)) => Err(report),
-        Err(Failed::Own(report)) => Err(report.with_exit_code(EXIT_OWN)),
-    }
-}
-
-enum Failed {
-    /// With the exit code that a shell would give.
-    Program(Report),
-    /// With whatever exit code.
-    Own(Report),
-}
-
-impl<E: Into<Report>> From<E> for Failed {
-    fn from(error: E) -> Self {
-        Self::Own(error.into())
+        Err(failed) => Err(failed.report()),
     }
 }
 
@@ -144,7 +120,8 @@ async fn contained(args: &Args, session: &Session) -> Result<ExitStatus, Failed>
     let launcher = session.launcher().map_err(|error| Report::of(&error))?;
     let platform = image.config.platform();
     let unsupported = emulation::prepare(&launcher, &platform, &mut process).await.map_err(|error| failed(&error))?;
-    let status = start(args, session, process, unsupported).await;
+    let connect = Connect { tty: args.tty, interactive: args.interactive };
+    let status = follow_to_end(&launcher, process, connect, unsupported).await;
     // They were there for the program only.
     drop((root, volumes));
     status
@@ -204,18 +181,7 @@ fn process(args: &Args, image: &Stored, root: Root, connected: Connected) -> Res
         process.env.push("TERM=xterm".to_owned());
     }
     process.env.extend(config.env.iter().cloned());
-    for variable in &args.env {
-        match variable.split_once('=') {
-            Some(("", _)) => return Err(Report::new(format!("-e {variable:?}: a variable needs a name"))),
-            Some(_) => process.env.push(variable.clone()),
-            None => match std::env::var(variable) {
-                Ok(value) => process.env.push(format!("{variable}={value}")),
-                // As docker does: what the caller does not have is not set.
-                Err(std::env::VarError::NotPresent) => {}
-                Err(error) => return Err(Report::new(format!("-e {variable}: {error}"))),
-            },
-        }
-    }
+    process.env.extend(environment(&args.env)?);
     let directory = args.workdir.as_deref().unwrap_or(&config.working_dir);
     if !directory.is_empty() {
         if !directory.starts_with('/') {
@@ -231,6 +197,24 @@ fn process(args: &Args, image: &Stored, root: Root, connected: Connected) -> Res
     process.network = connected.network;
     args.limits.resources().map_err(Report::new)?.apply(&mut process);
     Ok(process)
+}
+
+/// Variables of `-e`: with a value, or the caller's.
+pub(super) fn environment(given: &[String]) -> Result<Vec<String>, Report> {
+    let mut variables = Vec::with_capacity(given.len());
+    for variable in given {
+        match variable.split_once('=') {
+            Some(("", _)) => return Err(Report::new(format!("-e {variable:?}: a variable needs a name"))),
+            Some(_) => variables.push(variable.clone()),
+            None => match std::env::var(variable) {
+                Ok(value) => variables.push(format!("{variable}={value}")),
+                // As docker does: what the caller does not have is not set.
+                Err(std::env::VarError::NotPresent) => {}
+                Err(error) => return Err(Report::new(format!("-e {variable}: {error}"))),
+            },
+        }
+    }
+    Ok(variables)
 }
 
 fn command(args: &Args, image: &Stored) -> Result<Vec<String>, Report> {
@@ -260,139 +244,6 @@ fn random_name() -> Result<String, Report> {
 pub(super) fn quiet() -> RunContext {
     let (progress, _) = solver::channel();
     RunContext { progress: progress.vertex("run"), cancelled: Default::default() }
-}
-
-async fn start(
-    args: &Args,
-    session: &Session,
-    process: Process,
-    unsupported: Option<executor::Error>,
-) -> Result<ExitStatus, Failed> {
-    let launcher = session.launcher().map_err(|error| Report::of(&error))?;
-    let stdio = match args.tty {
-        true => Stdio::Terminal(terminal::window_size()),
-        false => descriptors(args.interactive)?,
-    };
-    // From here on signals are the program's.
-    let mut signals = signals()?;
-    let limit = process.limits.memory;
-    let running = launcher.run(process, stdio).await;
-    let mut running = running.map_err(|error| failed(&emulation::explain(error, unsupported)))?;
-    let typing = match args.tty {
-        true => Some(Typing::begin(args.interactive, &running)?),
-        false => None,
-    };
-    let status = follow(&mut running, &mut signals).await.map_err(|error| Report::of(&error))?;
-    if let Some(typing) = typing {
-        typing.end().await;
-    }
-    if status.oom_killed && !status.success() {
-        let limit = limit.map_or_else(String::new, |limit| format!(" of {}", resources::shown(limit)));
-        eprintln!("the program was killed: out of memory, peak {}{limit}", resources::shown(status.usage.peak_memory));
-    }
-    Ok(status)
-}
-
-fn failed(error: &executor::Error) -> Failed {
-    let report = Report::of(error);
-    let report = match error.hint() {
-        Some(hint) => report.with_hint(hint),
-        None => report,
-    };
-    match error.exit_code().and_then(|code| u8::try_from(code).ok()) {
-        Some(code) => Failed::Program(report.with_exit_code(code)),
-        None => Failed::Own(report),
-    }
-}
-
-/// The program gets our own, so that no byte goes through us.
-fn descriptors(interactive: bool) -> io::Result<Stdio> {
-    let stdin: OwnedFd = match interactive {
-        true => io::stdin().as_fd().try_clone_to_owned()?,
-        false => File::open("/dev/null")?.into(),
-    };
-    let (stdout, stderr) = (io::stdout().as_fd().try_clone_to_owned()?, io::stderr().as_fd().try_clone_to_owned()?);
-    Ok(Stdio::Descriptors { stdin, stdout, stderr })
-}
-
-/// Our terminal stands in for the program's while this lives.
-struct Typing {
-    raw: Option<Raw>,
-    printed: tokio::sync::oneshot::Receiver<()>,
-    resizing: tokio::task::JoinHandle<()>,
-}
-
-impl Typing {
-    fn begin(interactive: bool, running: &Running) -> io::Result<Self> {
-        let terminal = running.terminal().ok_or_else(|| io::Error::other("the program was given no terminal"))?;
-        let resizing = tokio::spawn(resize(terminal.try_clone()?));
-        let printed = terminal::pass_output(terminal.try_clone()?)?;
-        let raw = match interactive {
-            true => {
-                let raw = Raw::enter()?;
-                terminal::pass_input(terminal.try_clone()?)?;
-                Some(raw)
-            }
-            false => None,
-        };
-        Ok(Self { raw, printed, resizing })
-    }
-
-    /// Waits for the last that was printed, and gives our terminal back.
-    async fn end(self) {
-        self.resizing.abort();
-        let _ = tokio::time::timeout(LAST_WORDS, self.printed).await;
-        drop(self.raw);
-    }
-}
-
-async fn resize(terminal: OwnedFd) {
-    let Ok(mut changed) = signal(SignalKind::window_change()) else { return };
-    while changed.recv().await.is_some() {
-        let size = terminal::window_size();
-        let size = Winsize { ws_row: size.rows, ws_col: size.columns, ws_xpixel: 0, ws_ypixel: 0 };
-        // A program that ended has no use for it.
-        let _ = tcsetwinsize(&terminal, size);
-    }
-}
-
-/// The signals that are the program's.
-fn signals() -> io::Result<mpsc::Receiver<SignalKind>> {
-    let kinds = [
-        SignalKind::interrupt(),
-        SignalKind::terminate(),
-        SignalKind::hangup(),
-        SignalKind::quit(),
-        SignalKind::user_defined1(),
-        SignalKind::user_defined2(),
-    ];
-    let (sender, receiver) = mpsc::channel(16);
-    for kind in kinds {
-        let mut arrived = signal(kind)?;
-        let sender = sender.clone();
-        tokio::spawn(async move { while arrived.recv().await.is_some() && sender.send(kind).await.is_ok() {} });
-    }
-    Ok(receiver)
-}
-
-/// Waits for the end and passes signals on. As process 1 the program sees only those that it handles; the second Ctrl-C
-/// therefore kills it.
-async fn follow(
-    running: &mut Running,
-    signals: &mut mpsc::Receiver<SignalKind>,
-) -> Result<ExitStatus, executor::Error> {
-    let mut interrupted = false;
-    loop {
-        let signal = tokio::select! {
-            status = running.wait() => return status,
-            Some(signal) = signals.recv() => signal,
-        };
-        if signal == SignalKind::interrupt() && std::mem::replace(&mut interrupted, true) {
-            running.kill()?;
-        } else {
-            running.signal(signal.as_raw_value())?;
-        }
-    }
 }
 
 #[cfg(test)]

@@ -83,7 +83,7 @@ pub fn load(
     };
     let ignore = ignore_rules(&place, (name != "-").then_some(name), file.is_some())?;
     let source = SourceFile::from_bytes(display, &text);
-    let context = LocalContext { name: "context".into(), place, ignore };
+    let context = LocalContext { name: super::MAIN_CONTEXT.into(), place, ignore };
     Ok(Loaded { dockerfile: Dockerfile { source }, context })
 }
 

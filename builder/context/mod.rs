@@ -13,6 +13,9 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+/// What the context that PATH names is called; others have the names of `--build-context`.
+pub const MAIN_CONTEXT: &str = "context";
+
 pub use ignore::Ignore;
 pub use load::{ContextArg, Dockerfile, Loaded, load};
 pub(crate) use load::{Stream, ignore_of, stream};

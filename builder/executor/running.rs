@@ -257,6 +257,10 @@ pub struct Usage {
     pub system: Duration,
     /// Most memory in use at once, in bytes: of the whole step where a memory cgroup counted it, of its largest process otherwise.
     pub peak_memory: u64,
+    /// Bytes that it made come from disks.
+    pub read: u64,
+    /// Bytes that it gave to disks; files in memory do not count.
+    pub written: u64,
     /// From the start of its process to its end.
     pub wall: Duration,
 }

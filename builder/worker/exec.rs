@@ -1,14 +1,13 @@
 //! ExecOp: one process on an overlay of the input's snapshots; what it changed becomes a layer.
 
-use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use executor::stubs::Purpose;
-use executor::{Process, Source};
+use executor::{Process, Root, Source};
 use graph::{BindSource, CacheSharing, ExecOp, MountKind, NetworkMode, ProxyEnv, SecurityMode};
 use snapshotter::NewDirectory;
 use snapshotter::layer::{Sharing, Tree};
@@ -16,10 +15,11 @@ use solver::RunContext;
 
 use super::mask::Mask;
 use super::secrets::Secrets;
-use super::{BuildWorker, Output, Rootfs, StartFailure, StepRoot, WorkError, blocking, step};
+use super::{BuildWorker, Output, Rootfs, StartFailure, StepFailure, StepRoot, WorkError, blocking, step};
 use crate::emulation;
 use crate::network::{self, Connected, StepNetwork};
 use crate::resources::{Patience, Resources};
+use crate::ssh::Agents;
 
 /// What steps may do beyond the default, and what they are given.
 #[derive(Debug, Default)]
@@ -36,8 +36,25 @@ pub struct StepPolicy {
     pub allow_insecure: bool,
     /// `--secret`
     pub secrets: Secrets,
-    /// `--ssh`: sockets by id.
-    pub ssh: BTreeMap<String, PathBuf>,
+    /// `--ssh`
+    pub ssh: Agents,
+}
+
+impl StepPolicy {
+    /// Allows what `--allow` names.
+    ///
+    /// # Errors
+    /// It is something else.
+    pub fn allow(&mut self, entitlements: &[String]) -> Result<(), String> {
+        for entitlement in entitlements {
+            match entitlement.as_str() {
+                "network.host" => self.allow_host_network = true,
+                "security.insecure" => self.allow_insecure = true,
+                other => return Err(format!("--allow {other:?} is neither network.host nor security.insecure")),
+            }
+        }
+        Ok(())
+    }
 }
 
 impl BuildWorker {
@@ -48,9 +65,34 @@ impl BuildWorker {
         let confined = self.launcher.is_confined();
         let _turn = if confined { self.turn.acquire().await.ok() } else { None };
         let base = self.input_rootfs(context, op.root, inputs).await?;
-        let mut held = Held::default();
         let root = self.layers.root(context, base.chain.as_ref(), true).await?;
-        let mut process = Process::new(root.root(), &op.args);
+        let (process, held) = self.prepare(context, op, inputs, root.root()).await?;
+        let ran = match step::run(&self.launcher, context, process, held.mask(), self.policy.patience).await {
+            Err(WorkError::Start(mut failure)) => {
+                failure.error = emulation::explain(failure.error, held.unsupported.clone());
+                failure.kept = self.keep(op, &base, 0, &held.sources);
+                return Err(WorkError::Start(failure));
+            }
+            ran => ran?,
+        };
+        let sources = held.end();
+        let Some(ending) = ran.ending else { return Ok(self.commit_step(context, &base, root, ran.stubs).await?.0) };
+        // What was left when the disk was full or the person had enough is not kept; the step's failure is what counts.
+        let left = self.commit_step(context, &base, root, ran.stubs).await.ok();
+        let kept = left.and_then(|(left, size)| self.keep(op, &left, size, &sources));
+        Err(WorkError::Step(StepFailure { command: op.args.join(" "), ending, kept }))
+    }
+
+    /// The process of a step on its root, and what it uses meanwhile.
+    pub(super) async fn prepare(
+        &self,
+        context: &RunContext,
+        op: &ExecOp,
+        inputs: &[Output],
+        root: Root,
+    ) -> Result<(Process, Held), WorkError> {
+        let mut held = Held::default();
+        let mut process = Process::new(root, &op.args);
         self.policy.resources.apply(&mut process);
         if op.security == SecurityMode::Insecure {
             process = process.insecure();
@@ -63,7 +105,8 @@ impl BuildWorker {
         process.files = network::etc_files(&connected, &op.extra_hosts, &process.hostname);
         process.network = connected.network;
         for mount in &op.mounts {
-            self.mount(context, mount, inputs, &mut process, &mut held).await?;
+            let source = self.mount(context, mount, inputs, &mut process, &mut held).await?;
+            held.sources.push(source);
         }
         for secret in &op.secret_env {
             match self.policy.secrets.get(&secret.id).map_err(WorkError::Secret)? {
@@ -75,27 +118,20 @@ impl BuildWorker {
                 None => {}
             }
         }
-        let failed = |error| WorkError::Start(StartFailure { command: op.args.join(" "), error });
-        let unsupported = emulation::prepare(&self.launcher, &op.platform, &mut process).await.map_err(failed)?;
-        let stubs = step::run(&self.launcher, context, process, held.mask(), self.policy.patience).await;
-        let stubs = stubs.map_err(|error| match error {
-            WorkError::Start(StartFailure { command, error }) => {
-                WorkError::Start(StartFailure { command, error: emulation::explain(error, unsupported) })
-            }
-            other => other,
-        })?;
-        drop(held);
-        self.commit_step(context, &base, root, stubs).await
+        let failed = |error| WorkError::Start(StartFailure { command: op.args.join(" "), error, kept: None });
+        held.unsupported =
+            emulation::prepare(&self.launcher, &op.platform, &mut process).await.map_err(failed)?;
+        Ok((process, held))
     }
 
-    /// What the step changed becomes a layer; mount points that were made for it go first.
+    /// What the step changed becomes a layer, of so many bytes; mount points that were made for it go first.
     async fn commit_step(
         &self,
         context: &RunContext,
         base: &Rootfs,
         root: StepRoot,
         stubs: Vec<executor::Stub>,
-    ) -> Result<Rootfs, WorkError> {
+    ) -> Result<(Rootfs, u64), WorkError> {
         let below = self.layers.readable(context, base.chain.as_ref()).await?;
         let (store, parent, token) = (Arc::clone(&self.store), base.chain, context.cancelled.clone());
         let record = blocking(move || {
@@ -104,10 +140,10 @@ impl BuildWorker {
             root.commit(&store, parent, &below, &stubs, &|| token.is_cancelled())
         })
         .await?;
-        Ok(base.with(&record))
+        Ok((base.with(&record), record.size))
     }
 
-    fn check_entitlements(&self, op: &ExecOp) -> Result<(), WorkError> {
+    pub(super) fn check_entitlements(&self, op: &ExecOp) -> Result<(), WorkError> {
         if op.network == NetworkMode::Host && !self.policy.allow_host_network {
             return Err(WorkError::NotAllowed("network.host"));
         }
@@ -128,8 +164,8 @@ impl BuildWorker {
             NetworkMode::Default => self.policy.network,
         };
         let connected = network::connect(&self.launcher, wanted).await;
-        let connected =
-            connected.map_err(|error| WorkError::Start(StartFailure { command: op.args.join(" "), error }))?;
+        let connected = connected
+            .map_err(|error| WorkError::Start(StartFailure { command: op.args.join(" "), error, kept: None }))?;
         if let Some(why) = &connected.instead_of_private
             && !self.launcher.is_confined()
             && !self.network_noted.swap(true, Ordering::Relaxed)
@@ -139,6 +175,7 @@ impl BuildWorker {
         Ok(connected)
     }
 
+    /// Answers of which layers it shows something, if it does.
     async fn mount(
         &self,
         context: &RunContext,
@@ -146,7 +183,7 @@ impl BuildWorker {
         inputs: &[Output],
         process: &mut Process,
         held: &mut Held,
-    ) -> Result<(), WorkError> {
+    ) -> Result<Option<Rootfs>, WorkError> {
         let mut add = |source: Source, readonly: bool| {
             process.mounts.push(executor::Mount { destination: mount.dest.clone(), source, readonly });
         };
@@ -159,17 +196,20 @@ impl BuildWorker {
                 let root = self.layers.root(context, rootfs.chain.as_ref(), own).await?;
                 add(root.source(bind.selector.clone()), mount.readonly);
                 held.roots.push(root);
+                return Ok(Some(rootfs));
             }
             MountKind::Cache(cache) => {
                 if cache.from.input.is_none() && !matches!(cache.from.selector.as_str(), "" | "/" | ".") {
                     return Err(WorkError::Unsupported("--mount=type=cache with source= but without from="));
                 }
                 let initial = self.bind_source(context, &cache.from, inputs).await?;
+                let source = cache.from.input.map(|_| initial.clone());
                 let directory = self.cache_mount(context, cache, initial).await?;
                 let selector = if cache.from.input.is_some() { cache.from.selector.clone() } else { "/".into() };
                 let path = directory.path().to_owned();
                 add(Source::Bind { path, selector, recursive: false }, mount.readonly);
                 held.caches.push(directory);
+                return Ok(source);
             }
             MountKind::Secret(secret) => match self.policy.secrets.get(&secret.id).map_err(WorkError::Secret)? {
                 Some(content) => {
@@ -181,14 +221,14 @@ impl BuildWorker {
             },
             MountKind::Ssh(ssh) => match self.policy.ssh.get(&ssh.id) {
                 Some(path) => {
-                    add(Source::Bind { path: path.clone(), selector: "/".into(), recursive: false }, false);
+                    add(Source::Bind { path: path.to_owned(), selector: "/".into(), recursive: false }, false);
                     process.env.push(format!("SSH_AUTH_SOCK={}", mount.dest));
                 }
                 None if ssh.required => return Err(WorkError::NoSsh { id: ssh.id.clone() }),
                 None => {}
             },
         }
-        Ok(())
+        Ok(None)
     }
 
     /// What a mount shows is read from layers. Of the context only what is shown becomes one.
@@ -260,15 +300,24 @@ pub(super) fn forget_parents(changes: &Path, stubs: &[executor::Stub], below: &T
 
 /// What a step uses until it has ended.
 #[derive(Default)]
-struct Held {
+pub(super) struct Held {
     /// Binds; what was written to them nobody will see.
     roots: Vec<StepRoot>,
     caches: Vec<snapshotter::CacheMountDir>,
     /// Values that the step was given and that its log must not show.
     secrets: Vec<Vec<u8>>,
+    /// By mount, the layers that it shows something of.
+    sources: Vec<Option<Rootfs>>,
+    /// Why its programs may not be executable here.
+    pub(super) unsupported: Option<executor::Error>,
 }
 
 impl Held {
+    /// The step has ended: all is let go but the knowledge of what it was.
+    fn end(self) -> Vec<Option<Rootfs>> {
+        self.sources
+    }
+
     fn mask(&self) -> Option<Arc<Mask>> {
         Mask::new(&self.secrets).map(Arc::new)
     }

@@ -7,6 +7,7 @@ mod exec;
 mod file;
 mod git;
 mod http;
+mod keep;
 mod layers;
 mod mask;
 mod merge;
@@ -25,7 +26,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use executor::Launcher;
 use graph::{ContentDigest, Digest, FileAction, MountKind, Op, Operation};
 use snapshotter::layer::LayerError;
-use snapshotter::{CacheRecord, KeyLock, LayerRecord, Store, StoreError};
+use snapshotter::{CacheRecord, KeepBounds, KeyLock, LayerRecord, Store, StoreError};
 use solver::{CacheKeys, RunContext, Worker};
 
 use crate::builds::Builds;
@@ -39,6 +40,7 @@ pub use file::FileError;
 pub(crate) use file::{ReadableTree, archive_tree, wildcard};
 pub use git::GitError;
 pub use http::HttpError;
+pub(crate) use keep::Opened;
 pub use layers::{BlobTypes, Layers};
 pub(crate) use roots::StepRoot;
 pub use secrets::{SecretError, Secrets};
@@ -115,11 +117,13 @@ pub struct StartFailure {
     pub command: String,
     /// Why.
     pub error: executor::Error,
+    /// Where what it was to start upon is kept, for `rbuild shell`.
+    pub kept: Option<ContentDigest>,
 }
 
 impl StartFailure {
     fn command_line(&self) -> String {
-        let Self { command, error } = self;
+        let Self { command, error, .. } = self;
         match error.exit_code() {
             Some(code) => format!("process {command:?} could not be started (exit code: {code}): {error}"),
             None => format!("process {command:?} could not be started: {error}"),
@@ -197,6 +201,8 @@ pub struct BuildWorker {
     pub(crate) limit: Option<u64>,
     /// The store is being brought below its limit.
     pub(crate) tidying: Arc<AtomicBool>,
+    /// How much is kept of steps that fail; none: nothing.
+    pub(crate) keep_failed: Option<KeepBounds>,
 }
 
 impl Worker for BuildWorker {

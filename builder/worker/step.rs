@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use executor::{ExitStatus, Launcher, Process, Running, Stdio, StepProcess};
+use graph::ContentDigest;
 use solver::{LogStream, RunContext, Usage};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::unix::pipe;
@@ -21,6 +22,16 @@ pub struct StepFailure {
     pub command: String,
     /// How it ended.
     pub ending: Ending,
+    /// Where what it left is kept, for `rbuild shell`.
+    pub kept: Option<ContentDigest>,
+}
+
+/// A step whose process has ended.
+pub(super) struct Ran {
+    /// What was made in its root only to be mounted on.
+    pub(super) stubs: Vec<executor::Stub>,
+    /// How it ended, if not well.
+    pub(super) ending: Option<Ending>,
 }
 
 /// How a process ended.
@@ -68,10 +79,10 @@ pub(super) async fn run(
     process: Process,
     mask: Option<Arc<Mask>>,
     patience: Patience,
-) -> Result<Vec<executor::Stub>, WorkError> {
+) -> Result<Ran, WorkError> {
     let command = process.args.join(" ");
     let memory = process.limits.memory;
-    let started = |error| WorkError::Start(StartFailure { command: command.clone(), error });
+    let started = |error| WorkError::Start(StartFailure { command: command.clone(), error, kept: None });
     let (stdio, stdout, stderr) = Stdio::piped().map_err(WorkError::Pipe)?;
     let mut running = launcher.run(process, stdio).await.map_err(started)?;
     let receiver =
@@ -93,17 +104,14 @@ pub(super) async fn run(
             context.progress.log(LogStream::Stderr, text).await;
             end(&mut running).await;
             let _ = pumps.await;
-            return Err(WorkError::Step(StepFailure { command, ending }));
+            return Ok(Ran { stubs: running.stubs().to_vec(), ending: Some(ending) });
         }
     };
     let status = status.map_err(started)?;
     // Process 1 has ended, and with it everything that could still write.
     let _ = pumps.await;
     context.progress.used(usage(&status));
-    match ending(&status, memory) {
-        Some(ending) => Err(WorkError::Step(StepFailure { command, ending })),
-        None => Ok(running.stubs().to_vec()),
-    }
+    Ok(Ran { stubs: running.stubs().to_vec(), ending: ending(&status, memory) })
 }
 
 /// Whatever it says, the step is gone when the launcher has seen it end.
@@ -208,7 +216,8 @@ async fn pump(
 }
 
 fn usage(status: &ExitStatus) -> Usage {
-    Usage { cpu: status.usage.user + status.usage.system, peak_memory: status.usage.peak_memory }
+    let executor::Usage { user, system, peak_memory, read, written, wall } = status.usage;
+    Usage { cpu: user + system, peak_memory, read, written, wall }
 }
 
 #[cfg(test)]
@@ -217,7 +226,7 @@ mod tests {
 
     #[test]
     fn a_failure_says_what_killed_the_step() {
-        let failure = |ending| StepFailure { command: "make".into(), ending }.to_string();
+        let failure = |ending| StepFailure { command: "make".into(), ending, kept: None }.to_string();
         let out_of_memory = failure(Ending::OutOfMemory { peak: 64 << 20, limit: Some(64 << 20) });
         assert!(out_of_memory.ends_with("killed: out of memory, peak 64MiB of 64MiB"), "{out_of_memory}");
         assert!(failure(Ending::Idle(Duration::from_secs(90))).ends_with("printed nothing for 90s (--idle-timeout)"));

@@ -114,7 +114,7 @@ pub fn exit(code: i32) -> ! {
 }
 
 /// How a process ended and what it used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Ended {
     /// Its exit code, if it exited by itself.
     pub code: Option<i32>,
@@ -126,6 +126,10 @@ pub struct Ended {
     pub system: Duration,
     /// Largest resident size of any of them, in bytes.
     pub max_rss: u64,
+    /// Bytes read from disks, its awaited children's included.
+    pub read: u64,
+    /// Bytes written to files on disks, its awaited children's included.
+    pub written: u64,
 }
 
 /// Collects a child that has ended; `None` while it still runs.
@@ -146,6 +150,9 @@ pub fn reap(pid: i32) -> Result<Option<Ended>> {
         user: time(usage.ru_utime),
         system: time(usage.ru_stime),
         max_rss: (usage.ru_maxrss.max(0) as u64) * 1024,
+        // In sectors, whatever the disk's are.
+        read: (usage.ru_inblock.max(0) as u64) * 512,
+        written: (usage.ru_oublock.max(0) as u64) * 512,
     }))
 }
 

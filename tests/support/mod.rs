@@ -12,6 +12,7 @@ mod files;
 mod layout;
 mod leftovers;
 mod peers;
+mod pty;
 mod registry;
 mod run;
 
@@ -21,5 +22,6 @@ pub use files::{FileServer, GitServer, Served};
 pub use layout::{Entry, Image, Layout};
 pub use leftovers::{assert_nothing_left_behind, leftovers};
 pub use peers::{can, find, require, require_root};
+pub use pty::Pty;
 pub use registry::{Login, Registry};
 pub use run::{Outcome, Run, Running};

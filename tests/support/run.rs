@@ -9,6 +9,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use super::pty::Pty;
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 /// A command being put together.
@@ -66,6 +67,11 @@ impl Run {
     pub fn timeout(mut self, seconds: u64) -> Self {
         self.timeout = Duration::from_secs(seconds);
         self
+    }
+
+    /// As a person types it at a terminal.
+    pub fn on_terminal(self) -> Pty {
+        Pty::start(self.command)
     }
 
     pub fn spawn(mut self) -> Running {

@@ -333,9 +333,7 @@ impl Server {
             Ok(None) => return,
             Ok(Some(ended)) => ended,
             // Nobody else can have taken it; say something true all the same.
-            Err(_) => {
-                Ended { code: None, signal: None, user: Default::default(), system: Default::default(), max_rss: 0 }
-            }
+            Err(_) => Ended::default(),
         };
         let step = self.steps.swap_remove(index);
         let wall = step.started.elapsed();
@@ -370,6 +368,8 @@ fn status(ended: &Ended, wall: std::time::Duration, group: &Group) -> ExitStatus
             user: counted.user.unwrap_or(ended.user).max(ended.user),
             system: counted.system.unwrap_or(ended.system).max(ended.system),
             peak_memory: counted.peak_memory.unwrap_or(ended.max_rss),
+            read: ended.read,
+            written: ended.written,
             wall,
         },
     }
