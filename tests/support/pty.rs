@@ -19,7 +19,7 @@ pub struct Pty {
     seen: usize,
 }
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 impl Pty {
     /// Starts `command` on a terminal of 24 lines and 80 columns, as the leader of its session.
