@@ -129,28 +129,24 @@ fn a_shell_on_a_terminal_has_job_control_signals_and_the_windows_size() {
     terminal.sees("left\r\n");
     terminal.sees("vt100");
     terminal.sees("# ");
-    terminal.types("stty size\r");
-    terminal.sees("24 80");
-    terminal.sees("# ");
-    terminal.resize(30, 100);
-    terminal.types("sleep 0.2; stty size\r");
-    terminal.sees("30 100");
-    terminal.sees("# ");
-    // Ctrl-C ends the program in the foreground and not the shell, Ctrl-Z stops it.
-    terminal.types("sh -c 'echo be\"\"gins; exec sleep 1000'\r");
-    terminal.sees("begins\r\n");
-    terminal.types("\x03");
-    terminal.sees("# ");
-    terminal.types("sh -c 'echo be\"\"gins; exec sleep 2000'\r");
-    terminal.sees("begins\r\n");
-    terminal.types("\x1a");
-    terminal.sees("Stopped");
-    terminal.sees("# ");
-    terminal.types("kill -9 %1; wait; echo the shell goes on\r");
-    terminal.sees("the shell goes on\r\n");
-    terminal.sees("# ");
     terminal.types("exit 23\r");
     assert_eq!(terminal.ends(), Some(23));
+    // Ctrl-C ends the program in the foreground and not the shell, Ctrl-Z stops it.
+    let jobs = "set -m; stty size; read go; stty size; sh -c 'trap \"exit 5\" INT; echo one; sleep 1000 & wait'; echo ended $?; \
+                sh -c 'echo two; exec sleep 2000'; echo stopped $?; jobs; kill -9 %1; exit 24";
+    let mut terminal = inside(&env, &[], jobs).on_terminal();
+    terminal.sees("24 80");
+    terminal.resize(30, 100);
+    terminal.types("go\r");
+    terminal.sees("30 100");
+    terminal.sees("one");
+    terminal.types("\x03");
+    terminal.sees("ended 5");
+    terminal.sees("two");
+    terminal.types("\x1a");
+    terminal.sees("stopped 148");
+    terminal.sees("Stopped");
+    assert_eq!(terminal.ends(), Some(24));
     env.assert_clean();
 }
 
