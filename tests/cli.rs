@@ -104,6 +104,7 @@ fn a_failing_step() {
        4 | >>>     exit 37
     --------------------
     ERROR: failed to solve: process "/bin/sh -c echo last words &&     exit 37" did not complete successfully: exit code: 37
+    hint: rbuild shell opens the step as it was when it failed
     "#);
 }
 

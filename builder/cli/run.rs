@@ -7,7 +7,7 @@ use executor::{ExitStatus, Network, Process, Root};
 use graph::Platform;
 use solver::RunContext;
 
-use super::foreground::{Connect, Failed, failed, follow_to_end};
+use super::foreground::{Connect, EXIT_OWN, Failed, failed, follow_to_end};
 use super::transfer::{mode, platform, shown};
 use super::volumes::{self, Volumes};
 use crate::build::add_host;

@@ -180,7 +180,8 @@ async fn open(args: &Args, session: &Session, record: &BuildRecord, position: us
     }
     announce(record, position, args, &world);
     let launcher = session.launcher().map_err(|error| Report::of(&error))?;
-    let status = follow_to_end(&launcher, world.opened.process.clone(), connect, world.opened.unsupported.clone()).await;
+    let status =
+        follow_to_end(&launcher, world.opened.process.clone(), connect, world.opened.unsupported.clone()).await;
     world.opened.end();
     drop(brought);
     status

@@ -119,8 +119,7 @@ impl BuildWorker {
             }
         }
         let failed = |error| WorkError::Start(StartFailure { command: op.args.join(" "), error, kept: None });
-        held.unsupported =
-            emulation::prepare(&self.launcher, &op.platform, &mut process).await.map_err(failed)?;
+        held.unsupported = emulation::prepare(&self.launcher, &op.platform, &mut process).await.map_err(failed)?;
         Ok((process, held))
     }
 
