@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
@@ -16,7 +16,7 @@ use crate::builds::{Builds, Recorder};
 use crate::bundle::{Bundle, BundleError, Place as ImagePlace};
 use crate::cache::{self, CacheFrom, Imports, Recorded};
 use crate::check;
-use crate::context::{self, ContextArg, ContextError, LocalContext, Place, Wanted};
+use crate::context::{self, ContextArg, ContextError, LocalContext, NamedContexts, Place, Wanted, named_contexts};
 use crate::export::OutputSpec;
 use crate::image::{self, BuiltLayer};
 use crate::images::{ImageError, parse_name};
@@ -185,6 +185,20 @@ impl BuildError {
     }
 }
 
+/// A build whose graph is known. It can be solved again, should layers turn out to be gone when they are to be handed over.
+pub struct Prepared {
+    lowered: Vec<LoweredFor>,
+    graph: Graph<Op>,
+    /// One for each platform.
+    roots: Vec<Option<NodeId>>,
+    worker: Arc<BuildWorker>,
+    options: Options,
+    source: SourceFile,
+    epoch: Option<jiff::Timestamp>,
+    /// The records go into the image.
+    inline: bool,
+}
+
 /// Builds.
 ///
 /// # Errors
@@ -195,6 +209,19 @@ pub async fn build(
     progress: &Progress,
     cancelled: &CancellationToken,
 ) -> Result<Built, BuildError> {
+    prepare(session, request, progress, cancelled).await?.solve(session, progress, cancelled).await
+}
+
+/// Reads the Dockerfile and finds its images: all that comes before the first step.
+///
+/// # Errors
+/// See [`BuildError`].
+pub async fn prepare(
+    session: &Session,
+    request: Request,
+    progress: &Progress,
+    cancelled: &CancellationToken,
+) -> Result<Prepared, BuildError> {
     let Request { context, file, frontend: mut options, platforms, directories, pull, policy, parallel, .. } = request;
     let named = Named { session, places: &request.places, targets: &request.targets, pull };
     let imports = Imports::new(request.cache_from, session.remote.clone(), Arc::clone(&session.store));
@@ -218,14 +245,31 @@ pub async fn build(
     }
     let options = Options { parallel, must_hit: request.must_hit };
     let worker = Arc::new(worker(session, wanted(&graph), contexts, policy, imports, epoch)?);
-    let solved = solve(&graph, &roots, Arc::clone(&worker), &options, &source, progress, cancelled).await?;
-    let results = worker.take_results();
-    let inline = request.cache_inline.then_some(results.as_slice());
-    let mut images = Vec::with_capacity(lowered.len());
-    for (one, rootfs) in lowered.into_iter().zip(solved.rootfs) {
-        images.push(finish(session, one, rootfs, epoch, inline)?);
+    Ok(Prepared { lowered, graph, roots, worker, options, source, epoch, inline: request.cache_inline })
+}
+
+impl Prepared {
+    /// Carries out what is not in the cache.
+    ///
+    /// # Errors
+    /// See [`BuildError`].
+    pub async fn solve(
+        &self,
+        session: &Session,
+        progress: &Progress,
+        cancelled: &CancellationToken,
+    ) -> Result<Built, BuildError> {
+        let Self { graph, roots, worker, options, source, epoch, .. } = self;
+        let solved = solve(graph, roots, Arc::clone(worker), options, source, progress, cancelled).await?;
+        let results = worker.take_results();
+        let inline = self.inline.then_some(results.as_slice());
+        let mut images = Vec::with_capacity(self.lowered.len());
+        for (one, rootfs) in self.lowered.iter().zip(solved.rootfs) {
+            images.push(finish(session, one, rootfs, *epoch, inline)?);
+        }
+        let (hits, misses) = (solved.hits, solved.misses);
+        Ok(Built { images, epoch: *epoch, source: source.clone(), hits, misses, results })
     }
-    Ok(Built { images, epoch, source, hits: solved.hits, misses: solved.misses, results })
 }
 
 /// Options for each platform: what a Dockerfile means may depend on it from the first line on.
@@ -563,7 +607,7 @@ fn foreign_platform(op: &Op) -> Option<Platform> {
 /// The image of one platform.
 fn finish(
     session: &Session,
-    one: LoweredFor,
+    one: &LoweredFor,
     rootfs: Rootfs,
     epoch: Option<jiff::Timestamp>,
     inline: Option<&[Recorded]>,
@@ -580,7 +624,7 @@ fn finish(
         base.len() <= layers.len() && base.iter().zip(&layers).all(|(diff_id, layer)| *diff_id == layer.diff_id)
     };
     let base_layers = bases.iter().filter(begins_with).map(Vec::len).max().unwrap_or(0);
-    let mut unfinished = lowered.config;
+    let mut unfinished = lowered.config.clone();
     cache::strip_inline(&mut unfinished);
     if let Some(results) = inline {
         cache::inline_into(&mut unfinished, &session.store, results, rootfs.chain)?;
@@ -588,63 +632,7 @@ fn finish(
     let config = image::finish(unfinished.clone(), &layers, epoch, jiff::Timestamp::now());
     let config = serde_json::to_vec(&config).map_err(|error| BuildError::Internal(error.to_string()))?;
     let id = session.store.put_blob(&config)?;
-    Ok(BuiltImage { platform: lowered.platform, rootfs, base_layers, unfinished, config, id })
-}
-
-/// What `--build-context` gives.
-#[derive(Debug, Default)]
-pub struct NamedContexts {
-    /// For the frontend.
-    pub sources: BTreeMap<String, ContextSource>,
-    /// Directories of the caller.
-    pub directories: BTreeMap<String, PathBuf>,
-    /// Images in layouts and archives.
-    pub places: BTreeMap<String, ImagePlace>,
-    /// Stages of the same Dockerfile.
-    pub targets: BTreeMap<String, String>,
-}
-
-/// Parses what `--build-context` gives: what the frontend is told, and directories of the caller.
-///
-/// # Errors
-/// What is wrong with one of them.
-pub fn named_contexts(specs: &[String]) -> Result<NamedContexts, String> {
-    let NamedContexts { mut sources, mut directories, mut places, mut targets } = NamedContexts::default();
-    for spec in specs {
-        let (name, value) =
-            spec.split_once('=').ok_or_else(|| format!("--build-context {spec:?} is not NAME=SOURCE"))?;
-        let name = name.to_ascii_lowercase();
-        let source = if let Some(image) = value.strip_prefix("docker-image://") {
-            ContextSource::Image(image.to_owned())
-        } else if ["oci-layout:", "oci-archive:", "docker-archive:"].iter().any(|kind| value.starts_with(kind)) {
-            let place = ImagePlace::parse(value).map_err(|error| format!("--build-context {spec:?}: {error}"))?;
-            places.insert(name, place);
-            continue;
-        } else if let Some(target) = value.strip_prefix("target:") {
-            if target.is_empty() {
-                return Err(format!("--build-context {spec:?}: target: needs the name of a stage"));
-            }
-            targets.insert(name, target.to_owned());
-            continue;
-        } else {
-            match ContextArg::parse(value) {
-                ContextArg::Git(url) => ContextSource::Git(url),
-                ContextArg::Http(url) => ContextSource::Http { url, unpack: true },
-                ContextArg::Stdin => {
-                    return Err(format!("--build-context {spec:?}: standard input cannot be used here"));
-                }
-                ContextArg::Directory(path) => {
-                    if !Path::new(&path).is_dir() {
-                        return Err(format!("--build-context {spec:?}: {} is not a directory", path.display()));
-                    }
-                    directories.insert(name.clone(), path);
-                    ContextSource::Local
-                }
-            }
-        };
-        sources.insert(name, source);
-    }
-    Ok(NamedContexts { sources, directories, places, targets })
+    Ok(BuiltImage { platform: lowered.platform.clone(), rootfs, base_layers, unfinished, config, id })
 }
 
 impl Request {

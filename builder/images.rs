@@ -8,7 +8,7 @@ use frontend::{ImageRequest, ResolvedImage};
 use futures_util::StreamExt as _;
 use graph::{Digest, ImageConfig, Platform};
 use registry::{Client, Manifest, Reference, Repository, Verifier, Want};
-use snapshotter::{ImageKind, ImageRecord, LayerRecord, Store, StoreError};
+use snapshotter::{ForeignLayer, ImageKind, ImageRecord, LayerBlobRecord, LayerRecord, Store, StoreError};
 use tokio::sync::mpsc;
 
 use crate::export::Descriptor;
@@ -177,12 +177,15 @@ impl Remote {
         let config_digest = self.store.put_blob(&bytes)?;
         let manifest_digest = self.store.put_blob(&resolved.bytes)?;
         let mut chain = None;
-        for (diff_id, layer) in diff_ids.iter().zip(manifest.layers()) {
-            let blob = digest(layer.digest()).map_err(malformed)?;
-            chain = Some(self.add_layer(chain, *diff_id)?);
-            self.store.add_layer_blob(diff_id, &blob, layer.media_type().as_ref(), layer.size())?;
-            self.store.add_location(&blob, &reference.repository().to_string())?;
+        let mut layers = Vec::with_capacity(diff_ids.len());
+        for (diff_id, blob) in diff_ids.iter().zip(manifest.layers()) {
+            let layer = LayerRecord::foreign(chain, *diff_id);
+            chain = Some(layer.chain);
+            let media_type = blob.media_type().to_string();
+            let digest = digest(blob.digest()).map_err(malformed)?;
+            layers.push(ForeignLayer { layer, blob: Some(LayerBlobRecord { digest, media_type, size: blob.size() }) });
         }
+        self.store.put_foreign(&layers, &reference.repository().to_string(), false)?;
         let record = ImageRecord {
             name: name.clone(),
             config: config_digest,
@@ -196,13 +199,6 @@ impl Remote {
         self.store.put_image(&record)?;
         let resolved = ResolvedImage { config, config_digest, manifest_digest: Some(index_digest) };
         Ok(Found { resolved, config: config_digest, chain, local: false })
-    }
-
-    /// Records a layer that is known by its diff id only.
-    fn add_layer(&self, parent: Option<Digest>, diff_id: Digest) -> Result<Digest, ImageError> {
-        let record = LayerRecord::foreign(parent, diff_id);
-        self.store.put_layer(&record)?;
-        Ok(record.chain)
     }
 
     /// Remembers that a repository has a blob.

@@ -1,7 +1,7 @@
 //! rbuild: an image builder for Dockerfiles, without a daemon.
 //!
 //! A Dockerfile's text becomes a plan, the plan a graph, the graph's operations outputs, and the result an image somewhere:
-//! [`build::build`] is that story in one function, [`outputs::deliver`] its end.
+//! [`build::build`] is that story in two steps, [`outputs::deliver`] its end.
 
 mod brought_shell;
 pub mod build;

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use graph::{Digest, Platform};
 use registry::Reference;
+use snapshotter::layer::LayerError;
 use snapshotter::{ImageKind, ImageRecord, ManifestRef};
 use solver::{Progress, RunContext};
 use tokio_util::sync::CancellationToken;
@@ -71,6 +72,15 @@ pub enum OutputError {
         /// Why.
         source: io::Error,
     },
+}
+
+impl OutputError {
+    /// Whether a step's layer is lost, and nothing has left that could not be replaced: with the step carried out again it
+    /// would succeed.
+    #[must_use]
+    pub fn lacks_data(&self) -> bool {
+        matches!(self, Self::Work(WorkError::LayerGone { .. }))
+    }
 }
 
 /// What became of a result.
@@ -324,21 +334,45 @@ async fn files(
     let mtime = output.epoch.or_else(|| built.epoch.map(jiff::Timestamp::as_second));
     let mtime = mtime.filter(|_| output.rewrite_timestamp != Some(false));
     let tree = export::combined(parts, mtime).map_err(|path| OutputError::SameFile { path })?;
-    match &output.kind {
-        OutputKind::Tar(destination) => {
-            let destination = destination.clone();
-            Ok(blocking(move || Ok(export::write_tar(&tree, &destination)?)).await?)
+    let kind = output.kind.clone();
+    let written = blocking(move || match &kind {
+        OutputKind::Tar(destination) => Ok(export::write_tar(&tree, destination).map(|()| Vec::new())?),
+        OutputKind::Local(directory) => Ok(export::write_local(&tree, directory)?),
+        _ => Ok(Vec::new()),
+    });
+    let skipped = match written.await {
+        Err(WorkError::Layer(error @ (LayerError::Changed { .. } | LayerError::Io { .. }))) => {
+            return Err(damaged(session, images, output, context, error).await?);
         }
-        OutputKind::Local(directory) => {
-            let directory = directory.clone();
-            let skipped = blocking(move || Ok(export::write_local(&tree, &directory)?)).await?;
-            if !skipped.is_empty() {
-                context.progress.warn(format!("{} device nodes were left out: only root can make them", skipped.len()));
-            }
-            Ok(())
-        }
-        _ => Ok(()),
+        written => written?,
+    };
+    if !skipped.is_empty() {
+        context.progress.warn(format!("{} device nodes were left out: only root can make them", skipped.len()));
     }
+    Ok(())
+}
+
+/// Layers never change by themselves. What is damaged is taken away.
+async fn damaged(
+    session: &Session,
+    images: &[Variant],
+    output: &OutputSpec,
+    context: &RunContext,
+    error: LayerError,
+) -> Result<OutputError, OutputError> {
+    let mut lost = None;
+    for chain in images.iter().filter_map(|image| image.chain) {
+        if session.layers.check(context, Some(&chain)).await? {
+            lost = Some(chain);
+        }
+    }
+    Ok(match lost {
+        // What went down a pipe cannot be taken back.
+        Some(layer) if !matches!(output.kind, OutputKind::Tar(Destination::Stdout)) => {
+            WorkError::LayerGone { layer, source: Box::new(error.into()) }.into()
+        }
+        _ => WorkError::from(error).into(),
+    })
 }
 
 /// The images with their blobs, and their index if there are several; with `bytes` all blobs are brought here.

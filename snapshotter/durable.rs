@@ -16,8 +16,8 @@ use crate::{Store, StoreError, lock};
 /// Age at which the copy of the database is renewed.
 const BACKUP_AGE: Duration = Duration::from_secs(60);
 
-/// A record's time of use is written anew only when it is this old; eviction needs no more.
-const USE_RESOLUTION: i64 = 60 * 60 * 1000;
+/// A record's time of use is written anew only when it is this old, in milliseconds: filters speak of seconds.
+const USE_RESOLUTION: i64 = 1000;
 
 impl Store {
     /// Makes all that is recorded so far outlive a crash of the machine. Takes as long as the disk does; without anything

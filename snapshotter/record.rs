@@ -63,6 +63,15 @@ pub struct LayerBlobRecord {
     pub size: u64,
 }
 
+/// A layer of which somebody else tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ForeignLayer {
+    /// What it is.
+    pub layer: LayerRecord,
+    /// The blob that holds it, at the place that the others name.
+    pub blob: Option<LayerBlobRecord>,
+}
+
 /// One of the keys under which a result is recorded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RecordedKey {

@@ -58,9 +58,18 @@ impl StatKey {
     }
 }
 
+/// What is known of a file in one state. A change of either would change the file's ctime.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StatFacts {
+    /// Of its data.
+    pub digest: ContentDigest,
+    /// It has no extended attributes that layers keep.
+    pub is_plain: bool,
+}
+
 /// Bytes of one remembered file.
-const RECORD: usize = 5 * 8 + 32;
-const MAGIC: &[u8; 8] = b"rbstat2\n";
+const RECORD: usize = 5 * 8 + 32 + 1;
+const MAGIC: &[u8; 8] = b"rbstat3\n";
 /// Bytes of the blake3 of all records at the end: a file torn by a crash of the machine could otherwise give a file the
 /// digest of nothing.
 const SEAL: usize = 32;
@@ -92,8 +101,8 @@ impl Hasher for Mix {
 pub struct StatCache {
     path: Option<PathBuf>,
     began: i64,
-    known: HashMap<(u64, u64), (StatKey, ContentDigest), BuildHasherDefault<Mix>>,
-    new: Mutex<Vec<(StatKey, ContentDigest)>>,
+    known: HashMap<(u64, u64), (StatKey, StatFacts), BuildHasherDefault<Mix>>,
+    new: Mutex<Vec<(StatKey, StatFacts)>>,
 }
 
 impl StatCache {
@@ -103,16 +112,16 @@ impl StatCache {
         Self { path: None, began: now(), known: HashMap::default(), new: Mutex::default() }
     }
 
-    /// The digest of a file in this state.
+    /// What is known of a file in this state.
     #[must_use]
-    pub fn get(&self, key: &StatKey) -> Option<ContentDigest> {
-        self.known.get(&(key.device, key.inode)).filter(|(known, _)| known == key).map(|(_, digest)| *digest)
+    pub fn get(&self, key: &StatKey) -> Option<StatFacts> {
+        self.known.get(&(key.device, key.inode)).filter(|(known, _)| known == key).map(|(_, facts)| *facts)
     }
 
-    /// Remembers the digest of a file whose state was taken before its bytes were read.
-    pub fn put(&self, key: &StatKey, digest: ContentDigest) {
+    /// Remembers a file whose state was taken before its bytes and attributes were read.
+    pub fn put(&self, key: &StatKey, facts: StatFacts) {
         if self.path.is_some() && !key.is_racy(self.began) {
-            self.new.lock().unwrap_or_else(PoisonError::into_inner).push((*key, digest));
+            self.new.lock().unwrap_or_else(PoisonError::into_inner).push((*key, facts));
         }
     }
 }
@@ -145,14 +154,15 @@ impl Store {
         if all.len() > MOST {
             all.clear();
         }
-        all.extend(new.iter().map(|(key, digest)| ((key.device, key.inode), (*key, *digest))));
+        all.extend(new.iter().map(|(key, facts)| ((key.device, key.inode), (*key, *facts))));
         let mut bytes = Vec::with_capacity(MAGIC.len() + all.len() * RECORD);
         bytes.extend_from_slice(MAGIC);
-        for (key, digest) in all.values() {
+        for (key, facts) in all.values() {
             for number in [key.device, key.inode, key.size, key.mtime as u64, key.ctime as u64] {
                 bytes.extend_from_slice(&number.to_le_bytes());
             }
-            bytes.extend_from_slice(digest.as_bytes());
+            bytes.extend_from_slice(facts.digest.as_bytes());
+            bytes.push(facts.is_plain.into());
         }
         let seal = blake3::hash(&bytes[MAGIC.len()..]);
         bytes.extend_from_slice(seal.as_bytes());
@@ -169,7 +179,7 @@ fn unsealed(bytes: &[u8]) -> &[u8] {
     if blake3::hash(records).as_bytes() == seal { records } else { &[] }
 }
 
-fn decode(record: &[u8]) -> ((u64, u64), (StatKey, ContentDigest)) {
+fn decode(record: &[u8]) -> ((u64, u64), (StatKey, StatFacts)) {
     let number = |at: usize| u64::from_le_bytes(record[at * 8..at * 8 + 8].try_into().unwrap_or_default());
     let key = StatKey {
         device: number(0),
@@ -179,7 +189,7 @@ fn decode(record: &[u8]) -> ((u64, u64), (StatKey, ContentDigest)) {
         ctime: number(4) as i64,
     };
     let digest = ContentDigest::from_bytes(record[40..72].try_into().unwrap_or_default());
-    ((key.device, key.inode), (key, digest))
+    ((key.device, key.inode), (key, StatFacts { digest, is_plain: record[72] == 1 }))
 }
 
 fn now() -> i64 {
@@ -197,10 +207,12 @@ mod tests {
         let known = StatKey::of_numbers;
         let cache = store.stat_cache(directory.path()).unwrap();
         for number in 0..100 {
-            cache.put(&known(number), ContentDigest::of(&number.to_le_bytes()));
+            let digest = ContentDigest::of(&number.to_le_bytes());
+            cache.put(&known(number), StatFacts { digest, is_plain: number % 2 == 0 });
         }
         store.save_stat_cache(&cache).unwrap();
-        assert!((0..100).all(|number| store.stat_cache(directory.path()).unwrap().get(&known(number)).is_some()));
+        let again = store.stat_cache(directory.path()).unwrap();
+        assert!((0..100).all(|number| again.get(&known(number)).is_some_and(|it| it.is_plain == (number % 2 == 0))));
         let path = cache.path.unwrap();
         let mut bytes = std::fs::read(&path).unwrap();
         bytes[4096..].fill(0);
@@ -215,18 +227,18 @@ mod tests {
         let file = directory.path().join("file");
         std::fs::write(&file, "x").unwrap();
         let key = StatKey::of(&std::fs::metadata(&file).unwrap());
-        let digest = ContentDigest::of(b"x");
+        let facts = StatFacts { digest: ContentDigest::of(b"x"), is_plain: true };
         let cache = store.stat_cache(directory.path()).unwrap();
-        cache.put(&key, digest);
+        cache.put(&key, facts);
         store.save_stat_cache(&cache).unwrap();
         assert_eq!(store.stat_cache(directory.path()).unwrap().get(&key), None);
 
         std::thread::sleep(std::time::Duration::from_millis(60));
         let cache = store.stat_cache(directory.path()).unwrap();
-        cache.put(&key, digest);
+        cache.put(&key, facts);
         store.save_stat_cache(&cache).unwrap();
         let cache = store.stat_cache(directory.path()).unwrap();
-        assert_eq!(cache.get(&key), Some(digest));
+        assert_eq!(cache.get(&key), Some(facts));
         std::fs::write(&file, "y").unwrap();
         assert_eq!(cache.get(&StatKey::of(&std::fs::metadata(&file).unwrap())), None);
     }

@@ -14,7 +14,7 @@ use crate::db::{Db, FileKind, column_content, column_digest, column_optional_dig
 use crate::layout::Layout;
 use crate::lease::{self, Lease};
 use crate::reaper::Reaper;
-use crate::record::{CacheRecord, LayerBlobRecord, LayerRecord, RecordedKey};
+use crate::record::{CacheRecord, ForeignLayer, LayerBlobRecord, LayerRecord, RecordedKey};
 use crate::recover;
 
 /// An open store. Shared by threads; several processes may have it open.
@@ -192,11 +192,63 @@ impl Store {
         media_type: &str,
         size: u64,
     ) -> Result<(), StoreError> {
+        let blob = LayerBlobRecord { digest: *digest, media_type: media_type.to_owned(), size };
+        self.db.write(|db| insert_layer_blob(db, diff_id, &blob))
+    }
+
+    /// Forgets that a blob holds a layer: it holds something else.
+    ///
+    /// # Errors
+    /// The database.
+    pub fn forget_layer_blob(&self, diff_id: &Digest, digest: &Digest) -> Result<(), StoreError> {
+        self.doubt();
         self.db.write(|db| {
-            db.prepare_cached(
-                "INSERT OR IGNORE INTO layer_blobs (diff_id, digest, media_type, size) VALUES (?1, ?2, ?3, ?4)",
-            )?
-            .execute(params![diff_id.as_bytes(), digest.as_bytes(), media_type, size as i64])
+            let sql = "DELETE FROM layer_blobs WHERE diff_id = ?1 AND digest = ?2";
+            db.execute(sql, params![diff_id.as_bytes(), digest.as_bytes()])
+        })?;
+        Ok(())
+    }
+
+    /// Records layers of which somebody else tells, all or none: what they are, and where each can be had. `hearsay` is not
+    /// believed to know of another blob for a layer that can be had already.
+    ///
+    /// # Errors
+    /// The database.
+    pub fn put_foreign(&self, layers: &[ForeignLayer], location: &str, hearsay: bool) -> Result<(), StoreError> {
+        self.db.write(|db| {
+            for ForeignLayer { layer, blob } in layers {
+                self.lease.hold(&layer.chain);
+                insert_layer(db, layer)?;
+                let Some(blob) = blob else { continue };
+                let is_known = || -> rusqlite::Result<bool> {
+                    Ok(find_layer_blobs(db, &layer.diff_id)?.iter().any(|known| known.digest == blob.digest))
+                };
+                if hearsay && !is_known()? && self.has_bytes(db, layer)? {
+                    continue;
+                }
+                insert_layer_blob(db, &layer.diff_id, blob)?;
+                insert_location(db, &blob.digest, location)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Records what a layer really holds, which is not what was said of it, and forgets the results that rest on it.
+    ///
+    /// # Errors
+    /// The database.
+    pub fn correct_content(&self, diff_id: &Digest, content: &ContentDigest) -> Result<(), StoreError> {
+        self.doubt();
+        self.db.write(|db| {
+            db.execute(
+                "WITH RECURSIVE resting (chain) AS (
+                     SELECT chain FROM layers WHERE diff_id = ?1
+                     UNION SELECT layers.chain FROM layers JOIN resting ON layers.parent = resting.chain)
+                 DELETE FROM records WHERE chain IN (SELECT chain FROM resting)",
+                [diff_id.as_bytes()],
+            )?;
+            let sql = "UPDATE layers SET content = ?2 WHERE diff_id = ?1 AND content <> diff_id";
+            db.execute(sql, params![diff_id.as_bytes(), content.as_bytes()])
         })?;
         Ok(())
     }
@@ -214,11 +266,7 @@ impl Store {
     /// # Errors
     /// The database.
     pub fn add_location(&self, digest: &Digest, repository: &str) -> Result<(), StoreError> {
-        self.db.write(|db| {
-            db.prepare_cached("INSERT OR IGNORE INTO locations VALUES (?1, ?2)")?
-                .execute(params![digest.as_bytes(), repository])
-        })?;
-        Ok(())
+        self.db.write(|db| insert_location(db, digest, repository))
     }
 
     /// Forgets where a blob can be had: nobody had it.
@@ -330,6 +378,18 @@ impl Store {
     /// # Errors
     /// The database, or [`StoreError::NoLayer`] for a result whose layers are not recorded.
     pub fn save(&self, keys: &[ContentDigest], record: &CacheRecord) -> Result<(), StoreError> {
+        self.save_as(keys, record, "REPLACE")
+    }
+
+    /// Records a result that somebody else tells of. What is recorded under one of the keys stays.
+    ///
+    /// # Errors
+    /// As [`Store::save`].
+    pub fn save_foreign(&self, keys: &[ContentDigest], record: &CacheRecord) -> Result<(), StoreError> {
+        self.save_as(keys, record, "IGNORE")
+    }
+
+    fn save_as(&self, keys: &[ContentDigest], record: &CacheRecord, conflict: &str) -> Result<(), StoreError> {
         let now = jiff::Timestamp::now().as_millisecond();
         self.db.write_files(|db| {
             if let Some(chain) = &record.chain {
@@ -338,10 +398,10 @@ impl Store {
                 }
                 self.lease.hold(chain);
             }
-            let mut statement = db.prepare_cached(
-                "INSERT OR REPLACE INTO records (key, chain, content, definition, created, used)
+            let mut statement = db.prepare_cached(&format!(
+                "INSERT OR {conflict} INTO records (key, chain, content, definition, created, used)
                  VALUES (?1, ?2, ?3, ?4, ?5, ?5)",
-            )?;
+            ))?;
             for key in keys {
                 statement.execute(params![
                     key.as_bytes(),
@@ -414,6 +474,19 @@ pub(crate) fn insert_layer(db: &Connection, layer: &LayerRecord) -> rusqlite::Re
         layer.writer,
         layer.created.map(jiff::Timestamp::as_millisecond),
     ])?;
+    Ok(())
+}
+
+fn insert_layer_blob(db: &Connection, diff_id: &Digest, blob: &LayerBlobRecord) -> rusqlite::Result<()> {
+    let sql = "INSERT OR IGNORE INTO layer_blobs (diff_id, digest, media_type, size) VALUES (?1, ?2, ?3, ?4)";
+    let values = params![diff_id.as_bytes(), blob.digest.as_bytes(), blob.media_type, blob.size as i64];
+    db.prepare_cached(sql)?.execute(values)?;
+    Ok(())
+}
+
+fn insert_location(db: &Connection, digest: &Digest, repository: &str) -> rusqlite::Result<()> {
+    db.prepare_cached("INSERT OR IGNORE INTO locations VALUES (?1, ?2)")?
+        .execute(params![digest.as_bytes(), repository])?;
     Ok(())
 }
 

@@ -71,7 +71,7 @@ pub struct UsageItem {
     /// When it was made, where that is known.
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "as_text")]
     pub created_at: Option<jiff::Timestamp>,
-    /// When a build last found it; to the hour.
+    /// When a build last found it.
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "as_text")]
     pub last_used_at: Option<jiff::Timestamp>,
     /// What it comes from.

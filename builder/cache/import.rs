@@ -9,7 +9,7 @@ use std::sync::Arc;
 use graph::{ContentDigest, Digest};
 use registry::{Manifest, Reference};
 use serde_json::Value;
-use snapshotter::{CacheRecord, LayerRecord, Store, StoreError};
+use snapshotter::{CacheRecord, ForeignLayer, LayerBlobRecord, LayerRecord, Store, StoreError};
 use solver::RunContext;
 use tokio::sync::OnceCell;
 
@@ -95,10 +95,16 @@ impl Imports {
             let found = |rootfs| Imported { keys: keys.clone(), op: entry.op, content: entry.content, rootfs };
             let record = |chain| CacheRecord { chain, content: entry.content, definition: entry.op };
             let adopted = match entry.stack {
-                Stack::Empty => self.store.save(&keys, &record(None)).map(|()| true),
+                // What its layers hold is compared when they are unpacked.
+                stack if !table.agrees(stack, entry.content) => {
+                    let place = &source.from.place;
+                    context.progress.warn(format!("the cache at {place} contradicts itself: a result is not used"));
+                    continue;
+                }
+                Stack::Empty => self.save(key, &keys, &record(None)).map(|()| true),
                 Stack::Layers(chain) => self
                     .adopt(table, &chain, &source.from.place, &is_lost)
-                    .and_then(|known| if known { self.store.save(&keys, &record(Some(chain))) } else { Ok(()) })
+                    .and_then(|known| if known { self.save(key, &keys, &record(Some(chain))) } else { Ok(()) })
                     // Layers that the cache names without having them must be here already.
                     .and_then(|()| Ok(self.store.lookup(key)?.is_some())),
                 Stack::Elsewhere => Ok(false),
@@ -133,22 +139,34 @@ impl Imports {
             Place::Local { path, .. } => layout_location(path),
             Place::Inline => return Ok(false),
         };
-        for (chain, layer) in stack {
-            self.store.put_layer(&LayerRecord {
-                chain,
-                parent: layer.parent,
-                diff_id: layer.diff_id,
-                content: layer.content,
-                size: layer.size,
-                writer: None,
-                created: layer.created,
-            })?;
-            if let Some(blob) = &layer.blob {
-                self.store.add_layer_blob(&layer.diff_id, &blob.digest, &blob.media_type, blob.size)?;
-                self.store.add_location(&blob.digest, &location)?;
-            }
-        }
+        let layers: Vec<ForeignLayer> = stack
+            .into_iter()
+            .map(|(chain, layer)| ForeignLayer {
+                layer: LayerRecord {
+                    chain,
+                    parent: layer.parent,
+                    diff_id: layer.diff_id,
+                    content: layer.content,
+                    size: layer.size,
+                    writer: None,
+                    created: layer.created,
+                },
+                blob: layer.blob.as_ref().map(|blob| LayerBlobRecord {
+                    digest: blob.digest,
+                    media_type: blob.media_type.clone(),
+                    size: blob.size,
+                }),
+            })
+            .collect();
+        self.store.put_foreign(&layers, &location, true)?;
         Ok(true)
+    }
+
+    /// Takes over what a cache knows of a result: under the key that was not found here, and under others that are not taken.
+    fn save(&self, key: &ContentDigest, keys: &[ContentDigest], record: &CacheRecord) -> Result<(), StoreError> {
+        self.store.save(&[*key], record)?;
+        let others: Vec<ContentDigest> = keys.iter().filter(|other| *other != key).copied().collect();
+        self.store.save_foreign(&others, record)
     }
 
     async fn read(&self, context: &RunContext, place: &Place) -> Option<Loaded> {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use graph::{ContentDigest, Digest};
 
 use crate::export::Descriptor;
+use crate::worker::{Rootfs, stacked};
 
 /// Results of other builds stay in a cache that is written anew for this long after their last use.
 const KEPT: Duration = Duration::from_secs(14 * 24 * 60 * 60);
@@ -13,6 +14,9 @@ const KEPT: Duration = Duration::from_secs(14 * 24 * 60 * 60);
 /// Results that are kept beside those of the build that writes. The record of one takes some 300 bytes, and BuildKit reads
 /// configs of up to 1 MiB.
 const MOST_KEPT: usize = 2500;
+
+/// Stacks of more layers cannot be mounted by anybody.
+const MOST_LAYERS: usize = 1000;
 
 /// A layer at its place in a stack.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,6 +77,27 @@ impl Table {
         }
         layers.reverse();
         Some(layers)
+    }
+
+    /// Whether a stack can hold `content`, by what is said of its layers. The lowest ones may be known by their bytes alone,
+    /// as those of an image are to whoever builds upon it.
+    pub(crate) fn agrees(&self, stack: Stack, content: ContentDigest) -> bool {
+        let layers = match stack {
+            Stack::Elsewhere => return true,
+            Stack::Empty => Vec::new(),
+            Stack::Layers(chain) => match self.stack(&chain) {
+                Some(layers) if layers.len() <= MOST_LAYERS => layers,
+                _ => return false,
+            },
+        };
+        let mut below = Rootfs::empty().content;
+        for (number, (_, lowest)) in layers.iter().enumerate() {
+            if layers[number..].iter().fold(below, |below, (_, layer)| stacked(below, layer.content)) == content {
+                return true;
+            }
+            below = stacked(below, lowest.diff_id.into());
+        }
+        below == content
     }
 
     /// The keys of each result. One operation may have several that lead to the same.

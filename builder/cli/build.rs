@@ -5,11 +5,13 @@ use std::process::ExitCode;
 
 use executor::rootless::Tier;
 use graph::Digest;
+use registry::Reference;
 use serde_json::json;
+use solver::Progress;
 use tokio_util::sync::CancellationToken;
 
 use super::lint::{self, Call};
-use crate::build::{self, BuildError, Built, Request};
+use crate::build::{self, BuildError, Built, Prepared, Request};
 use crate::builds::{About, Builds, Recorder, State};
 use crate::cache::{self, CacheTo};
 use crate::config::Engine;
@@ -238,9 +240,8 @@ pub async fn run(args: &Args, session: &Session) -> Result<ExitCode, Report> {
     let result = async {
         let permitted = outputs::check(session, &outputs, &tags, &progress, &cancelled).await;
         permitted.map_err(Failed::Output)?;
-        let built = build::build(session, request, &progress, &cancelled).await.map_err(Failed::Build)?;
-        let delivered = outputs::deliver(session, &built, &outputs, &tags, &progress, &cancelled).await;
-        Ok((built, delivered.map_err(Failed::Output)?))
+        let prepared = build::prepare(session, request, &progress, &cancelled).await.map_err(Failed::Build)?;
+        make(session, &prepared, &outputs, &tags, &progress, &cancelled).await
     }
     .await;
     signals.abort();
@@ -289,6 +290,33 @@ pub async fn run(args: &Args, session: &Session) -> Result<ExitCode, Report> {
         return Err(Report::of(&error));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Layers that get lost again and again are a broken disk.
+const MOST_REPAIRS: usize = 3;
+
+/// Builds and hands over. A layer that turns out to be lost when it is about to leave is no longer found: the steps that
+/// made it are carried out again.
+async fn make(
+    session: &Session,
+    prepared: &Prepared,
+    outputs: &[OutputSpec],
+    tags: &[Reference],
+    progress: &Progress,
+    cancelled: &CancellationToken,
+) -> Result<(Built, Delivered), Failed> {
+    let mut repairs = 0;
+    loop {
+        let built = prepared.solve(session, progress, cancelled).await.map_err(Failed::Build)?;
+        match outputs::deliver(session, &built, outputs, tags, progress, cancelled).await {
+            Ok(delivered) => return Ok((built, delivered)),
+            Err(error) if error.lacks_data() && repairs < MOST_REPAIRS && !cancelled.is_cancelled() => {
+                repairs += 1;
+                progress.warn(format!("{error}: what made it is done again"));
+            }
+            Err(error) => return Err(Failed::Output(error)),
+        }
+    }
 }
 
 /// Writes what `--cache-to` names, all at the same time.

@@ -2,6 +2,7 @@
 
 mod ignore;
 mod load;
+mod named;
 mod scan;
 #[cfg(test)]
 mod tests;
@@ -19,6 +20,7 @@ pub const MAIN_CONTEXT: &str = "context";
 pub use ignore::Ignore;
 pub use load::{ContextArg, Dockerfile, Loaded, load};
 pub(crate) use load::{Stream, ignore_of, stream};
+pub use named::{NamedContexts, named_contexts};
 use snapshotter::StatCache;
 use snapshotter::layer::{Bytes, Entry, EntryKind, LayerIndex, Tree, is_within};
 pub use wanted::Wanted;

@@ -16,7 +16,7 @@ use frontend::dockerignore::DirState;
 use graph::ContentDigest;
 use rayon::prelude::*;
 use snapshotter::layer::{Entry, EntryKind, LayerIndex, Tree, ancestors, join, keeps_xattr, split};
-use snapshotter::{StatCache, StatKey};
+use snapshotter::{StatCache, StatFacts, StatKey};
 
 use super::wanted::{Reach, Wanted};
 use super::{ContextError, Ignore};
@@ -36,7 +36,7 @@ impl Scan {
     /// # Errors
     /// A directory or file that cannot be read.
     pub(super) fn new(root: &Path, wanted: &Wanted, ignore: &Ignore, cache: &StatCache) -> Result<Self, ContextError> {
-        let mut walk = Walk::new(root, wanted.clone(), ignore)?;
+        let mut walk = Walk::new(root, wanted.clone(), ignore, cache)?;
         // A wanted path may lead through a link: what it points to is wanted as well.
         loop {
             walk.run()?;
@@ -46,8 +46,8 @@ impl Scan {
         }
         let Walk { mut entries, files, directory, .. } = walk;
         let digests = digests(&directory, root, &entries, &files, cache)?;
-        for ((index, _), digest) in files.iter().zip(digests) {
-            if let EntryKind::File { digest: slot, .. } = &mut entries[*index].kind {
+        for (file, digest) in files.iter().zip(digests) {
+            if let EntryKind::File { digest: slot, .. } = &mut entries[file.entry].kind {
                 *slot = digest;
             }
         }
@@ -84,12 +84,24 @@ struct Pending {
 struct Seen {
     path: Vec<u8>,
     metadata: std::fs::Metadata,
+    /// Of a regular file that was seen in this state before.
+    known: Option<StatFacts>,
     /// Of a symbolic link.
     target: Vec<u8>,
     xattrs: Vec<(Vec<u8>, Vec<u8>)>,
     ignored: bool,
     /// Of a directory that is to be read.
     below: Option<Pending>,
+}
+
+/// A regular file.
+struct Found {
+    /// Its place among the entries.
+    entry: usize,
+    /// What stat said.
+    key: StatKey,
+    /// What was known of it.
+    known: Option<StatFacts>,
 }
 
 /// So many names of a directory are worth another thread.
@@ -100,9 +112,9 @@ struct Walk<'a> {
     directory: OwnedFd,
     wanted: Wanted,
     ignore: &'a Ignore,
+    cache: &'a StatCache,
     entries: Vec<Entry>,
-    /// Regular files: their place in `entries` and what stat said.
-    files: Vec<(usize, StatKey)>,
+    files: Vec<Found>,
     /// First path of files with several names.
     links: HashMap<(u64, u64), Vec<u8>>,
     /// Ignored directories that are read for an exception's sake: part of the context if they hold something that is.
@@ -110,11 +122,12 @@ struct Walk<'a> {
 }
 
 impl<'a> Walk<'a> {
-    fn new(root: &'a Path, wanted: Wanted, ignore: &'a Ignore) -> Result<Self, ContextError> {
+    fn new(root: &'a Path, wanted: Wanted, ignore: &'a Ignore, cache: &'a StatCache) -> Result<Self, ContextError> {
         let (entries, files) = (Vec::new(), Vec::new());
         let opened = sys::file::open_root(root);
         let directory = opened.map_err(|source| ContextError::Read { path: root.to_owned(), source })?;
-        Ok(Self { root, directory, wanted, ignore, entries, files, links: HashMap::new(), passed: HashMap::new() })
+        let (links, passed) = (HashMap::new(), HashMap::new());
+        Ok(Self { root, directory, wanted, ignore, cache, entries, files, links, passed })
     }
 
     fn run(&mut self) -> Result<(), ContextError> {
@@ -190,12 +203,13 @@ impl<'a> Walk<'a> {
             return Ok(None);
         }
         let (mut target, mut xattrs) = (Vec::new(), Vec::new());
+        let known = if metadata.is_file() { self.cache.get(&StatKey::of(&metadata)) } else { None };
         if metadata.is_symlink() {
             target = std::fs::read_link(&full).map_err(read)?.as_os_str().as_bytes().to_vec();
-        } else {
+        } else if !known.is_some_and(|known| known.is_plain) {
             xattrs = self.xattrs(&path, &full).map_err(read)?;
         }
-        Ok(Some(Seen { path, metadata, target, xattrs, ignored, below }))
+        Ok(Some(Seen { path, metadata, known, target, xattrs, ignored, below }))
     }
 
     fn xattrs(&self, path: &[u8], full: &Path) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
@@ -220,7 +234,7 @@ impl<'a> Walk<'a> {
 
     /// Makes it part of the context; gives back the directory that is to be read.
     fn keep(&mut self, seen: Seen) -> Option<Pending> {
-        let Seen { path, metadata, target, xattrs, ignored, below } = seen;
+        let Seen { path, metadata, known, target, xattrs, ignored, below } = seen;
         let entry = Entry {
             mtime: (metadata.mtime(), u32::try_from(metadata.mtime_nsec()).unwrap_or(0)),
             xattrs,
@@ -236,7 +250,7 @@ impl<'a> Walk<'a> {
             }
         }
         if let EntryKind::File { .. } = entry.kind {
-            self.files.push((self.entries.len(), StatKey::of(&metadata)));
+            self.files.push(Found { entry: self.entries.len(), key: StatKey::of(&metadata), known });
         }
         self.entries.push(entry);
         below
@@ -304,17 +318,17 @@ fn digests(
     directory: &OwnedFd,
     root: &Path,
     entries: &[Entry],
-    files: &[(usize, StatKey)],
+    files: &[Found],
     cache: &StatCache,
 ) -> Result<Vec<ContentDigest>, ContextError> {
-    let digest = |(index, key): &(usize, StatKey)| {
-        if let Some(digest) = cache.get(key) {
-            return Ok(digest);
+    let digest = |file: &Found| {
+        if let Some(known) = file.known {
+            return Ok(known.digest);
         }
-        let path = &entries[*index].path;
+        let Entry { path, xattrs, .. } = &entries[file.entry];
         let failed = |source| ContextError::Read { path: root.join(std::ffi::OsStr::from_bytes(path)), source };
         let digest = open_beneath(directory, path).and_then(hash).map_err(failed)?;
-        cache.put(key, digest);
+        cache.put(&file.key, StatFacts { digest, is_plain: xattrs.is_empty() });
         Ok(digest)
     };
     files.par_iter().map(digest).collect()

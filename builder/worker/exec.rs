@@ -60,6 +60,21 @@ impl StepPolicy {
 impl BuildWorker {
     pub(super) async fn exec(&self, context: &RunContext, op: &ExecOp, inputs: &[Output]) -> Result<Rootfs, WorkError> {
         self.check_entitlements(op)?;
+        let failed = match self.exec_once(context, op, inputs).await {
+            Err(error @ (WorkError::Step(_) | WorkError::Start(_))) => error,
+            done => return done,
+        };
+        // A step that does not find what it should find fails for it. What it found is mended, and it may try again.
+        let mut is_damaged = false;
+        for input in inputs {
+            if let Output::Layers(rootfs) = input {
+                is_damaged |= self.layers.check_files(context, rootfs.chain.as_ref()).await?;
+            }
+        }
+        if is_damaged { self.exec_once(context, op, inputs).await } else { Err(failed) }
+    }
+
+    async fn exec_once(&self, context: &RunContext, op: &ExecOp, inputs: &[Output]) -> Result<Rootfs, WorkError> {
         // It makes itself ready while the root is.
         self.launcher.wake();
         let confined = self.launcher.is_confined();

@@ -2,19 +2,17 @@
 //! COPY, as blobs for exports.
 
 use std::collections::{HashMap, HashSet};
-use std::fs::File;
 use std::io::{self, BufReader, Read, Write};
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use graph::Digest;
-use rustix::fs::OFlags;
 use sha2::Digest as _;
 use snapshotter::layer::compress::Compression;
 use snapshotter::layer::{
-    Applied, ApplyOptions, CommitOptions, EntryKind, LayerError, LayerIndex, Marks, Mended, Tree, WRITER_VERSION,
-    apply, commit_upper, compress, mend, write_upper,
+    Applied, ApplyOptions, CommitOptions, LayerError, LayerIndex, Marks, Mended, Tree, WRITER_VERSION, apply,
+    commit_upper, compress, mend,
 };
 use snapshotter::{Active, LayerRecord, Store};
 use solver::RunContext;
@@ -23,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::disk_guard::DiskGuard;
 use super::file::ReadableTree;
+use super::forms::{TarAt, open_in};
 use super::places::{Place, Places};
 use super::transfer::{Incoming, incoming};
 use super::{WorkError, blocking};
@@ -43,7 +42,9 @@ pub struct Layers {
     slots: Arc<Semaphore>,
     indexes: Mutex<HashMap<Digest, Arc<LayerIndex>>>,
     /// Blobs that were not where they should be.
-    lost: Mutex<HashSet<Digest>>,
+    pub(super) lost: Mutex<HashSet<Digest>>,
+    /// Layers whose directories were looked at.
+    pub(super) seen: Mutex<HashSet<Digest>>,
     /// Why there are no overlays, once it was asked.
     without_overlays: OnceLock<Option<String>>,
     /// The person was told so.
@@ -61,6 +62,7 @@ impl Layers {
             slots: Arc::new(Semaphore::new(PARALLEL)),
             indexes: Mutex::default(),
             lost: Mutex::default(),
+            seen: Mutex::default(),
             without_overlays: OnceLock::new(),
             noted: AtomicBool::new(false),
         }
@@ -91,6 +93,9 @@ impl Layers {
         let Some(chain) = chain else { return Ok(vec![self.store.empty_directory()?]) };
         let layers = self.store.chain_layers(chain)?;
         self.unpack(context, &layers).await?;
+        if self.check_tops(context, &layers).await? {
+            self.unpack(context, &layers).await?;
+        }
         if layers.len() > MOST_LOWERS {
             let tree = self.readable(context, Some(chain)).await?;
             return Ok(vec![self.flat(context, chain, tree).await?]);
@@ -146,7 +151,7 @@ impl Layers {
         Ok(Some(ReadableTree { tree: Arc::new(Tree::new(indexes)), bytes: Arc::new(bytes) }))
     }
 
-    fn index(&self, chain: &Digest) -> Result<Option<Arc<LayerIndex>>, WorkError> {
+    pub(super) fn index(&self, chain: &Digest) -> Result<Option<Arc<LayerIndex>>, WorkError> {
         if let Some(index) = self.indexes.lock().unwrap_or_else(PoisonError::into_inner).get(chain) {
             return Ok(Some(Arc::clone(index)));
         }
@@ -267,8 +272,11 @@ impl Layers {
                 Ok((tar, applied.map(|applied| (active, applied))))
             });
             match unpacked.await? {
-                (_, Ok((active, applied))) if applied.diff_id == expected => return Ok((active, applied)),
-                (tar, Ok(_)) => self.discard(context, layer, &tar)?,
+                (_, Ok((active, applied))) if applied.diff_id == expected => {
+                    self.compare_content(context, layer, &applied)?;
+                    return Ok((active, applied));
+                }
+                (tar, Ok(_)) => self.not_it(context, layer, tar).await?,
                 (_, Err(LayerError::Read(error))) if error.kind() == io::ErrorKind::StorageFull => {
                     return Err(LayerError::Read(error).into());
                 }
@@ -276,72 +284,31 @@ impl Layers {
                 (_, Err(error)) => return Err(error.into()),
             }
         }
-        let downloaded = self.download(context, layer, number, self.store.prepare()?).await;
-        let (active, applied) = downloaded.map_err(|error| self.gone(context, layer, error))?;
-        if applied.diff_id != expected {
-            return Err(WorkError::WrongLayer { expected, found: applied.diff_id });
-        }
-        Ok((active, applied))
-    }
-
-    /// Takes away what holds other bytes than it should.
-    fn discard(&self, context: &RunContext, layer: &LayerRecord, form: &TarAt) -> Result<(), WorkError> {
-        let path = match form {
-            TarAt::Plain(path) => {
-                self.store.remove_blob(&layer.diff_id)?;
-                path
+        loop {
+            let blob = self.remote_blob(layer).map_err(|error| self.gone(context, layer, error))?;
+            let downloaded = self.download(context, &blob, number, self.store.prepare()?).await;
+            let (active, applied) = downloaded.map_err(|error| self.gone(context, layer, error))?;
+            if applied.diff_id == expected {
+                self.compare_content(context, layer, &applied)?;
+                return Ok((active, applied));
             }
-            TarAt::Compressed(digest, path) => {
-                self.store.remove_blob(digest)?;
-                path
-            }
-            TarAt::Snapshot(chain, path, _) => {
-                self.store.remove_snapshot(chain)?;
-                path
-            }
-        };
-        context.progress.warn(format!("{} is damaged: it is removed, and made or fetched anew", path.display()));
-        Ok(())
-    }
-
-    /// Compares all bytes of a stack that are here with their digests, and takes away what differs; whether anything did.
-    pub(crate) async fn check(&self, context: &RunContext, chain: Option<&Digest>) -> Result<bool, WorkError> {
-        let Some(chain) = chain else { return Ok(false) };
-        let mut damaged = false;
-        for layer in self.store.chain_layers(chain)? {
-            let mut forms = Vec::new();
-            forms.extend(self.store.blob_path(&layer.diff_id).map(TarAt::Plain));
-            for blob in self.store.layer_blobs(&layer.diff_id)? {
-                forms.extend(self.store.blob_path(&blob.digest).map(|path| TarAt::Compressed(blob.digest, path)));
-            }
-            if let (Some(snapshot), Some(index)) = (self.store.snapshot(&layer.chain)?, self.index(&layer.chain)?) {
-                forms.push(TarAt::Snapshot(layer.chain, snapshot.fs().to_owned(), index));
-            }
-            for form in forms {
-                let diff_id = layer.diff_id;
-                let (form, sound) = blocking(move || {
-                    let sound = form.is_sound(&diff_id);
-                    Ok((form, sound))
-                })
-                .await?;
-                if !sound {
-                    damaged = true;
-                    self.discard(context, &layer, &form)?;
-                }
+            // Others may know better.
+            self.disbelieve(context, layer, &blob.digest)?;
+            if self.remote_blob(layer).is_err() {
+                let error = WorkError::WrongLayer { expected, found: applied.diff_id };
+                return Err(self.gone(context, layer, error));
             }
         }
-        Ok(damaged)
     }
 
     /// Fetches, verifies, keeps and unpacks a layer, all while its bytes arrive.
     async fn download(
         &self,
         context: &RunContext,
-        layer: &LayerRecord,
+        blob: &Descriptor,
         number: usize,
         active: Active,
     ) -> Result<(Active, Applied), WorkError> {
-        let blob = self.remote_blob(layer)?;
         let (options, digest, token) = (self.options()?, blob.digest, context.cancelled.clone());
         let disk = self.store.root().to_owned();
         let unpack = move |incoming: Incoming<'_>| {
@@ -353,38 +320,7 @@ impl Layers {
             buffered.into_inner().commit(&digest)?;
             Ok((active, applied))
         };
-        incoming(&self.store, &self.remote, context, &blob, number, unpack).await
-    }
-
-    /// A step's layer that cannot be had is made again; one of somebody else's image cannot.
-    fn gone(&self, context: &RunContext, layer: &LayerRecord, error: WorkError) -> WorkError {
-        // A directory without an index is of no use; it must not be found again.
-        if matches!(self.index(&layer.chain), Ok(None)) && matches!(self.store.snapshot(&layer.chain), Ok(Some(_))) {
-            context.progress.warn(format!("the index of layer {} is damaged: it is made anew", layer.chain));
-            if let Err(error) = self.store.remove_snapshot(&layer.chain) {
-                return error.into();
-            }
-        }
-        if layer.content == layer.diff_id.into() || matches!(error, WorkError::Cancelled | WorkError::Store(_)) {
-            return error;
-        }
-        let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
-        for blob in self.store.layer_blobs(&layer.diff_id).unwrap_or_default() {
-            let is_first = lost.insert(blob.digest);
-            match self.store.forget_locations(&blob.digest) {
-                Ok(()) if is_first => {
-                    context.progress.warn(format!("the cached layer {} cannot be had: {error}", blob.digest));
-                }
-                Ok(()) => {}
-                Err(error) => return error.into(),
-            }
-        }
-        WorkError::LayerGone { layer: layer.diff_id, source: Box::new(error) }
-    }
-
-    /// Whether a blob turned out to be gone.
-    pub(crate) fn is_lost(&self, blob: &Digest) -> bool {
-        self.lost.lock().unwrap_or_else(PoisonError::into_inner).contains(blob)
+        incoming(&self.store, &self.remote, context, blob, number, unpack).await
     }
 
     fn remote_blob(&self, layer: &LayerRecord) -> Result<Descriptor, WorkError> {
@@ -418,6 +354,28 @@ impl Layers {
         self.find_tar(layer)?.ok_or(WorkError::LayerLost(layer.chain))
     }
 
+    /// The directory of a layer that another rbuild made, when there is nothing else: its bytes come out of it if that one
+    /// wrote as we do. Whoever uses it compares the diff id.
+    fn last_resort(&self, layer: &LayerRecord) -> Result<Option<TarAt>, WorkError> {
+        if layer.content == layer.diff_id.into() {
+            return Ok(None);
+        }
+        for chain in self.store.chains_with(&layer.diff_id)? {
+            if let (Some(snapshot), Some(index)) = (self.store.snapshot(&chain)?, self.index(&chain)?) {
+                return Ok(Some(TarAt::Snapshot(chain, snapshot.fs().to_owned(), index)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Bytes that are here in some form, certain or not.
+    fn any_tar(&self, layer: &LayerRecord) -> Result<Option<TarAt>, WorkError> {
+        match self.find_tar(layer)? {
+            Some(tar) => Ok(Some(tar)),
+            None => self.last_resort(layer),
+        }
+    }
+
     /// The blob of a layer, compressed as asked. A layer that only a registry has is left there unless `bytes` are needed.
     pub(crate) async fn blob(
         &self,
@@ -443,7 +401,7 @@ impl Layers {
                     let descriptor = Descriptor::new(blob.media_type.clone(), blob.digest, blob.size);
                     match self.fetch_blob(context, &descriptor, number).await {
                         // What is here in another form need not come from there.
-                        Err(error) if self.find_tar(layer)?.is_none() => return Err(error),
+                        Err(error) if self.any_tar(layer)?.is_none() => return Err(self.gone(context, layer, error)),
                         _ => path = self.store.blob_path(&blob.digest),
                     }
                 } else {
@@ -464,8 +422,10 @@ impl Layers {
         }
         if self.find_tar(layer)?.is_none()
             && let Ok(blob) = self.remote_blob(layer)
+            && let Err(error) = self.fetch_blob(context, &blob, number).await
+            && self.last_resort(layer)?.is_none()
         {
-            self.fetch_blob(context, &blob, number).await?;
+            return Err(self.gone(context, layer, error));
         }
         self.compress(context, layer, compression, wanted).await
     }
@@ -480,7 +440,7 @@ impl Layers {
         let name = format!("compress:{}:{media_type}", layer.diff_id);
         let diff_id = layer.diff_id;
         // A form of the layer that turns out to be damaged is taken away, and the next one tried.
-        while let Some(tar) = self.find_tar(layer)? {
+        while let Some(tar) = self.any_tar(layer)? {
             let (store, cancelled, name) = (Arc::clone(&self.store), context.cancelled.clone(), name.clone());
             let packed = blocking(move || {
                 let _lock = store.lock(&name, &|| cancelled.is_cancelled())?;
@@ -502,31 +462,10 @@ impl Layers {
                     let path = self.store.blob_path(&digest);
                     return Ok(LayerBlob { diff_id, descriptor: Descriptor::new(media_type, digest, size), path });
                 }
-                Err(damaged) => self.discard(context, layer, &damaged)?,
+                Err(wrong) => self.not_it(context, layer, wrong).await?,
             }
         }
         Err(self.gone(context, layer, WorkError::LayerLost(layer.chain)))
-    }
-
-    /// A blob that is about to leave, if its bytes are right. A damaged one is taken away.
-    async fn sound_blob(
-        &self,
-        context: &RunContext,
-        layer: &LayerRecord,
-        digest: &Digest,
-    ) -> Result<Option<PathBuf>, WorkError> {
-        let Some(path) = self.store.blob_path(digest) else { return Ok(None) };
-        let (form, digest) = (TarAt::Compressed(*digest, path.clone()), *digest);
-        let (form, sound) = blocking(move || {
-            let sound = form.is_sound(&digest);
-            Ok((form, sound))
-        })
-        .await?;
-        if sound {
-            return Ok(Some(path));
-        }
-        self.discard(context, layer, &form)?;
-        Ok(None)
     }
 
     pub(crate) async fn fetch_blob(
@@ -589,83 +528,6 @@ pub(super) async fn unless_cancelled(
     tokio::select! {
         () = context.cancelled.cancelled() => Err(WorkError::Cancelled),
         result = transfer => Ok(result?),
-    }
-}
-
-/// Opens a regular file of a snapshot; nothing in its path is followed.
-fn open_in(directory: Option<&PathBuf>, path: &[u8]) -> io::Result<File> {
-    let directory = directory.ok_or(io::ErrorKind::NotFound)?;
-    let root = sys::file::open_root(directory)?;
-    Ok(sys::path::open(root, path, sys::path::Links::Refuse, OFlags::RDONLY, 0)?.into())
-}
-
-/// Where the bytes of a layer's tar are.
-enum TarAt {
-    Plain(PathBuf),
-    Compressed(Digest, PathBuf),
-    Snapshot(Digest, PathBuf, Arc<LayerIndex>),
-}
-
-impl TarAt {
-    /// Whether all bytes are what they should be. What cannot be read is not.
-    fn is_sound(&self, diff_id: &Digest) -> bool {
-        let hashed = |path: &PathBuf| {
-            let mut hasher = sha2::Sha256::new();
-            let read = File::open(path).and_then(|mut file| io::copy(&mut file, &mut DigestWriter(&mut hasher)));
-            read.ok().map(|_| Digest::from_bytes(hasher.finalize().into()))
-        };
-        match self {
-            Self::Plain(path) => hashed(path) == Some(*diff_id),
-            Self::Compressed(digest, path) => hashed(path) == Some(*digest),
-            Self::Snapshot(_, directory, index) => index.entries().iter().all(|entry| match entry.kind {
-                EntryKind::File { size, digest, .. } => {
-                    let mut hasher = blake3::Hasher::new();
-                    let read = open_in(Some(directory), &entry.path).and_then(|file| {
-                        hasher.update_reader(file.take(size + 1))?;
-                        Ok(hasher.count() == size && hasher.finalize().as_bytes() == digest.as_bytes())
-                    });
-                    read.unwrap_or(false)
-                }
-                _ => true,
-            }),
-        }
-    }
-
-    fn open(&self) -> io::Result<Box<dyn Read + Send>> {
-        match self {
-            Self::Plain(path) => Ok(Box::new(BufReader::with_capacity(1 << 18, File::open(path)?))),
-            Self::Compressed(_, path) => compress::decoder(BufReader::with_capacity(1 << 18, File::open(path)?)),
-            Self::Snapshot(_, directory, index) => {
-                // Made anew on the way, by a thread of its own.
-                let (reader, mut writer) = io::pipe()?;
-                let (directory, index) = (directory.clone(), Arc::clone(index));
-                std::thread::spawn(move || write_upper(&directory, &index, &mut writer));
-                Ok(Box::new(BufReader::with_capacity(1 << 18, reader)))
-            }
-        }
-    }
-
-    fn write_to(&self, out: &mut impl Write) -> Result<(), WorkError> {
-        match self {
-            Self::Snapshot(_, directory, index) => write_upper(directory, index, out)?,
-            _ => {
-                io::copy(&mut self.open()?, out)?;
-            }
-        }
-        Ok(())
-    }
-}
-
-struct DigestWriter<'a>(&'a mut sha2::Sha256);
-
-impl Write for DigestWriter<'_> {
-    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        self.0.update(data);
-        Ok(data.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }
 

@@ -5,6 +5,7 @@ mod diff;
 mod disk_guard;
 mod exec;
 mod file;
+mod forms;
 mod git;
 mod http;
 mod keep;
@@ -14,6 +15,7 @@ mod merge;
 mod places;
 mod roots;
 mod secrets;
+mod soundness;
 mod source;
 mod step;
 mod transfer;
@@ -96,6 +98,8 @@ pub enum WorkError {
     Hollow,
     #[error("a layer has diff id {found}, not {expected} as its image says")]
     WrongLayer { expected: Digest, found: Digest },
+    #[error("layer {layer} does not hold what was said of it")]
+    WrongContent { layer: Digest },
     #[error("cannot read or write while handling a layer")]
     Io(#[from] std::io::Error),
     #[error("{0} is not supported")]
@@ -152,7 +156,7 @@ impl Rootfs {
 }
 
 /// The content of a stack with a layer on it.
-fn stacked(below: ContentDigest, layer: ContentDigest) -> ContentDigest {
+pub(crate) fn stacked(below: ContentDigest, layer: ContentDigest) -> ContentDigest {
     graph::KeyHasher::new("stack/1").field(below.as_bytes()).field(layer.as_bytes()).finish()
 }
 

@@ -6,6 +6,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
+use graph::ContentDigest;
 use rustix::fs::{self, AtFlags, FileType};
 use rustix::io::Errno;
 use sys::file::{self, Node as Device};
@@ -58,7 +59,8 @@ pub(super) fn walk<'a>(
     })
 }
 
-/// Writes all that `tree` shows as one tar. `open` gives the data of a file of a layer.
+/// Writes all that `tree` shows as one tar. `open` gives the data of a file of a layer; other data than the tree knows of
+/// are [`LayerError::Changed`].
 pub fn write_tree<R: Read>(
     tree: &Tree,
     open: impl Fn(usize, &[u8]) -> io::Result<R>,
@@ -69,7 +71,7 @@ pub fn write_tree<R: Read>(
         Visible::File(file) => {
             let data = open(file.layer, &file.entry.path).map_err(LayerError::io("open", &file.entry.path))?;
             let entry = Entry { path: entry.path.clone(), ..file.entry.clone() };
-            writer.append_file(entry, data, Expect::Trusted).map(|_| ())
+            writer.append_file(entry, data, Expect::Digest).map(|_| ())
         }
         Visible::Link(target) => writer.append(Entry { kind: EntryKind::Hardlink { target }, ..entry.clone() }),
         Visible::Other if entry.is_dir() => {
@@ -84,7 +86,8 @@ pub fn write_tree<R: Read>(
 }
 
 /// Writes all that `tree` shows into the directory `dest`, which may have content: what is in the way is replaced, symbolic
-/// links in it are never followed, everything belongs to the caller.
+/// links in it are never followed, everything belongs to the caller. Other data than the tree knows of are
+/// [`LayerError::Changed`].
 pub fn extract_tree<R: Read>(
     tree: &Tree,
     open: impl Fn(usize, &[u8]) -> io::Result<R>,
@@ -185,12 +188,12 @@ impl<'a> Extract<'a> {
         Ok(())
     }
 
-    fn file(&mut self, path: &[u8], entry: &Entry, mut data: impl Read) -> Result<(), LayerError> {
-        let EntryKind::File { size, .. } = entry.kind else { return Ok(()) };
+    fn file(&mut self, path: &[u8], entry: &Entry, data: impl Read) -> Result<(), LayerError> {
+        let EntryKind::File { size, digest, .. } = entry.kind else { return Ok(()) };
         self.clear(path)?;
         let mut made: File =
             file::create(self.descent.parent(path)?, split(path).1, 0o600).map_err(LayerError::io("create", path))?;
-        if io::copy(&mut data, &mut made).map_err(LayerError::io("write", path))? != size {
+        if copy_hashed(data, &mut made).map_err(LayerError::io("write", path))? != (size, digest) {
             return Err(LayerError::Changed { path: show(path) });
         }
         file::chmod(&made, entry.mode).map_err(LayerError::io("chmod", path))?;
@@ -258,6 +261,23 @@ impl<'a> Extract<'a> {
             }
         }
         Ok(self.done)
+    }
+}
+
+/// Copies all of `data`; how much that was, and its digest.
+fn copy_hashed(mut data: impl Read, to: &mut File) -> io::Result<(u64, ContentDigest)> {
+    let mut hasher = blake3::Hasher::new();
+    let mut buffer = [0; 1 << 16];
+    loop {
+        match data.read(&mut buffer) {
+            Ok(0) => return Ok((hasher.count(), ContentDigest::from_bytes(*hasher.finalize().as_bytes()))),
+            Ok(read) => {
+                hasher.update(&buffer[..read]);
+                to.write_all(&buffer[..read])?;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
     }
 }
 

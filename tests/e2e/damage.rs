@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::support::{Context, Layout, Outcome, TestEnv};
+use crate::support::{Context, Layout, TestEnv};
 
 const DOCKERFILE: &str = "FROM busybox AS made
 RUN mkdir /d && head -c 200000 /dev/zero | tr '\\0' r > /d/ran && echo more > /d/more
@@ -53,17 +53,11 @@ fn prepared() -> (TestEnv, Context, BTreeSet<PathBuf>) {
     (env, context, before)
 }
 
-/// Builds until it works, which must be the second time at the latest; all that was said, and the image is right.
+/// Builds, which must work; all that was said, and the image is right.
 #[track_caller]
 fn repaired(env: &TestEnv, context: &Context, name: &str) -> String {
     let out = env.path(format!("{name}.tar"));
-    let run = || -> Outcome { env.build(context, &["-t", "app", "-o", &to(env, name)]).run() };
-    let first = run();
-    let mut said = first.stderr.clone();
-    if first.code != Some(0) {
-        let second = run().success();
-        said.push_str(&second.stderr);
-    }
+    let said = env.build(context, &["-t", "app", "-o", &to(env, name)]).ok().stderr;
     let image = Layout::from_archive(&out).image();
     for (path, size) in [("f", 100_000), ("copied", 100_000), ("d/ran", 200_000), ("d/f", 100_000)] {
         let found = image.find(path).unwrap_or_else(|| panic!("{path}: {said}"));
@@ -101,9 +95,7 @@ fn files_of_unpacked_layers() {
         fs::remove_file(blob).expect("ours");
     }
     let archive = env.path("made.tar");
-    let made = || env.build(&context, &["--target", "made", "-o", &to(&env, "made")]).run();
-    let first = made();
-    let said = if first.code == Some(0) { first.stderr } else { first.stderr + &made().success().stderr };
+    let said = env.build(&context, &["--target", "made", "-o", &to(&env, "made")]).ok().stderr;
     assert!(said.contains("is damaged") && said.contains("snapshots/"), "{said}");
     let image = Layout::from_archive(&archive).image();
     assert!(image.find("d/ran").is_some_and(|file| file.body.iter().all(|byte| *byte == b'r')));
@@ -183,4 +175,67 @@ fn a_store_of_a_later_version_is_refused() {
     let env = TestEnv::busybox();
     fs::write(env.store().join("version"), "7\n").expect("ours");
     env.rbuild(["images"]).run().exits(1).contains("format 7").contains("newer rbuild");
+}
+
+/// The directories of layers that a file of this name is in.
+fn directories_with(env: &TestEnv, name: &str) -> Vec<PathBuf> {
+    let of = files(&env.store().join("snapshots")).into_iter().filter(|file| file.ends_with(name));
+    of.filter_map(|file| file.ancestors().find(|above| above.ends_with("fs")).map(Path::to_owned)).collect()
+}
+
+const LAYERS: &str = "FROM busybox
+RUN mkdir -p /deep/er && echo first > /deep/er/first && cat /proc/sys/kernel/random/uuid > /id
+RUN echo second > /second
+";
+
+#[test]
+fn a_directory_that_was_emptied_is_filled_again_before_a_step_sees_it() {
+    let env = TestEnv::busybox();
+    env.build(&env.dockerfile("c", LAYERS), &["-t", "app"]).ok();
+    // Of a step, whose layer is nowhere else, and of the base, which can be unpacked again.
+    for name in ["er/first", "bin/busybox"] {
+        for directory in directories_with(&env, name) {
+            fs::remove_dir_all(&directory).expect("ours");
+            fs::create_dir(directory).expect("ours");
+        }
+        let context = env.dockerfile("c", &format!("{LAYERS}RUN cat /deep/er/first /second && true {name}\n"));
+        let out = env.build(&context, &["-t", "app"]).ok();
+        assert_eq!(out.stderr.matches("is damaged").count(), 1, "{}", out.stderr);
+    }
+}
+
+#[test]
+fn a_step_that_misses_a_file_of_a_damaged_layer_gets_it_and_tries_again() {
+    let env = TestEnv::busybox();
+    env.build(&env.dockerfile("c", LAYERS), &["-t", "app"]).ok();
+    let context = env.dockerfile("c", &format!("{LAYERS}RUN cat /deep/er/first\n"));
+    for directory in directories_with(&env, "er/first") {
+        fs::remove_file(directory.join("deep/er/first")).expect("ours");
+    }
+    let out = env.build(&context, &["-t", "app"]).ok();
+    assert!(out.stderr.contains("is damaged"), "{}", out.stderr);
+    // A step that fails by itself fails once.
+    let context = env.dockerfile("c", &format!("{LAYERS}RUN echo tried; false\n"));
+    let failed = env.build(&context, &["--progress=plain"]).run();
+    assert_ne!(failed.code, Some(0));
+    let tried = failed.stderr.lines().filter(|line| line.starts_with('#') && line.ends_with(" tried"));
+    assert_eq!(tried.count(), 1, "{}", failed.stderr);
+}
+
+#[test]
+fn files_that_go_out_are_those_that_the_step_made() {
+    let env = TestEnv::busybox();
+    let context = env.dockerfile("c", LAYERS);
+    let (tar, directory) = (env.path("out.tar"), env.path("out"));
+    env.build(&context, &["-t", "app"]).ok();
+    for output in [format!("type=tar,dest={}", tar.display()), format!("type=local,dest={}", directory.display())] {
+        let damaged = directories_with(&env, "er/first").remove(0).join("deep/er/first");
+        flip(&damaged);
+        let out = env.build(&context, &["-o", &output]).ok();
+        assert!(out.stderr.contains("is damaged"), "{}", out.stderr);
+    }
+    assert_eq!(fs::read(directory.join("deep/er/first")).expect("written"), b"first\n");
+    let entries = crate::support::entries(&fs::read(&tar).expect("written"));
+    let found = entries.iter().find(|entry| entry.path == "deep/er/first").expect("it is there");
+    assert_eq!(found.body, b"first\n");
 }

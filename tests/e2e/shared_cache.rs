@@ -327,3 +327,109 @@ fn an_index_of_blobs_is_a_cache_too() {
     assert_eq!(out.cached(), STEPS, "{}", out.stderr);
     assert_eq!(numbers(&one, "it"), numbers(&two, "it"));
 }
+
+/// Changes the config of a cache in a directory, and makes all digests right again.
+fn forge(dir: &std::path::Path, change: impl FnOnce(&mut Value)) {
+    let blob = |digest: &str| dir.join("blobs/sha256").join(digest.strip_prefix("sha256:").expect("sha256"));
+    let read =
+        |digest: &str| -> Value { serde_json::from_slice(&fs::read(blob(digest)).expect("a blob")).expect("JSON") };
+    let write = |value: &Value| -> (String, usize) {
+        let bytes = value.to_string().into_bytes();
+        let digest = graph::Digest::of(&bytes).to_string();
+        fs::write(blob(&digest), &bytes).expect("ours");
+        (digest, bytes.len())
+    };
+    let mut index: Value = serde_json::from_slice(&fs::read(dir.join("index.json")).expect("ours")).expect("JSON");
+    let mut manifest = read(index["manifests"][0]["digest"].as_str().expect("a digest"));
+    let mut config = read(manifest["config"]["digest"].as_str().expect("a digest"));
+    change(&mut config);
+    let (digest, size) = write(&config);
+    (manifest["config"]["digest"], manifest["config"]["size"]) = (digest.into(), size.into());
+    let (digest, size) = write(&manifest);
+    (index["manifests"][0]["digest"], index["manifests"][0]["size"]) = (digest.into(), size.into());
+    fs::write(dir.join("index.json"), index.to_string()).expect("ours");
+}
+
+/// What a cache says of contents decides what follows from them: it is compared when a layer is unpacked.
+#[test]
+fn a_cache_that_lies_about_contents_is_a_miss() {
+    let (one, dir) = (TestEnv::busybox(), tempfile::tempdir().expect("a temporary directory"));
+    let text = "FROM busybox\nRUN echo evil > /file\nRUN cp /file /copy\n";
+    let to = |name: &str| format!("type=local,dest={},mode=max", dir.path().join(name).display());
+    let from = |name: &str| format!("type=local,src={}", dir.path().join(name).display());
+    let good = text.replace("evil", "good");
+    build(&one, &one.dockerfile("good", &good), &["--cache-to", &to("good")]);
+    build(&one, &one.dockerfile("evil", text), &["--cache-to", &to("evil")]);
+    let config = |name: &str| -> Value {
+        let dir = dir.path().join(name);
+        let index: Value = serde_json::from_slice(&fs::read(dir.join("index.json")).expect("ours")).expect("JSON");
+        let blob = |digest: &Value| {
+            let path = dir.join("blobs/sha256").join(&digest.as_str().expect("a digest")[7..]);
+            serde_json::from_slice::<Value>(&fs::read(path).expect("a blob")).expect("JSON")
+        };
+        blob(&blob(&index["manifests"][0]["digest"])["config"]["digest"])
+    };
+    // Layers and records of /file, in either.
+    let layer_of = |config: &Value| -> usize {
+        let layers = config["layers"].as_array().expect("layers");
+        layers.iter().position(|layer| layer["parent"] == json!(base_of(config))).expect("it is there")
+    };
+    let (ours, theirs) = (config("good"), config("evil"));
+    let truth = ours["layers"][layer_of(&ours)]["rbuild"]["content"].clone();
+    let lie = theirs["layers"][layer_of(&theirs)]["rbuild"]["content"].clone();
+    assert_ne!(truth, lie);
+    let stack = |config: &Value| -> Value {
+        let layer = layer_of(config);
+        let records = config["records"].as_array().expect("records");
+        let record = records.iter().find(|record| record["layers"][0]["layer"] == json!(layer)).expect("a record");
+        record["rbuild"]["content"].clone()
+    };
+    let (true_stack, lying_stack) = (stack(&ours), stack(&theirs));
+    let replaced = |config: &mut Value, from: &Value, to: &Value| {
+        let text = config.to_string().replace(from.as_str().expect("text"), to.as_str().expect("text"));
+        *config = serde_json::from_str(&text).expect("JSON");
+    };
+    // The result is said to be what the good one is, its layer is not: that does not fit.
+    forge(&dir.path().join("evil"), |config| replaced(config, &lying_stack, &true_stack));
+    let two = TestEnv::busybox();
+    let (out, _) = build(&two, &two.dockerfile("c", text), &["--cache-from", &from("evil")]);
+    assert!(out.stderr.contains("contradicts itself"), "{}", out.stderr);
+    assert_eq!(two.run("it", &["cat", "/copy"]).ok().line(), "evil");
+    // Now the layer is too. That is found out as soon as a step needs it, and nothing is kept of it.
+    forge(&dir.path().join("evil"), |config| replaced(config, &lie, &truth));
+    let three = TestEnv::busybox();
+    let text = text.replace("cp /file", "cat /file && cp /file");
+    let (out, _) = build(&three, &three.dockerfile("c", &text), &["--cache-from", &from("evil")]);
+    assert!(out.stderr.contains("is not what the cache says"), "{}", out.stderr);
+    assert_eq!(three.run("it", &["cat", "/copy"]).ok().line(), "evil");
+    let (out, _) = build(&three, &three.dockerfile("good", &good.replace("cp /file", "cat /file && cp /file")), &[]);
+    assert_eq!(three.run("it", &["cat", "/copy"]).ok().line(), "good", "{}", out.stderr);
+    assert_eq!(out.cached(), 0);
+}
+
+fn base_of(config: &Value) -> usize {
+    config["layers"].as_array().expect("layers").iter().position(|layer| layer["parent"] == json!(-1)).expect("a base")
+}
+
+/// A name for another layer's bytes is found out, whoever gave it; and what this store knows is not changed by others.
+#[test]
+fn a_cache_that_gives_other_bytes_for_a_layer_is_a_miss() {
+    let (one, dir) = (TestEnv::busybox(), tempfile::tempdir().expect("a temporary directory"));
+    let text = "FROM busybox\nRUN echo one > /one\nRUN echo two > /two\n";
+    let place = dir.path().join("cache");
+    build(&one, &one.dockerfile("c", text), &["--cache-to", &format!("type=local,dest={},mode=max", place.display())]);
+    forge(&place, |config| {
+        let layers = config["layers"].as_array_mut().expect("layers");
+        let own: Vec<usize> = (0..layers.len()).filter(|n| layers[*n]["parent"] != json!(-1)).collect();
+        let [a, b] = own[..] else { panic!("two layers: {layers:?}") };
+        let (first, second) = (layers[a]["blob"].clone(), layers[b]["blob"].clone());
+        (layers[a]["blob"], layers[b]["blob"]) = (second, first);
+    });
+    let two = TestEnv::busybox();
+    let from = format!("type=local,src={}", place.display());
+    let (out, _) =
+        build(&two, &two.dockerfile("c", &format!("{text}RUN cat /one /two > /all\n")), &["--cache-from", &from]);
+    assert_eq!(out.stderr.matches("is not the layer").count(), 2, "{}", out.stderr);
+    assert_eq!(two.run("it", &["cat", "/all"]).ok().stdout, "one\ntwo\n");
+    two.rbuild(["inspect", "--validate", "it"]).ok();
+}

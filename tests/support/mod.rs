@@ -19,7 +19,7 @@ mod run;
 pub use base::{Base, busybox_base, debian_base, foreign_base};
 pub use env::{Context, TestEnv};
 pub use files::{FileServer, GitServer, Served};
-pub use layout::{Entry, Image, Layout};
+pub use layout::{Entry, Image, Layout, entries};
 pub use leftovers::{assert_nothing_left_behind, leftovers};
 pub use peers::{can, find, require, require_root};
 pub use pty::Pty;
