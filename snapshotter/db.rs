@@ -20,10 +20,10 @@ use rusqlite::{Connection, ErrorCode, Row, TransactionBehavior};
 use rustix::fs::{FlockOperation, flock};
 
 use crate::layout::Layout;
-use crate::{StoreError, lock};
+use crate::{StoreError, lock, migrate};
 
-/// Of the tables below; a database of another is set aside like a damaged one.
-pub(crate) const SCHEMA_VERSION: i64 = 2;
+/// Of the tables below; see `migrate.rs` for those of earlier ones.
+pub(crate) const SCHEMA_VERSION: i64 = 3;
 
 /// What a row of `files` stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,7 +36,7 @@ pub(crate) enum FileKind {
 }
 
 // `files.seq` only grows, so that a sync can say which rows it covers: those up to the number it began with.
-const SCHEMA: &str = "
+pub(crate) const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
     CREATE TABLE IF NOT EXISTS files (
         seq INTEGER PRIMARY KEY AUTOINCREMENT, kind INTEGER NOT NULL, digest BLOB NOT NULL,
@@ -56,7 +56,7 @@ const SCHEMA: &str = "
         used INTEGER NOT NULL) WITHOUT ROWID;
     CREATE TABLE IF NOT EXISTS images (
         name TEXT PRIMARY KEY, config BLOB NOT NULL, manifest BLOB, manifest_type TEXT, manifest_size INTEGER,
-        tagged INTEGER NOT NULL, previous TEXT) WITHOUT ROWID;
+        tagged INTEGER NOT NULL, previous TEXT, used INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
     CREATE TABLE IF NOT EXISTS notes (
         kind TEXT NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL, PRIMARY KEY (kind, key)) WITHOUT ROWID;
 ";
@@ -123,7 +123,11 @@ impl Db {
                 let (found, known) = (format!("{newer} of its database"), SCHEMA_VERSION as u32);
                 return Err(StoreError::Version { path: layout.root.clone(), found, known });
             }
-            _ => return Err(StoreError::Damaged { path }),
+            _ => {
+                drop(shared);
+                let _alone = guard.exclusive()?;
+                migrate::bring_up(&connection, layout)?;
+            }
         }
         let inode = std::fs::metadata(&path).map_err(StoreError::io("examine", &path))?.ino();
         let reader = Mutex::new(side(connection)?);

@@ -16,9 +16,6 @@ use crate::{Store, StoreError, lock};
 /// Age at which the copy of the database is renewed.
 const BACKUP_AGE: Duration = Duration::from_secs(60);
 
-/// A record's time of use is written anew only when it is this old, in milliseconds: filters speak of seconds.
-const USE_RESOLUTION: i64 = 1000;
-
 impl Store {
     /// Makes all that is recorded so far outlive a crash of the machine. Takes as long as the disk does; without anything
     /// new it costs one look-up.
@@ -55,30 +52,22 @@ impl Store {
         self.reaper.settle(Duration::MAX / 4);
     }
 
-    /// Writes when the records found by this process were used.
+    /// Writes when the records and images found by this process were used.
     pub(crate) fn note_use(&self) -> Result<(), StoreError> {
         let found = std::mem::take(&mut *self.found.lock().unwrap_or_else(PoisonError::into_inner));
-        if found.is_empty() {
+        let images = std::mem::take(&mut *self.found_images.lock().unwrap_or_else(PoisonError::into_inner));
+        if found.is_empty() && images.is_empty() {
             return Ok(());
         }
         let now = jiff::Timestamp::now().as_millisecond();
-        let is_old = |db: &Connection, key: &[u8; 32]| {
-            db.prepare_cached("SELECT 1 FROM records WHERE key = ?1 AND used < ?2")?
-                .exists(params![key, now - USE_RESOLUTION])
-        };
-        let old: Vec<_> = self.db.read(|db| {
-            found
-                .iter()
-                .filter_map(|key| is_old(db, key.as_bytes()).map(|old| old.then_some(*key)).transpose())
-                .collect()
-        })?;
-        if old.is_empty() {
-            return Ok(());
-        }
         self.db.write(|db| {
-            let mut update = db.prepare_cached("UPDATE records SET used = ?2 WHERE key = ?1")?;
-            for key in &old {
+            let mut update = db.prepare_cached("UPDATE records SET used = ?2 WHERE key = ?1 AND used < ?2")?;
+            for key in &found {
                 update.execute(params![key.as_bytes(), now])?;
+            }
+            let mut update = db.prepare_cached("UPDATE images SET used = ?2 WHERE name = ?1 AND used < ?2")?;
+            for name in &images {
+                update.execute(params![name, now])?;
             }
             Ok(())
         })

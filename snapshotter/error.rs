@@ -55,6 +55,15 @@ pub enum StoreError {
         /// Ours.
         known: u32,
     },
+    /// Made by an earlier version that still uses it.
+    #[error(
+        "the store {} is in use by an earlier rbuild: when that has ended, it is brought to the format of this one",
+        path.display()
+    )]
+    OlderInUse {
+        /// The root.
+        path: PathBuf,
+    },
     /// Not empty, and not ours.
     #[error("{} is no rbuild store, but holds {found:?}: choose an empty directory with --root", path.display())]
     NotAStore {

@@ -1,5 +1,7 @@
 //! Named images.
 
+use std::sync::PoisonError;
+
 use graph::Digest;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::{Deserialize, Serialize};
@@ -70,6 +72,7 @@ impl Store {
             let image = db.prepare_cached(&sql)?.query_row([name], read).optional()?;
             if let Some(image) = &image {
                 self.hold_image(image);
+                self.found_images.lock().unwrap_or_else(PoisonError::into_inner).insert(image.name.clone());
             }
             Ok(image)
         })
@@ -121,10 +124,10 @@ impl Store {
                 Some((old, None)) => Some(Previous::of(&old).encode()),
             };
             db.prepare_cached(
-                "INSERT INTO images (name, config, manifest, manifest_type, manifest_size, tagged, previous)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
+                "INSERT INTO images (name, config, manifest, manifest_type, manifest_size, tagged, previous, used)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
                  ON CONFLICT (name) DO UPDATE SET config = ?2, manifest = ?3, manifest_type = ?4, manifest_size = ?5,
-                     tagged = max(tagged, ?6), previous = ?7",
+                     tagged = max(tagged, ?6), previous = ?7, used = ?8",
             )?
             .execute(params![
                 image.name,
@@ -134,6 +137,7 @@ impl Store {
                 manifest.map(|manifest| manifest.size as i64),
                 image.kind == ImageKind::Tagged,
                 previous,
+                jiff::Timestamp::now().as_millisecond(),
             ])
         })?;
         Ok(())
@@ -168,8 +172,8 @@ fn keep_unnamed(db: &Connection, image: &ImageRecord) -> rusqlite::Result<()> {
     }
     let manifest = image.manifest.as_ref();
     db.prepare_cached(
-        "INSERT OR IGNORE INTO images (name, config, manifest, manifest_type, manifest_size, tagged)
-         VALUES (?1, ?2, ?3, ?4, ?5, 1)",
+        "INSERT OR IGNORE INTO images (name, config, manifest, manifest_type, manifest_size, tagged, used)
+         VALUES (?1, ?2, ?3, ?4, ?5, 1, ?6)",
     )?
     .execute(params![
         ImageRecord::unnamed(image.config, None).name,
@@ -177,6 +181,7 @@ fn keep_unnamed(db: &Connection, image: &ImageRecord) -> rusqlite::Result<()> {
         manifest.map(|manifest| manifest.digest.as_bytes()),
         manifest.map(|manifest| &manifest.media_type),
         manifest.map(|manifest| manifest.size as i64),
+        jiff::Timestamp::now().as_millisecond(),
     ])?;
     Ok(())
 }

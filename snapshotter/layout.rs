@@ -9,8 +9,8 @@ use graph::Digest;
 
 use crate::StoreError;
 
-/// Format of the directory; a store of a higher one is refused.
-pub(crate) const VERSION: u32 = 1;
+/// Format of the directory; a store of a higher one is refused, one of a lower brought to this (`migrate.rs`).
+pub(crate) const VERSION: u32 = 2;
 
 /// Where a user's store is unless said otherwise: `/var/lib/rbuild` for root, `$XDG_DATA_HOME/rbuild` for others.
 #[must_use]
@@ -27,6 +27,8 @@ pub fn default_root(is_root: bool, var: impl Fn(&str) -> Option<std::ffi::OsStri
 #[derive(Debug, Clone)]
 pub(crate) struct Layout {
     pub(crate) root: PathBuf,
+    /// What is there is of an earlier format.
+    is_older: bool,
 }
 
 const VERSION_BEING_WRITTEN: &str = ".version-";
@@ -56,10 +58,12 @@ impl Layout {
         made.map_err(StoreError::io("create the store", root))?;
         let root = root.canonicalize().map_err(StoreError::io("open the store", root))?;
         check(&root)?;
-        let layout = Self { root };
-        let is_known = layout.has_version()?;
-        if !is_known {
-            layout.refuse_foreign()?;
+        let mut layout = Self { root, is_older: false };
+        let version = layout.version()?;
+        let is_known = version.is_some();
+        match version {
+            None => layout.refuse_foreign()?,
+            Some(version) => layout.is_older = version < VERSION,
         }
         // Versions before made it searchable by others. Where the mode cannot be changed, it was somebody's wish.
         if fs::metadata(&layout.root).is_ok_and(|metadata| metadata.mode() & 0o077 != 0) {
@@ -91,7 +95,7 @@ impl Layout {
                     || DIRECTORIES.iter().any(|ours| ours.split('/').next() == Some(name))
             });
             // What a faster process puts there comes after the version.
-            if !is_ours && !self.has_version()? {
+            if !is_ours && self.version()?.is_none() {
                 return Err(StoreError::NotAStore {
                     path: self.root.clone(),
                     found: name.to_string_lossy().into_owned(),
@@ -101,16 +105,26 @@ impl Layout {
         Ok(())
     }
 
-    fn has_version(&self) -> Result<bool, StoreError> {
+    /// The format that the directory says it has.
+    fn version(&self) -> Result<Option<u32>, StoreError> {
         let path = self.root.join("version");
-        match fs::read_to_string(&path) {
-            Ok(text) if text.trim() == VERSION.to_string() => Ok(true),
-            Ok(text) => {
-                Err(StoreError::Version { path: self.root.clone(), found: text.trim().to_owned(), known: VERSION })
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(StoreError::io("read", path)(error)),
+        };
+        match text.trim().parse() {
+            Ok(version @ 1..=VERSION) => Ok(Some(version)),
+            _ => {
+                let found = text.trim().chars().take(20).collect();
+                Err(StoreError::Version { path: self.root.clone(), found, known: VERSION })
             }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(StoreError::io("read", path)(error)),
         }
+    }
+
+    /// All is as this version has it, from now on also for others.
+    pub(crate) fn is_up_to_date(&self) -> Result<(), StoreError> {
+        if self.is_older { self.write_version() } else { Ok(()) }
     }
 
     fn write_version(&self) -> Result<(), StoreError> {
@@ -233,9 +247,11 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         Layout::open(root.path()).unwrap();
         Layout::open(root.path()).unwrap();
-        fs::write(root.path().join("version"), "999\n").unwrap();
-        let error = Layout::open(root.path()).unwrap_err().to_string();
-        assert!(error.contains("format 999"), "{error}");
+        for other in ["999", "0", "", "two"] {
+            fs::write(root.path().join("version"), format!("{other}\n")).unwrap();
+            let error = Layout::open(root.path()).unwrap_err().to_string();
+            assert!(error.contains(&format!("format {other}")), "{error}");
+        }
     }
 
     #[test]

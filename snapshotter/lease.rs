@@ -101,6 +101,11 @@ pub(crate) struct Living {
 }
 
 impl Living {
+    /// Whether there is any.
+    pub(crate) fn is_any(&self) -> bool {
+        !self.ids.is_empty()
+    }
+
     /// Whose name begins with the id of a living lease belongs to it.
     pub(crate) fn owns(&self, name: &str) -> bool {
         self.ids.contains(owner(name))

@@ -44,6 +44,7 @@ pub mod layer;
 mod layout;
 mod lease;
 mod lock;
+mod migrate;
 mod overlay;
 mod partial;
 mod prune;

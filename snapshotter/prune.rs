@@ -208,16 +208,18 @@ impl Store {
             }
             // What nobody named goes before the limit is broken.
             let unnamed = if policy.keep.is_some() { "OR name LIKE '<none>@%'" } else { "" };
-            let mut statement = db.prepare(&format!("SELECT name, config FROM images WHERE tagged = 0 {unnamed}"))?;
-            let bases: Vec<(String, [u8; 32])> =
-                statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect::<rusqlite::Result<_>>()?;
+            let sql = format!("SELECT name, config, used FROM images WHERE tagged = 0 {unnamed}");
+            let mut statement = db.prepare(&sql)?;
+            let bases: Vec<(String, [u8; 32], i64)> = statement
+                .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
+                .collect::<rusqlite::Result<_>>()?;
             Ok((facts, candidates, bases))
         })?;
         if policy.bases {
-            for (name, config) in bases {
+            for (name, config, used) in bases {
                 let chains = crate::recover::chains_of(&self.layout, &Digest::from_bytes(config)).unwrap_or_default();
                 let layers: Vec<[u8; 32]> = chains.iter().map(|chain| *chain.as_bytes()).collect();
-                let used = layers.iter().filter_map(|layer| facts.last_used.get(layer)).max().copied().unwrap_or(0);
+                let used = layers.iter().filter_map(|layer| facts.last_used.get(layer)).copied().fold(used, i64::max);
                 let id = Digest::from_bytes(config).to_string();
                 candidates.push(Candidate {
                     unit: Unit::Base(name),
@@ -236,7 +238,10 @@ impl Store {
         }
         for (name, size) in &sizes.downloads {
             let (unit, kind) = (Unit::Download(name.clone()), UsageKind::Download);
-            candidates.push(Candidate { unit, kind, used: 0, layers: Vec::new(), size: *size, id: name.clone() });
+            let modified = fs::metadata(self.layout.join("ingest").join(name)).and_then(|file| file.modified());
+            let modified = modified.ok().and_then(|time| jiff::Timestamp::try_from(time).ok());
+            let used = modified.map_or(0, jiff::Timestamp::as_millisecond);
+            candidates.push(Candidate { unit, kind, used, layers: Vec::new(), size: *size, id: name.clone() });
         }
         let chosen = choose(policy, &facts, candidates, sizes);
         self.carry_out(chosen, policy, ignore_own)

@@ -10,7 +10,7 @@ use rusqlite::{Connection, OptionalExtension};
 use crate::db::{self, Db, FileKind, Gate, Inside, SCHEMA_VERSION};
 use crate::layout::Layout;
 use crate::reaper::Reaper;
-use crate::{StoreError, lease, lock};
+use crate::{StoreError, lease, lock, migrate};
 
 /// Sets a damaged database aside and puts the backup, or an empty one, in its place. What neither names is then removed by
 /// [`after_crash`]. Alone by the gate; a process that still has the old one open finds that out when it writes.
@@ -19,7 +19,7 @@ pub(crate) fn replace_database(layout: &Layout) -> Result<Db, StoreError> {
         let gate = Gate::open(&layout.join("gate"))?;
         let _alone = gate.exclusive()?;
         // Somebody else may have done it while we waited.
-        if layout.damage_marker().exists() || !is_sound(&layout.database()) {
+        if layout.damage_marker().exists() || !is_sound(&layout.database(), SCHEMA_VERSION) {
             set_aside(layout)?;
             restore(layout)?;
             remove(&layout.damage_marker())?;
@@ -28,12 +28,12 @@ pub(crate) fn replace_database(layout: &Layout) -> Result<Db, StoreError> {
     Db::open(layout)
 }
 
-/// Opens, is of the right schema, and SQLite finds no fault with any page.
-fn is_sound(path: &Path) -> bool {
+/// Opens, is of this schema or one between `oldest` and it, and SQLite finds no fault with any page.
+fn is_sound(path: &Path, oldest: i64) -> bool {
     let check = || -> rusqlite::Result<bool> {
         let connection = db::connect(path)?;
         let verdict: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
-        Ok(verdict == "ok" && db::user_version(&connection)? == SCHEMA_VERSION)
+        Ok(verdict == "ok" && (oldest..=SCHEMA_VERSION).contains(&db::user_version(&connection)?))
     };
     path.exists() && check().unwrap_or(false)
 }
@@ -61,14 +61,17 @@ fn restore(layout: &Layout) -> Result<(), StoreError> {
     for suffix in ["", "-wal", "-shm"] {
         remove(&lock::with_suffix(&fresh, suffix))?;
     }
-    if is_sound(&layout.backup()) {
+    if is_sound(&layout.backup(), 1) {
         fs::copy(layout.backup(), &fresh).map_err(StoreError::io("restore", &database))?;
     } else {
         remove(&layout.backup())?;
     }
     let make = || -> rusqlite::Result<()> {
         let connection = db::connect(&fresh)?;
-        db::create(&connection)?;
+        match db::user_version(&connection)? {
+            1..SCHEMA_VERSION => migrate::take_over(&connection, layout)?,
+            _ => db::create(&connection)?,
+        }
         connection.execute("DELETE FROM meta WHERE key IN ('boot', 'rebuilt')", [])?;
         // Says that the files must be compared with the rows, and that the machine need not have crashed for it.
         connection.execute("INSERT INTO meta VALUES ('rebuilt', ?1)", [boot_id()])?;
@@ -133,6 +136,7 @@ fn drop_rows_without_files(db: &Connection, layout: &Layout) -> rusqlite::Result
             kind if kind == FileKind::Blob as i64 => layout.blob(&digest),
             kind if kind == FileKind::Snapshot as i64 => layout.snapshot(&digest).join("fs"),
             kind if kind == FileKind::Merged as i64 => layout.merged(&digest).join("fs"),
+            kind if kind == FileKind::Plain as i64 => layout.plain(&digest).join("fs"),
             _ => layout.index(&digest),
         };
         if !path.exists() {

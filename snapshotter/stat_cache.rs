@@ -206,7 +206,7 @@ mod tests {
         let store = Store::open(&directory.path().join("store")).unwrap();
         let known = StatKey::of_numbers;
         let cache = store.stat_cache(directory.path()).unwrap();
-        for number in 0..100 {
+        for number in 0..100_u64 {
             let digest = ContentDigest::of(&number.to_le_bytes());
             cache.put(&known(number), StatFacts { digest, is_plain: number % 2 == 0 });
         }

@@ -33,6 +33,8 @@ pub struct Store {
     pub(crate) used_mounts: Mutex<HashSet<String>>,
     /// Keys of records that were found, whose time of use is written in one go.
     pub(crate) found: Mutex<HashSet<ContentDigest>>,
+    /// Names of images that were asked for, likewise.
+    pub(crate) found_images: Mutex<HashSet<String>>,
     /// Layers that were seen to be there in some form, with all below them.
     whole: Mutex<HashSet<Digest>>,
 }
@@ -56,6 +58,7 @@ impl Store {
             Err(StoreError::Damaged { .. }) => recover::replace_database(&layout)?,
             other => other?,
         };
+        layout.is_up_to_date()?;
         let lease = Lease::create(&layout)?;
         let reaper = Arc::new(Reaper::new(layout.join("trash"), lease.id().to_owned()));
         recover::after_crash(&layout, &db, &reaper)?;
@@ -70,6 +73,7 @@ impl Store {
             native: AtomicBool::new(false),
             used_mounts: Mutex::default(),
             found: Mutex::default(),
+            found_images: Mutex::default(),
             whole: Mutex::default(),
         })
     }

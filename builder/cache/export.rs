@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use futures_util::future::try_join_all;
 use graph::{Digest, ImageConfig};
@@ -14,17 +15,20 @@ use snapshotter::{LayerRecord, Store, StoreError};
 use solver::{Progress, RunContext, Status};
 use tokio_util::sync::CancellationToken;
 
-use super::import::{read_layout, read_registry};
+use super::import::{ReadError, read_layout, read_registry};
 use super::spec::{CacheTo, Mode, Place};
 use super::table::{CachedLayer, Entry, Stack, Table};
 use super::{Recorded, format};
 use crate::export::{Descriptor, LayerBlob, Upstream};
 use crate::images::registry_descriptor;
 use crate::session::Session;
-use crate::worker::{BlobTypes, WorkError};
+use crate::worker::{BlobTypes, WorkError, blocking};
 
 /// How often a name that somebody else changes meanwhile is written anew.
-const ATTEMPTS: usize = 4;
+const ATTEMPTS: usize = 12;
+/// How long a writer waits at least and at most before it looks whether somebody else has overwritten it.
+const LEAST_PATIENCE: Duration = Duration::from_millis(20);
+const MOST_PATIENCE: Duration = Duration::from_secs(3);
 
 /// A cache that could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -202,8 +206,15 @@ async fn add_blobs(
             return Ok(None);
         }
         let bytes = registry.is_none();
-        let blob = session.layers.blob(context, layer, number, to.compression, types, bytes).await?;
-        Ok::<_, ExportError>(Some(blob))
+        match session.layers.blob(context, layer, number, to.compression, types, bytes).await {
+            Ok(blob) => Ok::<_, ExportError>(Some(blob)),
+            // The image is out. What made the layer is done again by the next build, which misses it.
+            Err(error @ WorkError::LayerGone { .. }) => {
+                context.progress.warn(format!("{error}: it is left out"));
+                Ok(None)
+            }
+            Err(error) => Err(error.into()),
+        }
     });
     let blobs = tokio::select! {
         () = context.cancelled.cancelled() => return Err(WorkError::Cancelled.into()),
@@ -246,9 +257,9 @@ fn manifest(config: &Descriptor, blobs: &[Descriptor], to: &CacheTo) -> (Vec<u8>
 
 /// Sends what is missing, then the manifest, until the name shows what we wrote.
 ///
-/// Registries cannot replace a manifest on condition. Two jobs that read the same state and write at the same instant are
-/// noticed by reading again; what stays possible is that one reads before and writes after the other has looked again. The
-/// results of one of them are then missing until its next build.
+/// Registries cannot replace a manifest on condition. So each writer looks right before it writes whether the name still
+/// shows what it has merged, and looks again when whoever looked before that has had the time to write: twice as long as it
+/// took itself. What others wrote in between is merged, and it writes once more.
 async fn push(
     session: &Session,
     own: &Table,
@@ -260,7 +271,10 @@ async fn push(
     let failed = |source| ExportError::Registry { name: reference.familiar(), source: Box::new(source) };
     let client = &session.remote.client;
     let repository = reference.repository();
-    let (mut there, mut seen) = current(session, reference).await;
+    // The builds of one store need not meet at the registry.
+    let (store, cancelled, name) = (session.store.clone(), context.cancelled.clone(), format!("cache-to:{reference}"));
+    let _turn = blocking(move || Ok(store.lock(&name, &|| cancelled.is_cancelled())?)).await?;
+    let (mut there, mut seen) = current(session, reference).await.map_err(failed)?;
     // What the manifest names is there: registries keep what a manifest refers to.
     let present: BTreeSet<Digest> =
         there.layers.values().filter_map(|layer| Some(layer.blob.as_ref()?.digest)).collect();
@@ -280,6 +294,11 @@ async fn push(
             return Ok(());
         }
         send(session, reference, &descriptor, &bytes::Bytes::from(config), &[]).await?;
+        let began = Instant::now();
+        if is_merged && shown(session, reference).await.map_err(failed)? != seen {
+            (there, seen) = current(session, reference).await.map_err(failed)?;
+            continue;
+        }
         match client.put_manifest(reference, media_type, manifest.into()).await {
             Ok(_) => {}
             // A blob of others that the registry has lost must not stand in the way of ours.
@@ -289,15 +308,18 @@ async fn push(
             }
             Err(error) => return Err(failed(error)),
         }
-        let now = client.head(reference).await.map_err(failed)?;
-        if *now.digest() == wanted {
+        tokio::select! {
+            () = context.cancelled.cancelled() => return Err(WorkError::Cancelled.into()),
+            () = tokio::time::sleep((began.elapsed() * 2).clamp(LEAST_PATIENCE, MOST_PATIENCE)) => {}
+        }
+        if shown(session, reference).await.map_err(failed)?.as_ref() == Some(&wanted) {
             for blob in files.values() {
                 session.remote.remember(&blob.descriptor.digest, repository)?;
             }
             return Ok(());
         }
         is_merged = true;
-        (there, seen) = current(session, reference).await;
+        (there, seen) = current(session, reference).await.map_err(failed)?;
     }
     context
         .progress
@@ -305,11 +327,24 @@ async fn push(
     Ok(())
 }
 
-/// What the name leads to now. What cannot be read is replaced.
-async fn current(session: &Session, reference: &Reference) -> (Table, Option<registry::Digest>) {
+/// The digest that the name shows.
+async fn shown(session: &Session, reference: &Reference) -> Result<Option<registry::Digest>, registry::Error> {
+    match session.remote.client.head(reference).await {
+        Ok(descriptor) => Ok(Some(descriptor.digest().clone())),
+        Err(error) if error.is_not_found() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// What the name leads to now. What is no cache is replaced; what cannot be read at the moment is not.
+async fn current(
+    session: &Session,
+    reference: &Reference,
+) -> Result<(Table, Option<registry::Digest>), registry::Error> {
     match read_registry(&session.remote, reference).await {
-        Ok((table, digest)) => (table, Some(digest)),
-        Err(_) => (Table::default(), None),
+        Ok((table, digest)) => Ok((table, Some(digest))),
+        Err(ReadError::Registry(error)) if error.is_transient() => Err(error),
+        Err(_) => Ok((Table::default(), shown(session, reference).await.unwrap_or(None))),
     }
 }
 
