@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use registry::Event;
-use solver::{Progress, Status, VertexProgress};
+use solver::{Progress, VertexProgress};
 
 /// Takes the events of the registry client to whatever display there is at the time.
 #[derive(Default)]
@@ -19,7 +19,6 @@ struct Shown {
     vertex: Option<VertexProgress>,
     /// What a mirror failed to serve: the host that served it in its stead is worth a line.
     missed: BTreeSet<String>,
-    lines: usize,
 }
 
 /// Lines go to a display while this lives.
@@ -52,7 +51,7 @@ impl Notices {
                 shown.missed.insert(what.clone());
                 format!("the mirror {host} failed: {error}")
             }
-            Event::Retrying { error, wait, .. } => format!("{error}; again in {}", seconds(*wait)),
+            Event::Retrying { error, wait, .. } => format!("{error}; trying again in {}", seconds(*wait)),
             Event::CredentialsUnavailable { host, error } => {
                 if let Some(progress) = &shown.progress {
                     progress.warn(format!("no credentials for {host}: {error}"));
@@ -61,7 +60,7 @@ impl Notices {
             }
             _ => return,
         };
-        shown.line(line);
+        shown.line(&line);
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Shown> {
@@ -70,17 +69,14 @@ impl Notices {
 }
 
 impl Shown {
-    fn line(&mut self, text: String) {
+    fn line(&mut self, text: &str) {
         let Some(progress) = &self.progress else { return };
         let vertex = self.vertex.get_or_insert_with(|| {
             let vertex = progress.vertex("[internal] registries");
             vertex.started();
             vertex
         });
-        self.lines += 1;
-        // Equal lines would be one and the same part of the vertex.
-        let id = if self.lines == 1 { text } else { format!("{text} [{}]", self.lines) };
-        vertex.status(Status { id, current: 0, total: 0, done: true });
+        vertex.say(text);
     }
 }
 
@@ -114,7 +110,7 @@ mod tests {
         let mut lines = Vec::new();
         while let Some(event) = shown.try_next() {
             match event {
-                solver::Event::Status { status, .. } => lines.push(status.id),
+                solver::Event::Log { data, .. } => lines.push(String::from_utf8_lossy(&data).trim_end().to_owned()),
                 solver::Event::Warning { message, .. } => lines.push(message),
                 _ => {}
             }
@@ -130,7 +126,7 @@ mod tests {
         let failed = Event::MirrorFailed { host: "m".into(), what: "manifest of a".into(), error: "m: gone".into() };
         assert_eq!(
             lines(&[failed, served("registry", false), served("registry", false)]),
-            ["the mirror m failed: m: gone", "manifest of a: served by registry [2]"]
+            ["the mirror m failed: m: gone", "manifest of a: served by registry"]
         );
     }
 
@@ -144,7 +140,7 @@ mod tests {
         };
         assert_eq!(
             lines(&[again.clone(), again]),
-            ["r: w: connection lost; again in 0.5 s", "r: w: connection lost; again in 0.5 s [2]"]
+            ["r: w: connection lost; trying again in 0.5 s", "r: w: connection lost; trying again in 0.5 s"]
         );
     }
 }

@@ -9,7 +9,7 @@ use registry::{Manifest, Reference};
 use snapshotter::{ImageKind, ImageRecord, ManifestRef, Store, StoreError};
 use solver::RunContext;
 
-use crate::export::{Artifact, Descriptor, LayerBlob, OutputSpec, Package};
+use crate::export::{Artifact, DOCKER, Descriptor, LayerBlob, OCI, OutputSpec, Package};
 use crate::images::{ImageError, chain_of, digest, parse_config, parse_name};
 use crate::outputs::{self, OutputError};
 use crate::session::Session;
@@ -157,6 +157,11 @@ impl Stored {
                 return Ok(package);
             }
         }
+        if let Some(manifest) = self.manifest.as_ref().filter(|manifest| is_index(&manifest.media_type)) {
+            let platform = self.config.platform();
+            let lost = format!("the index {} is no longer whole here", manifest.digest.short());
+            context.progress.warn(format!("{lost}: of {} only the image for {platform} is taken", self.label()));
+        }
         let (chain, annotations) = (self.chain(), BTreeMap::new());
         let only =
             outputs::artifact(session, chain.as_ref(), &self.bytes, output, &annotations, context, bytes, None).await?;
@@ -189,20 +194,29 @@ impl Stored {
     }
 }
 
+fn is_index(media_type: &str) -> bool {
+    media_type == OCI.index || media_type == DOCKER.index
+}
+
 /// One image with a manifest that is recorded.
 fn recorded_image(session: &Session, own: &Descriptor, bytes: &[u8]) -> Result<Option<Artifact>, OutputError> {
     let store = &session.store;
     let Ok(Manifest::Image(manifest)) = Manifest::parse(&own.media_type, bytes) else { return Ok(None) };
     let Some(config_descriptor) = descriptor(manifest.config()) else { return Ok(None) };
     let Some(config_bytes) = store.read_blob(&config_descriptor.digest)? else { return Ok(None) };
-    let Ok(config) = parse_config("", &config_bytes) else { return Ok(None) };
-    let diff_ids = &config.rootfs.diff_ids;
-    if manifest.layers().len() != diff_ids.len() {
+    let blobs: Option<Vec<Descriptor>> = manifest.layers().iter().map(descriptor).collect();
+    let Some(blobs) = blobs else { return Ok(None) };
+    let is_image = config_descriptor.media_type == OCI.config || config_descriptor.media_type == DOCKER.config;
+    let diff_ids = match parse_config("", &config_bytes) {
+        Ok(config) if is_image => config.rootfs.diff_ids,
+        // Of what is no image the blobs are what they are.
+        _ => blobs.iter().map(|blob| blob.digest).collect(),
+    };
+    if blobs.len() != diff_ids.len() {
         return Ok(None);
     }
     let mut layers = Vec::with_capacity(diff_ids.len());
-    for (layer, diff_id) in manifest.layers().iter().zip(diff_ids) {
-        let Some(descriptor) = descriptor(layer) else { return Ok(None) };
+    for (descriptor, diff_id) in blobs.into_iter().zip(&diff_ids) {
         let path = store.blob_path(&descriptor.digest);
         if path.is_none() && store.locations(&descriptor.digest)?.is_empty() {
             return Ok(None);

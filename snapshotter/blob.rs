@@ -8,7 +8,7 @@ use sha2::Digest as _;
 use tempfile::NamedTempFile;
 
 use crate::db::{FileKind, add_file, forget_file, has_file};
-use crate::{Store, StoreError};
+use crate::{Room, Store, StoreError};
 
 /// A file whose bytes are hashed and counted as they are written.
 pub(crate) struct Hashed<F> {
@@ -55,10 +55,12 @@ impl<F: Write> Write for Hashed<F> {
 pub struct BlobWriter<'s> {
     store: &'s Store,
     bytes: Hashed<NamedTempFile>,
+    room: Room,
 }
 
 impl Write for BlobWriter<'_> {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        self.room.take(data.len() as u64)?;
         self.bytes.write(data)
     }
 
@@ -73,7 +75,7 @@ impl BlobWriter<'_> {
     /// # Errors
     /// The digest is not `expected`, or the disk.
     pub fn commit(self, expected: Option<&Digest>) -> Result<(Digest, u64), StoreError> {
-        let Self { store, bytes } = self;
+        let Self { store, bytes, room: _ } = self;
         let (file, digest, size) = bytes.finish();
         if let Some(expected) = expected
             && *expected != digest
@@ -99,8 +101,8 @@ impl Store {
             .prefix(&format!("{}.", self.lease.id()))
             .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o600))
             .tempfile_in(&directory);
-        let file = file.map_err(StoreError::io("write in", directory))?;
-        Ok(BlobWriter { store: self, bytes: Hashed::new(file) })
+        let file = file.map_err(StoreError::io("write in", &directory))?;
+        Ok(BlobWriter { store: self, bytes: Hashed::new(file), room: Room::later(directory) })
     }
 
     /// Stores a small blob.

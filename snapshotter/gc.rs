@@ -218,12 +218,14 @@ impl Store {
     }
 }
 
-/// What a manifest or index names, beside layers.
+/// What a manifest or index names.
 #[derive(Default, serde::Deserialize)]
 struct Named {
     #[serde(default)]
     manifests: Vec<Name>,
     config: Option<Name>,
+    #[serde(default)]
+    layers: Vec<Name>,
 }
 
 #[derive(serde::Deserialize)]
@@ -231,8 +233,8 @@ struct Name {
     digest: Digest,
 }
 
-/// A manifest may be an index, which leads to further manifests and to configs. The manifests are noted, the configs
-/// answered.
+/// A manifest may be an index, which leads to further manifests and to configs. The manifests are noted, and the blobs that
+/// they call layers, which need not be any; the configs are answered.
 pub(crate) fn reached_from(layout: &Layout, manifest: Bytes, noted: &mut HashSet<Bytes>) -> Vec<Digest> {
     let (mut manifests, mut configs) = (vec![manifest], Vec::new());
     while let Some(manifest) = manifests.pop() {
@@ -242,6 +244,7 @@ pub(crate) fn reached_from(layout: &Layout, manifest: Bytes, noted: &mut HashSet
                 manifests.push(child);
             }
         }
+        noted.extend(named.layers.iter().map(|layer| *layer.digest.as_bytes()));
         configs.extend(named.config.map(|config| config.digest));
     }
     configs

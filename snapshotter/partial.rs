@@ -9,7 +9,7 @@ use graph::Digest;
 use rustix::fs::{FlockOperation, flock};
 
 use crate::blob::Hashed;
-use crate::{Store, StoreError};
+use crate::{Room, Store, StoreError};
 
 /// Ends the name of a partial download.
 pub(crate) const SUFFIX: &str = ".partial";
@@ -20,6 +20,7 @@ pub struct PartialBlob<'s> {
     expected: Digest,
     path: PathBuf,
     bytes: Hashed<File>,
+    room: Room,
 }
 
 impl Store {
@@ -65,7 +66,8 @@ impl Store {
                 continue;
             }
             let bytes = taken_up(file).map_err(StoreError::io("read", &path))?;
-            return Ok(Some(PartialBlob { store: self, expected: *digest, path, bytes }));
+            let room = Room::later(self.layout.join("ingest"));
+            return Ok(Some(PartialBlob { store: self, expected: *digest, path, bytes, room }));
         }
     }
 }
@@ -127,6 +129,7 @@ impl PartialBlob<'_> {
 
 impl Write for PartialBlob<'_> {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        self.room.take(data.len() as u64)?;
         self.bytes.write(data)
     }
 

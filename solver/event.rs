@@ -295,6 +295,15 @@ impl VertexProgress {
         self.progress.emit(Event::Log { vertex: self.vertex, stream, data, at: SystemTime::now() });
     }
 
+    /// Says something in its log, as a line. Never waits: for what is rare, and comes from where nobody can wait.
+    pub fn say(&self, line: &str) {
+        if let Ok(permit) = self.progress.backlog.try_acquire() {
+            permit.forget();
+        }
+        let (stream, data) = (LogStream::Stderr, format!("{line}\n").into_bytes());
+        self.progress.emit(Event::Log { vertex: self.vertex, stream, data, at: SystemTime::now() });
+    }
+
     /// What a step's process used.
     pub fn used(&self, usage: Usage) {
         self.progress.emit(Event::Used { vertex: self.vertex, usage });

@@ -1,28 +1,36 @@
 //! Bundles in archives, and in the store: by way of a layout in a directory of ours, which goes when it is done with.
 
+use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, Read as _, Write};
+use std::io::{self, Read, Seek as _, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use bytes::BytesMut;
 use futures_util::future::BoxFuture;
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use graph::Platform;
 use registry::Reference;
 use serde_json::json;
+use snapshotter::layer::compress::{Detected, detect};
 use snapshotter::{ImageKind, ImageRecord, Store};
-use solver::RunContext;
-use tokio::io::{AsyncRead, AsyncSeekExt as _};
+use solver::{RunContext, Status};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncSeekExt as _};
 
+use super::layout::Layout;
 use super::place::Select;
 use super::{Blobs, Bundle, BundleError, Document, descriptor, layout};
 use crate::export::{Descriptor, OutputKind, OutputSpec, Package, tar_header};
-use crate::images::parse_name;
-use crate::import::{self, Input, Loaded};
+use crate::images::{parse_name, registry_descriptor};
+use crate::import::{self, Input, Loaded, Wanted};
 use crate::session::Session;
 use crate::stored::{Stored, StoredError};
+use crate::worker::DiskGuard;
 
 /// Files of an archive; more are no image.
 const MOST_MEMBERS: usize = 100_000;
+/// Blobs on their way into the store at the same time.
+const BLOBS_AT_ONCE: usize = 4;
 
 fn file_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> BundleError {
     let path = path.to_owned();
@@ -43,38 +51,62 @@ async fn on_thread<T: Send + 'static>(
     }
 }
 
-/// The layout in an archive, as a directory.
-pub(super) async fn unpacked(session: &Session, path: &Path) -> Result<tempfile::TempDir, BundleError> {
-    let (directory, path) = (temporary(session)?, path.to_owned());
+/// The layout in an archive: read where it is, unless it is compressed; then it is unpacked first.
+pub(super) async fn layout_in(session: &Session, path: &Path) -> Result<Layout, BundleError> {
+    let (scratch, path) = (session.store.scratch_directory(), path.to_owned());
     on_thread(move || {
         let read = |source| BundleError::File { action: "read", path: path.clone(), source };
-        let blobs = directory.path().join("blobs/sha256");
-        std::fs::create_dir_all(&blobs).map_err(file_error("write", &blobs))?;
-        let file = File::open(&path).map_err(read)?;
-        let mut archive = tar::Archive::new(crate::worker::decompressed(file).map_err(read)?);
-        for (number, entry) in archive.entries().map_err(read)?.enumerate() {
-            let mut entry = entry.map_err(read)?;
+        let mut file = File::open(&path).map_err(read)?;
+        let mut start = [0; 6];
+        let length = file.read(&mut start).map_err(read)?;
+        file.rewind().map_err(read)?;
+        let plain = detect(&start[..length]) == Detected::None && file.metadata().map_err(read)?.is_file();
+        if !plain {
+            return unpacked(file, &path, scratch);
+        }
+        let mut members = HashMap::new();
+        let mut archive = tar::Archive::new(file);
+        for (number, entry) in archive.entries_with_seek().map_err(read)?.enumerate() {
+            let entry = entry.map_err(read)?;
             if number == MOST_MEMBERS {
                 return Err(read(io::Error::other("it has too many members for an image")));
             }
-            let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
-            let name = name.strip_prefix("./").unwrap_or(&name);
-            // Nothing else is ever read, and these names lead nowhere else.
-            let is_hex = |name: &str| name.len() == 64 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
-            let to = match name.strip_prefix("blobs/sha256/") {
-                Some(hex) if is_hex(hex) => blobs.join(hex),
-                _ if name == "index.json" => directory.path().join(name),
-                _ => continue,
-            };
-            if !entry.header().entry_type().is_file() {
-                continue;
+            if let Some(name) = wanted_member(&entry) {
+                members.insert(name, (entry.raw_file_position(), entry.size()));
             }
-            let mut out = File::create(&to).map_err(file_error("write", &to))?;
-            io::copy(&mut entry, &mut out).map_err(read)?;
         }
-        Ok(directory)
+        Ok(Layout::Tar { path, members })
     })
     .await
+}
+
+/// The name of a member that is a part of a layout. Nothing else is ever read, and these names lead nowhere else.
+fn wanted_member(entry: &tar::Entry<'_, impl Read>) -> Option<String> {
+    let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
+    let name = name.strip_prefix("./").unwrap_or(&name);
+    let is_hex = |name: &str| name.len() == 64 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let is_wanted = name == "index.json" || name.strip_prefix("blobs/sha256/").is_some_and(is_hex);
+    (is_wanted && entry.header().entry_type().is_file()).then(|| name.to_owned())
+}
+
+fn unpacked(file: File, path: &Path, scratch: PathBuf) -> Result<Layout, BundleError> {
+    let directory = tempfile::tempdir_in(&scratch).map_err(file_error("write", &scratch))?;
+    let read = |source| BundleError::File { action: "read", path: path.to_owned(), source };
+    let blobs = directory.path().join("blobs/sha256");
+    std::fs::create_dir_all(&blobs).map_err(file_error("write", &blobs))?;
+    let plain = DiskGuard::later(crate::worker::decompressed(file).map_err(read)?, scratch);
+    let mut archive = tar::Archive::new(plain);
+    for (number, entry) in archive.entries().map_err(read)?.enumerate() {
+        let mut entry = entry.map_err(read)?;
+        if number == MOST_MEMBERS {
+            return Err(read(io::Error::other("it has too many members for an image")));
+        }
+        let Some(name) = wanted_member(&entry) else { continue };
+        let to = directory.path().join(name);
+        let mut out = File::create(&to).map_err(file_error("write", &to))?;
+        io::copy(&mut entry, &mut out).map_err(read)?;
+    }
+    Ok(Layout::Directory { root: directory.path().to_owned(), _temporary: Some(directory) })
 }
 
 /// What the store has of a bundle.
@@ -100,8 +132,12 @@ pub(super) async fn docker(
     context: &RunContext,
 ) -> Result<Bundle, BundleError> {
     let file = File::open(path).map_err(file_error("read", path))?;
-    let (store, wanted) = (Arc::clone(&session.store), platform.cloned().unwrap_or_else(Platform::host));
-    let loaded = on_thread(move || Ok(import::take(&store, Input::Archive(Box::new(file)), &wanted)?)).await?;
+    let (store, platform) = (Arc::clone(&session.store), platform.cloned());
+    let loaded = on_thread(move || {
+        let wanted = platform.as_ref().map_or(Wanted::All, Wanted::Only);
+        Ok(import::take(&store, Input::Archive(Box::new(file)), wanted)?)
+    })
+    .await?;
     let missing = |name: &str| BundleError::Missing {
         name: name.to_owned(),
         place: path.display().to_string(),
@@ -257,25 +293,78 @@ fn pack(directory: &Path, out: impl Write) -> io::Result<()> {
     tar.into_inner()?.flush()
 }
 
-/// Takes the image for a platform into the store, all its bytes verified, and names it.
+/// Takes the image, or all of an index, into the store, all bytes verified, and names it.
 pub(super) async fn into_store(
     session: &Session,
     bundle: &Bundle,
     name: &Reference,
     kind: ImageKind,
-    platform: &Platform,
     context: &RunContext,
 ) -> Result<(), BundleError> {
-    let directory = temporary(session)?;
-    layout::write(bundle, directory.path(), &Select::Only, context).await?;
-    let (store, platform, name) = (Arc::clone(&session.store), platform.clone(), name.to_string());
+    let kept = bundle.blobs.iter().map(|(blob, from)| keep(session, blob, from, context));
+    futures_util::stream::iter(kept).buffer_unordered(BLOBS_AT_ONCE).try_collect::<Vec<()>>().await?;
+    for document in bundle.below.iter().chain([&bundle.top]) {
+        session.store.put_blob(&document.bytes)?;
+    }
+    let top = registry_descriptor(&bundle.top.descriptor)
+        .map_err(|why| BundleError::Malformed { what: bundle.top.descriptor.digest.to_string(), why })?;
+    let (store, name) = (Arc::clone(&session.store), name.to_string());
     on_thread(move || {
-        for image in import::take(&store, Input::Directory(directory.path().to_owned()), &platform)? {
-            let Loaded { id: config, manifest, .. } = image;
-            store.put_image(&ImageRecord { name: name.clone(), config, manifest, kind })?;
-        }
-        Ok(())
+        let Loaded { id: config, manifest, .. } = import::take_stored(&store, &top, Wanted::All)?;
+        Ok(store.put_image(&ImageRecord { name, config, manifest, kind })?)
     })
     .await?;
     crate::stored::make_durable(session).await.map_err(|error| BundleError::Output(error.into()))
+}
+
+/// Brings one blob into the store, verified, unless it is there.
+async fn keep(
+    session: &Session,
+    blob: &Descriptor,
+    from: &Arc<dyn Blobs>,
+    context: &RunContext,
+) -> Result<(), BundleError> {
+    if session.store.blob_path(&blob.digest).is_some() {
+        return Ok(());
+    }
+    let read = |source| BundleError::Read { what: format!("blob {}", blob.digest), source };
+    let mut reader = from.open(blob.clone(), 0).await.map_err(read)?.take(blob.size + 1);
+    let (store, digest, size) = (Arc::clone(&session.store), blob.digest, blob.size);
+    let (chunks, sender) = crate::worker::pipe();
+    let written = on_thread(move || {
+        let mut chunks = chunks;
+        let mut writer = store.blob_writer()?;
+        let what = || format!("blob {digest}");
+        let length = io::copy(&mut chunks, &mut writer).map_err(|source| BundleError::Read { what: what(), source })?;
+        if length != size {
+            let why = format!("it has {length} bytes or more, not {size}");
+            return Err(BundleError::Malformed { what: what(), why });
+        }
+        writer.commit(Some(&digest))?;
+        Ok(())
+    });
+    let sent = async {
+        let mut current = 0;
+        loop {
+            let mut piece = BytesMut::with_capacity(1 << 18);
+            let length = match reader.read_buf(&mut piece).await {
+                Ok(length) => length,
+                Err(error) => {
+                    let told = io::Error::new(error.kind(), error.to_string());
+                    // Whoever writes must not take it for the end.
+                    let _ = sender.send(Err(error)).await;
+                    return Err(read(told));
+                }
+            };
+            current += length as u64;
+            let status = Status { id: digest.to_string(), current, total: size, done: length == 0 };
+            context.progress.status(status);
+            if length == 0 || sender.send(Ok(piece.freeze())).await.is_err() {
+                drop(sender);
+                return Ok(());
+            }
+        }
+    };
+    let (sent, written) = tokio::join!(sent, written);
+    sent.and(written)
 }

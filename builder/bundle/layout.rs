@@ -1,6 +1,8 @@
 //! Bundles in OCI layouts (image-spec, image-layout.md).
 
-use std::io;
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, Read as _, Seek as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -9,7 +11,7 @@ use graph::{Digest, Platform};
 use registry::{MANIFEST_MAX, Manifest, Verifier};
 use serde_json::{Value, json};
 use solver::{RunContext, Status};
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncSeekExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt as _};
 
 use super::place::Select;
 use super::{Blobs, Bundle, BundleError, Document, Documents, descriptor};
@@ -19,22 +21,76 @@ use crate::images::registry_descriptor;
 const NAME: &str = "org.opencontainers.image.ref.name";
 const FULL_NAME: &str = "io.containerd.image.name";
 
-struct Layout {
-    root: PathBuf,
-    /// Removed when nothing reads from it any more.
-    _temporary: Option<Arc<tempfile::TempDir>>,
+/// Where the files of a layout are.
+pub(super) enum Layout {
+    /// In a directory.
+    Directory {
+        /// Which.
+        root: PathBuf,
+        /// Removed when nothing reads from it any more.
+        _temporary: Option<tempfile::TempDir>,
+    },
+    /// In a tar: where in it, and how long, by name.
+    Tar {
+        /// Its file.
+        path: PathBuf,
+        /// The members.
+        members: HashMap<String, (u64, u64)>,
+    },
 }
 
 impl Layout {
-    fn blob(&self, digest: &Digest) -> PathBuf {
-        self.root.join("blobs/sha256").join(digest.hex())
+    /// A file of the layout from `offset` on, and how much of it there is.
+    fn open(&self, name: &str, offset: u64) -> io::Result<(File, u64)> {
+        let (mut file, start, size) = match self {
+            Self::Directory { root, .. } => {
+                let file = File::open(root.join(name))?;
+                let metadata = file.metadata()?;
+                // A pipe would never end.
+                if !metadata.is_file() {
+                    return Err(io::Error::other("it is no file"));
+                }
+                (file, 0, metadata.len())
+            }
+            Self::Tar { path, members } => {
+                let (start, size) = *members.get(name).ok_or(io::ErrorKind::NotFound)?;
+                (File::open(path)?, start, size)
+            }
+        };
+        let offset = offset.min(size);
+        file.seek(io::SeekFrom::Start(start + offset))?;
+        Ok((file, size - offset))
     }
+
+    /// A document of it.
+    fn small(&self, name: &str) -> Result<Vec<u8>, BundleError> {
+        let failed = |source| BundleError::File { action: "read", path: self.shown().join(name), source };
+        let (file, size) = self.open(name, 0).map_err(failed)?;
+        if size > MANIFEST_MAX {
+            return Err(failed(io::Error::other("it is too large for what it should be")));
+        }
+        let mut bytes = Vec::new();
+        file.take(size).read_to_end(&mut bytes).map_err(failed)?;
+        Ok(bytes)
+    }
+
+    /// What a person calls it.
+    fn shown(&self) -> &Path {
+        match self {
+            Self::Directory { root, .. } => root,
+            Self::Tar { path, .. } => path,
+        }
+    }
+}
+
+fn blob_name(digest: &Digest) -> String {
+    format!("blobs/sha256/{}", digest.hex())
 }
 
 impl Documents for Layout {
     fn document(&self, wanted: Descriptor) -> BoxFuture<'_, Result<Document, BundleError>> {
         Box::pin(async move {
-            let bytes = small_file(&self.blob(&wanted.digest))?;
+            let bytes = self.small(&blob_name(&wanted.digest))?;
             if Digest::of(&bytes) != wanted.digest || bytes.len() as u64 != wanted.size {
                 let what = format!("blob {}", wanted.digest);
                 return Err(BundleError::Malformed {
@@ -50,33 +106,17 @@ impl Documents for Layout {
 impl Blobs for Layout {
     fn open(&self, blob: Descriptor, offset: u64) -> BoxFuture<'_, io::Result<Box<dyn AsyncRead + Send + Unpin>>> {
         Box::pin(async move {
-            let mut file = tokio::fs::File::open(self.blob(&blob.digest)).await?;
-            file.seek(io::SeekFrom::Start(offset)).await?;
-            Ok(Box::new(file) as Box<dyn AsyncRead + Send + Unpin>)
+            let (file, size) = Layout::open(self, &blob_name(&blob.digest), offset)?;
+            Ok(Box::new(tokio::fs::File::from_std(file).take(size)) as Box<dyn AsyncRead + Send + Unpin>)
         })
     }
 }
 
-/// A document; regular files only, since a pipe would never end.
-fn small_file(path: &Path) -> Result<Vec<u8>, BundleError> {
-    let failed = |source| BundleError::File { action: "read", path: path.to_owned(), source };
-    let metadata = std::fs::metadata(path).map_err(failed)?;
-    if !metadata.is_file() || metadata.len() > MANIFEST_MAX {
-        return Err(failed(io::Error::other("it is no file, or too large for what it should be")));
-    }
-    std::fs::read(path).map_err(failed)
-}
-
-pub(super) async fn read(
-    root: &Path,
-    select: &Select,
-    platform: Option<&Platform>,
-    temporary: Option<Arc<tempfile::TempDir>>,
-) -> Result<Bundle, BundleError> {
-    let layout = Arc::new(Layout { root: root.to_owned(), _temporary: temporary });
-    let index = root.join("index.json");
-    let malformed = |why: String| BundleError::Malformed { what: index.display().to_string(), why };
-    let parsed = Manifest::parse(registry::OCI_INDEX, &small_file(&index)?).map_err(malformed)?;
+pub(super) async fn read(layout: Layout, select: &Select, platform: Option<&Platform>) -> Result<Bundle, BundleError> {
+    let layout = Arc::new(layout);
+    let malformed =
+        |why: String| BundleError::Malformed { what: format!("index.json of {}", layout.shown().display()), why };
+    let parsed = Manifest::parse(registry::OCI_INDEX, &layout.small("index.json")?).map_err(malformed)?;
     let Manifest::Index(parsed) = parsed else { return Err(malformed("it is no index".into())) };
     let manifests = parsed.manifests().iter().map(descriptor).collect::<Result<Vec<_>, _>>()?;
     let chosen = chosen(&manifests, select).ok_or_else(|| BundleError::Missing {
@@ -84,7 +124,7 @@ pub(super) async fn read(
             Select::Only => "latest".into(),
             Select::Name(name) | Select::Digest(name) => name.clone(),
         },
-        place: root.display().to_string(),
+        place: layout.shown().display().to_string(),
         available: manifests.iter().flat_map(names).collect(),
     })?;
     let mut wanted = chosen.clone();
@@ -193,12 +233,14 @@ async fn keep(blobs: &Path, blob: &Descriptor, from: &Arc<dyn Blobs>, context: &
     let temporary = tempfile::NamedTempFile::new_in(blobs).map_err(written)?;
     let mut file = tokio::fs::File::from_std(temporary.reopen().map_err(written)?);
     let mut reader = from.open(blob.clone(), 0).await.map_err(read)?.take(blob.size + 1);
+    let mut room = snapshotter::Room::at(blobs);
     let mut buffer = vec![0; 1 << 18];
     loop {
         let length = reader.read(&mut buffer).await.map_err(read)?;
         if length == 0 {
             break;
         }
+        room.take(length as u64).map_err(written)?;
         verifier.update(&buffer[..length]);
         file.write_all(&buffer[..length]).await.map_err(written)?;
         let current = verifier.seen();

@@ -167,11 +167,12 @@ impl Bundle {
     ) -> Result<Self, BundleError> {
         match place {
             Place::Registry(name) => registry::read(session, name, platform).await,
-            Place::Layout { path, select } => layout::read(path, select, platform, None).await,
+            Place::Layout { path, select } => {
+                let layout = layout::Layout::Directory { root: path.clone(), _temporary: None };
+                layout::read(layout, select, platform).await
+            }
             Place::OciArchive { path, select } => {
-                let directory = archive::unpacked(session, path).await?;
-                let root = directory.path().to_owned();
-                layout::read(&root, select, platform, Some(Arc::new(directory))).await
+                layout::read(archive::layout_in(session, path).await?, select, platform).await
             }
             Place::DockerArchive { path, select } => archive::docker(session, path, select, platform, context).await,
             Place::Store(name) => archive::stored(session, name, platform, context).await,
@@ -194,7 +195,7 @@ impl Bundle {
         let reference = crate::images::parse_name(&name)?;
         // What is there need not be read again.
         if session.remote.find_local(&reference, platform)?.is_none() {
-            archive::into_store(session, &bundle, &reference, snapshotter::ImageKind::Base, platform, context).await?;
+            archive::into_store(session, &bundle, &reference, snapshotter::ImageKind::Base, context).await?;
         }
         Ok(name)
     }
@@ -213,8 +214,8 @@ impl Bundle {
                     archive::write(session, self, path, select, true, context).await
                 }
                 Place::Store(name) => {
-                    let (name, host) = (crate::images::parse_name(name)?, Platform::host());
-                    archive::into_store(session, self, &name, snapshotter::ImageKind::Tagged, &host, context).await
+                    let name = crate::images::parse_name(name)?;
+                    archive::into_store(session, self, &name, snapshotter::ImageKind::Tagged, context).await
                 }
             }
         };

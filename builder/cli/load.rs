@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use graph::Platform;
 
-use super::transfer::{on_thread, open_file, platform};
-use crate::import::{self, Input};
+use super::transfer::{on_thread, open_file};
+use crate::import::{self, Input, Wanted};
 use crate::report::Report;
 use crate::session::Session;
 use crate::terminal;
@@ -22,7 +22,7 @@ pub struct Args {
     /// Read this archive, or OCI layout directory, instead of standard input
     #[arg(short, long, value_name = "FILE")]
     pub input: Option<PathBuf>,
-    /// Platform of images for several platforms [default: this machine's]
+    /// Take only this one of images for several platforms
     #[arg(long, value_name = "PLATFORM", env = "DOCKER_DEFAULT_PLATFORM")]
     pub platform: Option<Platform>,
     /// Print nothing
@@ -44,9 +44,9 @@ pub async fn run(args: &Args, session: &Session) -> Result<ExitCode, Report> {
         Some(path) if path.is_dir() => Input::Directory(path.to_owned()),
         Some(path) => Input::Archive(Box::new(open_file(path)?)),
     };
-    let (store, platform) = (Arc::clone(&session.store), platform(args.platform.as_ref()));
+    let (store, platform) = (Arc::clone(&session.store), args.platform.clone());
     let loaded = on_thread(move || {
-        let loaded = import::load(&store, input, &platform)?;
+        let loaded = import::load(&store, input, platform.as_ref().map_or(Wanted::All, Wanted::Only))?;
         store.make_durable()?;
         Ok::<_, import::ImportError>(loaded)
     })

@@ -25,6 +25,15 @@ pub enum Input {
     Directory(PathBuf),
 }
 
+/// Which of the images that an index leads to.
+#[derive(Debug, Clone, Copy)]
+pub enum Wanted<'a> {
+    /// All, as one: its name stands for that of this machine where there is one. If some are not there, that alone.
+    All,
+    /// That for a platform.
+    Only(&'a Platform),
+}
+
 /// An image that was taken in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Loaded {
@@ -32,16 +41,16 @@ pub struct Loaded {
     pub id: Digest,
     /// Its names.
     pub names: Vec<Reference>,
-    /// The manifest it came with.
+    /// The manifest or index it came with.
     pub manifest: Option<ManifestRef>,
 }
 
-/// Takes all images in; of one for several platforms, that for `platform`.
+/// Takes all images in; of one for several platforms, what is `wanted`.
 ///
 /// # Errors
 /// The first image that is not what it says; then none of them is named.
-pub fn load(store: &Store, input: Input, platform: &Platform) -> Result<Vec<Loaded>, ImportError> {
-    let loaded = take(store, input, platform)?;
+pub fn load(store: &Store, input: Input, wanted: Wanted<'_>) -> Result<Vec<Loaded>, ImportError> {
+    let loaded = take(store, input, wanted)?;
     for image in &loaded {
         name_image(store, image.id, &image.names, image.manifest.as_ref())?;
     }
@@ -52,12 +61,12 @@ pub fn load(store: &Store, input: Input, platform: &Platform) -> Result<Vec<Load
 ///
 /// # Errors
 /// As above.
-pub fn take(store: &Store, input: Input, platform: &Platform) -> Result<Vec<Loaded>, ImportError> {
+pub fn take(store: &Store, input: Input, wanted: Wanted<'_>) -> Result<Vec<Loaded>, ImportError> {
     let members = match input {
         Input::Archive(archive) => Members::read(store, archive)?,
         Input::Directory(directory) => Members::Directory(directory),
     };
-    let mut loading = Loading { store, members, platform, loaded: Vec::new(), by_id: HashMap::new() };
+    let mut loading = Loading { store, members, wanted, loaded: Vec::new(), by_id: HashMap::new() };
     let index = loading.members.document("index.json")?;
     let manifest = loading.members.document("manifest.json")?;
     if index.is_none() && manifest.is_none() {
@@ -73,10 +82,23 @@ pub fn take(store: &Store, input: Input, platform: &Platform) -> Result<Vec<Load
     Ok(loading.loaded)
 }
 
+/// Takes an image in whose manifests, configs and layers are all among the blobs of the store.
+///
+/// # Errors
+/// It is not what it says, or a part is missing.
+pub fn take_stored(
+    store: &Store,
+    descriptor: &registry::Descriptor,
+    wanted: Wanted<'_>,
+) -> Result<Loaded, ImportError> {
+    let loading = Loading { store, members: Members::Store, wanted, loaded: Vec::new(), by_id: HashMap::new() };
+    loading.manifest(descriptor, 0)
+}
+
 struct Loading<'a> {
     store: &'a Store,
     members: Members,
-    platform: &'a Platform,
+    wanted: Wanted<'a>,
     loaded: Vec<Loaded>,
     by_id: HashMap<Digest, usize>,
 }
@@ -97,7 +119,9 @@ impl Loading<'_> {
         let Manifest::Index(index) = parse(registry::OCI_INDEX, "index.json", bytes)? else {
             return Err(ImportError::Malformed { what: "index.json".into(), why: "it is no index".into() });
         };
-        for descriptor in index.manifests().iter().filter(|descriptor| !is_attestation(descriptor)) {
+        let is_image =
+            |descriptor: &&registry::Descriptor| !is_attestation(descriptor) && descriptor.artifact_type().is_none();
+        for descriptor in index.manifests().iter().filter(is_image) {
             let names = names_of(descriptor)?;
             let image = self.manifest(descriptor, 0)?;
             self.add(image, names);
@@ -114,7 +138,21 @@ impl Loading<'_> {
             Manifest::Index(_) if depth == DEEPEST => {
                 Err(ImportError::Malformed { what, why: "indexes lead to indexes too often".into() })
             }
-            Manifest::Index(index) => self.manifest(self.choose(&index)?, depth + 1),
+            Manifest::Index(index) => {
+                let whole = match self.wanted {
+                    Wanted::All => self.every(&index, depth)?,
+                    Wanted::Only(_) => None,
+                };
+                match whole {
+                    Some(image) => {
+                        let media_type =
+                            if media_type.is_empty() { registry::OCI_INDEX.to_owned() } else { media_type };
+                        let manifest = ManifestRef { digest: member.digest, media_type, size: member.size };
+                        Ok(Loaded { manifest: Some(manifest), ..image })
+                    }
+                    None => self.manifest(self.choose(&index)?, depth + 1),
+                }
+            }
             Manifest::Image(image) => {
                 let config = self.described(image.config())?;
                 let mut layers = Vec::with_capacity(image.layers().len());
@@ -129,12 +167,47 @@ impl Loading<'_> {
         }
     }
 
+    /// All that an index names. The image that stands for them; `None`: some of it is not there, or nothing is an image.
+    fn every(&self, index: &ImageIndex, depth: usize) -> Result<Option<Loaded>, ImportError> {
+        let mut images = Vec::new();
+        for child in index.manifests() {
+            let taken = match is_attestation(child) || child.artifact_type().is_some() {
+                true => self.other(child),
+                false => self.manifest(child, depth + 1).map(|image| images.push((child.digest().clone(), image))),
+            };
+            match taken {
+                Ok(()) => {}
+                Err(ImportError::Missing(_)) => return Ok(None),
+                Err(error) => return Err(error),
+            }
+        }
+        let ours = self.choose(index).ok().map(|chosen| chosen.digest().clone());
+        let position = images.iter().position(|(digest, _)| Some(digest) == ours.as_ref()).unwrap_or(0);
+        Ok((!images.is_empty()).then(|| images.swap_remove(position).1))
+    }
+
+    /// What lies beside the images, such as provenance: kept as it is.
+    fn other(&self, descriptor: &registry::Descriptor) -> Result<(), ImportError> {
+        let member = self.described(descriptor)?;
+        let what = format!("manifest {}", member.digest);
+        if let Manifest::Image(image) = parse(descriptor.media_type().as_ref(), &what, &self.small(&member, &what)?)? {
+            for blob in std::iter::once(image.config()).chain(image.layers()) {
+                self.described(blob)?;
+            }
+        }
+        Ok(())
+    }
+
     fn choose<'i>(&self, index: &'i ImageIndex) -> Result<&'i registry::Descriptor, ImportError> {
         // One that names no platform is meant for all, where it is alone.
         if let [only] = index.manifests().as_slice() {
             return Ok(only);
         }
-        let Platform { os, architecture, variant } = self.platform;
+        let host = Platform::host();
+        let Platform { os, architecture, variant } = match self.wanted {
+            Wanted::All => &host,
+            Wanted::Only(platform) => platform,
+        };
         let want = Want { os, architecture, variant };
         registry::choose_platform(index, &want).map_err(|error| ImportError::Platform(Box::new(error)))
     }

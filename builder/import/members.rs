@@ -10,6 +10,7 @@ use snapshotter::Store;
 use tar::EntryType;
 
 use super::{ImportError, copy, shown};
+use crate::worker::DiskGuard;
 
 /// Files of an archive; more are no image.
 const MOST_MEMBERS: usize = 100_000;
@@ -39,13 +40,17 @@ pub(super) enum Members {
     },
     /// An OCI layout.
     Directory(PathBuf),
+    /// The blobs of the store.
+    Store,
 }
 
 impl Members {
     /// Reads a tar, compressed or not.
     pub(super) fn read(store: &Store, input: Box<dyn Read + Send>) -> Result<Self, ImportError> {
         let read = |source| ImportError::Read { what: "the archive".into(), source };
-        let mut archive = tar::Archive::new(crate::worker::decompressed(input).map_err(read)?);
+        // Few bytes may stand for many, in one member or in a hundred thousand.
+        let plain = DiskGuard::later(crate::worker::decompressed(input).map_err(read)?, store.root().to_owned());
+        let mut archive = tar::Archive::new(plain);
         let (mut documents, mut files, mut links) = (HashMap::new(), HashMap::new(), HashMap::new());
         for (number, entry) in archive.entries().map_err(read)?.enumerate() {
             if number == MOST_MEMBERS {
@@ -84,6 +89,7 @@ impl Members {
     pub(super) fn document(&self, name: &str) -> Result<Option<Vec<u8>>, ImportError> {
         match self {
             Self::Archive { documents, .. } => Ok(documents.get(name).cloned()),
+            Self::Store => Ok(None),
             Self::Directory(directory) => match std::fs::File::open(directory.join(name)) {
                 Ok(file) => document(name, file).map(Some),
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
@@ -105,6 +111,13 @@ impl Members {
                     }
                 }
                 Err(ImportError::Missing(name))
+            }
+            Self::Store => {
+                let missing = || ImportError::Missing(name.to_owned());
+                let digest = blob_digest(name).ok_or_else(missing)?;
+                let path = store.blob_path(&digest).ok_or_else(missing)?;
+                let read = |source| ImportError::Read { what: shown(&path), source };
+                Ok(Member { digest, size: path.metadata().map_err(read)?.len() })
             }
             Self::Directory(directory) => {
                 // Only blobs are ever named, and their names are made of digests.

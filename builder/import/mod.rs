@@ -20,9 +20,10 @@ use snapshotter::layer::LayerError;
 use snapshotter::{ImageKind, ImageRecord, ManifestRef, Store, StoreError};
 
 use crate::images::ImageError;
+use crate::worker::DiskGuard;
 
 pub use changes::{ChangeError, Changes};
-pub use load::{Input, Loaded, load, take};
+pub use load::{Input, Loaded, Wanted, load, take, take_stored};
 
 /// Something that cannot be taken in.
 #[derive(Debug, thiserror::Error)]
@@ -101,7 +102,8 @@ pub fn root_file_system(
 ) -> Result<Digest, ImportError> {
     let read = |source| ImportError::Read { what: "the root file system".into(), source };
     let mut blob = store.blob_writer()?;
-    let size = copy(crate::worker::decompressed(input).map_err(read)?, &mut blob).map_err(read)?;
+    let plain = DiskGuard::later(crate::worker::decompressed(input).map_err(read)?, store.root().to_owned());
+    let size = copy(plain, &mut blob).map_err(read)?;
     if size == 0 {
         return Err(ImportError::Malformed {
             what: "the root file system".into(),

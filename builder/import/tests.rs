@@ -6,7 +6,7 @@ use graph::{Digest, Platform};
 use serde_json::{Value, json};
 use snapshotter::Store;
 
-use super::{Changes, ImportError, Input, Loaded, RootFileSystem, load, root_file_system};
+use super::{Changes, ImportError, Input, Loaded, RootFileSystem, Wanted, load, root_file_system};
 
 /// A tar in the making.
 struct Archive(tar::Builder<Vec<u8>>);
@@ -86,7 +86,7 @@ fn taken(archive: Vec<u8>) -> (Result<Vec<Loaded>, ImportError>, Store, tempfile
     let store = Store::open(&directory.path().join("store")).unwrap();
     let input: Box<dyn Read + Send> = Box::new(std::io::Cursor::new(archive));
     let platform = "linux/amd64".parse::<Platform>().unwrap();
-    (load(&store, Input::Archive(input), &platform), store, directory)
+    (load(&store, Input::Archive(input), Wanted::Only(&platform)), store, directory)
 }
 
 /// An error, and no image that has a name.
@@ -220,10 +220,10 @@ fn a_directory_is_a_layout_too() {
     let directory = tempfile::tempdir().unwrap();
     tar::Archive::new(bytes.as_slice()).unpack(directory.path().join("layout")).unwrap();
     let store = Store::open(&directory.path().join("store")).unwrap();
-    let loaded = load(&store, Input::Directory(directory.path().join("layout")), &Platform::host()).unwrap();
+    let loaded = load(&store, Input::Directory(directory.path().join("layout")), Wanted::All).unwrap();
     assert_eq!(loaded[0].names[0].familiar(), "app:1");
     let empty = Input::Directory(directory.path().to_owned());
-    assert!(matches!(load(&store, empty, &Platform::host()), Err(ImportError::NoImage)));
+    assert!(matches!(load(&store, empty, Wanted::All), Err(ImportError::NoImage)));
 }
 
 #[test]

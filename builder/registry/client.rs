@@ -168,7 +168,7 @@ async fn base(endpoint: &Endpoint, what: &str) -> Result<(), Error> {
 }
 
 /// The target of `<target>; rel="next"`.
-fn next_link(header: &str) -> Option<&str> {
+pub(crate) fn next_link(header: &str) -> Option<&str> {
     header.split(',').find_map(|link| {
         let (target, params) = link.split_once('>')?;
         let next = params.split(';').any(|p| matches!(p.trim(), "rel=\"next\"" | "rel=next"));

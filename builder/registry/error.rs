@@ -47,6 +47,17 @@ impl fmt::Display for Detail {
     }
 }
 
+/// Why there is no connection, as far as it tells whether trying again helps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unreachable {
+    /// No host has this name, say the name servers.
+    NoSuchName,
+    /// The host is there and nobody listens.
+    Refused,
+    /// Something that may pass: a name server that does not answer, no route, a time-out.
+    Other,
+}
+
 /// A failed exchange with a registry. Never contains a credential.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -109,6 +120,8 @@ pub enum Error {
     Connect {
         /// What was asked of whom.
         asked: Box<Asked>,
+        /// What kind of failure.
+        kind: Unreachable,
         /// The cause, in the system's words.
         cause: String,
     },
@@ -221,12 +234,17 @@ impl Error {
     #[must_use]
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Connect { .. } | Self::Timeout { .. } | Self::Interrupted { .. } | Self::TooManyRequests { .. } => {
-                true
-            }
+            Self::Connect { kind, .. } => *kind != Unreachable::NoSuchName,
+            Self::Timeout { .. } | Self::Interrupted { .. } | Self::TooManyRequests { .. } => true,
             Self::Status { status, .. } => *status == 408 || (*status >= 500 && !matches!(*status, 501 | 505)),
             _ => false,
         }
+    }
+
+    /// Whether nobody listens at the other end.
+    #[must_use]
+    pub fn is_refused(&self) -> bool {
+        matches!(self, Self::Connect { kind: Unreachable::Refused, .. })
     }
 
     /// How long the server asked us to wait.

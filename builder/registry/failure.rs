@@ -4,10 +4,12 @@ use std::error::Error as StdError;
 use std::io;
 use std::time::Duration;
 
+use hickory_resolver::net::{DnsError, NetError};
+use hickory_resolver::proto::op::ResponseCode;
 use serde_json::Value;
 
 use crate::Error;
-use crate::error::{Asked, Detail};
+use crate::error::{Asked, Detail, Unreachable};
 
 /// Turns the HTTP library's failure into ours. URLs are left out: those of blobs are often signed.
 pub(crate) fn classify(error: &reqwest::Error, asked: Box<Asked>, after: Duration) -> Error {
@@ -16,18 +18,34 @@ pub(crate) fn classify(error: &reqwest::Error, asked: Box<Asked>, after: Duratio
         return Error::Tls { asked, cause };
     }
     if error.is_dns() {
-        return Error::Connect { asked, cause: format!("name resolution failed: {cause}") };
+        let (kind, cause) = match chain(error).find_map(|e| e.downcast_ref::<NetError>()) {
+            Some(error) if is_no_name(error) => (Unreachable::NoSuchName, "there is no host of this name".into()),
+            _ => (Unreachable::Other, format!("name resolution failed: {cause}")),
+        };
+        return Error::Connect { asked, kind, cause };
     }
     if error.is_timeout() && !error.is_connect() {
         return Error::Timeout { asked, after };
     }
     if error.is_connect() {
-        return Error::Connect { asked, cause };
+        let refused = io_kind(error) == Some(io::ErrorKind::ConnectionRefused);
+        let kind = if refused { Unreachable::Refused } else { Unreachable::Other };
+        return Error::Connect { asked, kind, cause };
     }
     if error.is_builder() {
         return Error::InvalidResponse { asked, why: cause };
     }
     Error::Interrupted { asked, cause }
+}
+
+/// Whether the name servers know that there is no such name, or that it has no address. One that fails may know later.
+fn is_no_name(error: &NetError) -> bool {
+    match error {
+        NetError::Dns(DnsError::NoRecordsFound(none)) => {
+            matches!(none.response_code, ResponseCode::NXDomain | ResponseCode::NoError)
+        }
+        _ => false,
+    }
 }
 
 /// The text of the cause at the end of the chain.

@@ -116,6 +116,8 @@ struct State {
     counter: u64,
     rules: Vec<(String, usize, Fault)>,
     seen: Vec<Seen>,
+    /// Whether it keeps lists of referrers.
+    referrers: bool,
 }
 
 struct Call {
@@ -164,6 +166,11 @@ impl Fake {
     /// Misbehaves on the next `times` requests whose `METHOD target` contains `matching`.
     pub fn inject(&self, matching: &str, times: usize, fault: Fault) {
         self.lock().rules.push((matching.to_owned(), times, fault));
+    }
+
+    /// Keeps lists of what refers to what from now on.
+    pub fn keep_referrers(&self) {
+        self.lock().referrers = true;
     }
 
     /// Behaves again.
@@ -252,15 +259,25 @@ async fn serve(stream: TcpStream, state: &Mutex<State>) -> io::Result<()> {
         let fault = lock(state).fault_for(&call);
         let length: usize = call.headers.get("content-length").and_then(|l| l.parse().ok()).unwrap_or(0);
         if let Some(Fault::CutUpload(limit)) = fault {
-            call.body.resize(limit.min(length), 0);
-            stream.read_exact(&mut call.body).await?;
+            if length == 0 {
+                // Of a body in chunks; in one of them, or after a few.
+                while call.body.len() < limit && read_chunk(&mut stream, &mut call.body).await? {}
+                call.body.truncate(limit);
+            } else {
+                call.body.resize(limit.min(length), 0);
+                stream.read_exact(&mut call.body).await?;
+            }
             let mut state = lock(state);
             state.note(&call, 0);
             state.keep_partial(&call);
             return Ok(());
         }
-        call.body.resize(length, 0);
-        stream.read_exact(&mut call.body).await?;
+        if call.headers.get("transfer-encoding").is_some_and(|coding| coding == "chunked") {
+            read_chunks(&mut stream, &mut call.body).await?;
+        } else {
+            call.body.resize(length, 0);
+            stream.read_exact(&mut call.body).await?;
+        }
         if let Some(Fault::Delay(wait)) = fault {
             tokio::time::sleep(wait).await;
         }
@@ -287,6 +304,25 @@ async fn serve(stream: TcpStream, state: &Mutex<State>) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Reads a body whose length was not announced.
+async fn read_chunks(stream: &mut BufReader<TcpStream>, body: &mut Vec<u8>) -> io::Result<()> {
+    while read_chunk(stream, body).await? {}
+    Ok(())
+}
+
+/// Reads one chunk; whether there may be more.
+async fn read_chunk(stream: &mut BufReader<TcpStream>, body: &mut Vec<u8>) -> io::Result<bool> {
+    let mut line = String::new();
+    stream.read_line(&mut line).await?;
+    let length = usize::from_str_radix(line.trim(), 16).map_err(io::Error::other)?;
+    let start = body.len();
+    // Its line ends as well.
+    body.resize(start + length + 2, 0);
+    stream.read_exact(&mut body[start..]).await?;
+    body.truncate(start + length);
+    Ok(length > 0)
 }
 
 /// Reads a request's line and headers. `None`: the client has closed, or does not speak HTTP.
@@ -433,7 +469,7 @@ impl State {
             return self.token(call, &url);
         }
         let Some(path) = url.path().strip_prefix("/v2/") else { return Answer::error(404, "NOT_FOUND") };
-        let parts = ["/manifests/", "/blobs/uploads/", "/blobs/", "/tags/"]
+        let parts = ["/manifests/", "/blobs/uploads/", "/blobs/", "/tags/", "/referrers/"]
             .iter()
             .find_map(|kind| path.split_once(kind).map(|(repository, rest)| (*kind, repository, rest)));
         if let Some(refusal) = self.refuse(call, parts.map(|(_, repository, _)| repository)) {
@@ -446,6 +482,8 @@ impl State {
             Some(("/manifests/", repository, name)) => self.manifest(call, repository, name),
             Some(("/blobs/", repository, digest)) => self.blob(call, repository, digest),
             Some(("/tags/", repository, _)) => self.tags(repository, &query),
+            Some(("/referrers/", repository, subject)) if self.referrers => self.referrers(repository, subject),
+            Some(("/referrers/", ..)) => Answer::error(404, "NOT_FOUND"),
             Some((_, repository, id)) => self.upload(call, repository, id, &query),
         }
     }
@@ -511,7 +549,11 @@ impl State {
                     let value = (media_type.clone(), call.body.clone().into());
                     self.manifests.insert((repository.to_owned(), name.to_owned()), value);
                 }
-                Answer::new(201).with("docker-content-digest", digest)
+                let answer = Answer::new(201).with("docker-content-digest", digest);
+                match subject_of(&call.body) {
+                    Some(subject) if self.referrers => answer.with("oci-subject", subject),
+                    _ => answer,
+                }
             }
             "DELETE" if self.manifests.remove(&key).is_some() => Answer::new(202),
             "GET" | "HEAD" if self.manifests.contains_key(&key) => {
@@ -521,6 +563,18 @@ impl State {
             }
             _ => Answer::error(404, "MANIFEST_UNKNOWN"),
         }
+    }
+
+    fn referrers(&self, repository: &str, subject: &str) -> Answer {
+        let own = self.manifests.iter().filter(|((own, name), _)| own == repository && name.contains(':'));
+        let referring = own.filter(|(_, (_, bytes))| subject_of(bytes).as_deref() == Some(subject));
+        let entries = referring.map(|((_, digest), (media_type, bytes))| {
+            let manifest: serde_json::Value = serde_json::from_slice(bytes).unwrap_or_default();
+            json!({ "mediaType": media_type, "digest": digest, "size": bytes.len(), "artifactType": manifest["artifactType"] })
+        });
+        let index =
+            json!({ "schemaVersion": 2, "mediaType": crate::OCI_INDEX, "manifests": entries.collect::<Vec<_>>() });
+        Answer { body: index.to_string().into(), ..Answer::new(200).with("content-type", crate::OCI_INDEX) }
     }
 
     fn blob(&mut self, call: &Call, repository: &str, digest: &str) -> Answer {
@@ -603,6 +657,11 @@ impl State {
             _ => Answer::error(405, "UNSUPPORTED"),
         }
     }
+}
+
+fn subject_of(manifest: &[u8]) -> Option<String> {
+    let manifest: serde_json::Value = serde_json::from_slice(manifest).ok()?;
+    manifest.get("subject")?.get("digest")?.as_str().map(str::to_owned)
 }
 
 impl Answer {

@@ -25,6 +25,7 @@ mod manifest;
 mod pull;
 mod push;
 mod reference;
+mod referrers;
 mod registries_conf;
 mod retry;
 mod transport;
@@ -35,14 +36,14 @@ pub use client::{Client, Progress, TransferEvent};
 pub use config::{Event, EventSink, KeyPair, Proxies, RegistryConfig, Settings};
 pub use credentials::{Credential, CredentialSource, CredentialsError, Secret, StaticCredentials};
 pub use docker_config::{DockerCredentials, Stored};
-pub use error::{Asked, Detail, Error};
+pub use error::{Asked, Detail, Error, Unreachable};
 pub use http::PlainClient;
 pub use manifest::{
     DOCKER_LIST, DOCKER_MANIFEST, MANIFEST_MAX, Manifest, OCI_INDEX, OCI_MANIFEST, Resolved, Want, choose_platform,
 };
 pub use oci_spec::image::{Descriptor, Digest, ImageIndex, ImageManifest, MediaType};
 pub use pull::BlobStream;
-pub use push::{BlobSource, Pushed};
+pub use push::{Begun, BlobSource, GrowingSource, Pushed};
 pub use reference::{DOCKER_HUB, Reference, ReferenceError, Repository, registry_name};
 pub use retry::RetryPolicy;
 pub use verify::{Verifier, digest_of};

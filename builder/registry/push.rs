@@ -12,6 +12,7 @@ use tokio::io::{AsyncRead, AsyncSeekExt};
 use url::Url;
 
 use crate::error::Asked;
+use crate::referrers;
 use crate::transport::{Body, Endpoint, Request, authority};
 use crate::{Client, Descriptor, Digest, Error, MANIFEST_MAX, Progress, Reference, Repository, TransferEvent};
 
@@ -50,6 +51,23 @@ impl BlobSource for PathBuf {
     }
 }
 
+/// Something to upload that is still being made.
+pub trait GrowingSource: Send + Sync {
+    /// Opens it for reading from the first byte on; reading waits for what is not there yet. An error is the end of a blob that
+    /// came to nothing.
+    fn open(&self) -> BoxFuture<'_, std::io::Result<Box<dyn AsyncRead + Send + Unpin>>>;
+}
+
+/// An upload that was begun before digest and length were known.
+#[derive(Debug)]
+pub struct Begun {
+    session: Url,
+    /// Bytes that left.
+    sent: u64,
+    /// The registry has taken them all.
+    whole: bool,
+}
+
 /// How a blob came to be on the registry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Pushed {
@@ -80,6 +98,79 @@ impl Client {
         mount_from: &[Repository],
         progress: Option<&Progress>,
     ) -> Result<Pushed, Error> {
+        self.push(repository, descriptor, source, mount_from, progress, None).await
+    }
+
+    /// Begins to send a blob while it is still being made; its digest and its length are known when `source` ends. `None`: too
+    /// much else is under way. What comes of it goes to [`Self::finish_blob`], or is to be given up by [`Self::give_up`].
+    pub async fn begin_blob(
+        &self,
+        repository: &Repository,
+        source: &dyn GrowingSource,
+        on_sent: Arc<dyn Fn(u64) + Send + Sync>,
+    ) -> Option<Begun> {
+        let endpoint = self.origin(repository.registry(), repository.path()).ok()?;
+        let _permit = self.shared.transfers.clone().try_acquire_owned().ok()?;
+        let what = format!("upload to {repository}");
+        let request = endpoint.request(Method::POST, repository, "blobs/uploads/", ACTIONS, what.clone()).await.ok()?;
+        let response = endpoint.once(&request).await.ok()?;
+        let session = location(&endpoint, &response, &what).await.ok()?;
+        let sent = Arc::new(AtomicU64::new(0));
+        let counter = sent.clone();
+        let on_sent = move |n: u64| {
+            counter.store(n, Ordering::Relaxed);
+            on_sent(n);
+        };
+        // As docker does it, with no length announced; every registry that docker can push to takes it.
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_TYPE, OCTETS);
+        let body = Body::Growing { source, on_sent: Arc::new(on_sent) };
+        let request = Request { method: Method::PATCH, url: session.clone(), headers, body, ..request };
+        let answer = match endpoint.once(&request).await {
+            Ok(response) => location(&endpoint, &response, &what).await.ok(),
+            Err(_) => None,
+        };
+        let sent = sent.load(Ordering::Relaxed);
+        Some(match answer {
+            Some(session) => Begun { session, sent, whole: true },
+            // How much of it came is the registry's to say.
+            None => Begun { session, sent, whole: false },
+        })
+    }
+
+    /// As [`Self::push_blob`], for a blob that was begun with [`Self::begin_blob`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn finish_blob(
+        &self,
+        repository: &Repository,
+        descriptor: &Descriptor,
+        source: &dyn BlobSource,
+        begun: Begun,
+        progress: Option<&Progress>,
+    ) -> Result<Pushed, Error> {
+        self.push(repository, descriptor, source, &[], progress, Some(begun)).await
+    }
+
+    /// Gives up what was begun. What remains of it is the registry's to clean up.
+    pub async fn give_up(&self, repository: &Repository, begun: Begun) {
+        let Ok(endpoint) = self.origin(repository.registry(), repository.path()) else { return };
+        let what = format!("upload to {repository}");
+        if let Ok(request) = endpoint.request(Method::DELETE, repository, "", ACTIONS, what).await {
+            let _ = endpoint.once(&Request { url: begun.session, ..request }).await;
+        }
+    }
+
+    async fn push(
+        &self,
+        repository: &Repository,
+        descriptor: &Descriptor,
+        source: &dyn BlobSource,
+        mount_from: &[Repository],
+        progress: Option<&Progress>,
+        begun: Option<Begun>,
+    ) -> Result<Pushed, Error> {
         let endpoint = self.origin(repository.registry(), repository.path())?;
         let _permit = self.shared.transfers.clone().acquire_owned().await.ok();
         let upload = Upload {
@@ -92,8 +183,21 @@ impl Client {
             sent: Arc::default(),
         };
         if upload.exists().await? {
+            if let Some(begun) = begun {
+                upload.cancel(begun.session).await;
+            }
             upload.report(descriptor.size());
             return Ok(Pushed::Exists);
+        }
+        if let Some(begun) = begun {
+            upload.sent.store(begun.sent, Ordering::Relaxed);
+            let resumed = match begun.whole && begun.sent == descriptor.size() {
+                true => Some((begun.session, begun.sent)),
+                false => upload.resume_point(begun.session).await,
+            };
+            let (session, offset) = resumed.map_or((None, 0), |(session, offset)| (Some(session), offset));
+            upload.run(session, offset).await?;
+            return Ok(Pushed::Uploaded { bytes: upload.sent.load(Ordering::Relaxed) });
         }
         let mut session = None;
         let candidates =
@@ -114,12 +218,12 @@ impl Client {
                 Err(_) => {}
             }
         }
-        upload.run(session).await?;
+        upload.run(session, 0).await?;
         Ok(Pushed::Uploaded { bytes: upload.sent.load(Ordering::Relaxed) })
     }
 
     /// Stores a manifest or index under the reference's tag, or under its digest when the reference has none. All that it
-    /// refers to must be there. Returns its digest.
+    /// refers to must be there, but for its subject, which is told of it. Returns its digest.
     ///
     /// # Errors
     /// When the registry refuses it, or when the reference has a digest that is not the one of `bytes`.
@@ -137,14 +241,15 @@ impl Client {
         let name = reference.tag().map_or_else(|| actual.to_string(), str::to_owned);
         let tail = format!("manifests/{name}");
         let mut request = endpoint.request(Method::PUT, reference.repository(), &tail, ACTIONS, what.clone()).await?;
-        let media_type = HeaderValue::from_str(media_type).map_err(|_| Error::UnsupportedManifest {
+        let content_type = HeaderValue::from_str(media_type).map_err(|_| Error::UnsupportedManifest {
             asked: asked(),
             why: format!("{media_type:?} is not a media type"),
         })?;
-        request.headers.insert(CONTENT_TYPE, media_type);
-        request.body = Body::Bytes(bytes);
+        request.headers.insert(CONTENT_TYPE, content_type);
+        request.body = Body::Bytes(bytes.clone());
         let response = endpoint.call(&request).await?;
         check_stored(&response, &actual, &what)?;
+        referrers::list(&endpoint, reference.repository(), media_type, &bytes, response.headers()).await?;
         Ok(actual)
     }
 
@@ -253,8 +358,8 @@ impl Upload<'_> {
         }
     }
 
-    async fn run(&self, session: Option<Url>) -> Result<(), Error> {
-        let mut at = Position { session, offset: 0, chunk: None };
+    async fn run(&self, session: Option<Url>, offset: u64) -> Result<(), Error> {
+        let mut at = Position { session, offset, chunk: None };
         let mut attempts = self.endpoint.attempts();
         let mut best = 0;
         loop {

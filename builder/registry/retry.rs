@@ -63,6 +63,11 @@ impl Attempts {
         Self { limit, used: 0 }
     }
 
+    /// At most as many retries as a host deserves that nobody has heard of yet and where nobody listens.
+    pub(crate) fn lower(&mut self, limit: u32) {
+        self.limit = self.limit.min(limit);
+    }
+
     /// Begins counting anew, after progress.
     pub(crate) fn reset(&mut self) {
         self.used = 0;
@@ -85,7 +90,7 @@ impl Attempts {
 }
 
 /// A number from 0.5 to 1, so that clients that failed together do not come back together.
-fn jitter() -> f64 {
+pub(crate) fn jitter() -> f64 {
     let random = RandomState::new().hash_one(Instant::now());
     0.5 + (random >> 11) as f64 / (1u64 << 53) as f64 / 2.0
 }

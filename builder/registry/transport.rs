@@ -1,7 +1,7 @@
 //! One host of a registry: how it is spoken to, and how a request becomes an answer or an exact error.
 
 use std::io;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
@@ -16,13 +16,16 @@ use crate::error::Asked;
 use crate::failure::{classify, detail_of, io_kind, rustls_error};
 use crate::hosts::{HostSpec, Need};
 use crate::http::Clients;
-use crate::push::BlobSource;
+use crate::push::{BlobSource, GrowingSource};
 use crate::registries_conf::{self, Rule};
 use crate::retry::{Attempts, Retrier, parse_retry_after};
-use crate::upload_body::{Sending, upload_body, watch};
+use crate::upload_body::{Sending, growing_body, upload_body, watch};
 use crate::{CredentialSource, Digest, Error, Event, Repository, Settings};
 
+const PROBE: &str = "whether it speaks TLS";
 const REDIRECTS_MAX: usize = 10;
+/// How often a host is tried again that refuses the first connection.
+const RETRIES_REFUSED: u32 = 2;
 const AUTH_ROUNDS_MAX: usize = 4;
 /// How many stall time-outs the end of an upload and a document in memory may take.
 const COMMIT_FACTOR: u32 = 5;
@@ -72,6 +75,8 @@ pub(crate) struct Endpoint {
     pub(crate) mirror_of: Option<String>,
     /// Set when it served wrong bytes; a mirror is not asked again then.
     pub(crate) distrusted: AtomicBool,
+    /// It has answered something.
+    answered: AtomicBool,
     pub(crate) auth: Authorizer,
     pub(crate) shared: Arc<Shared>,
     /// Whether the user said that it speaks plain HTTP.
@@ -105,6 +110,11 @@ pub(crate) enum Body<'a> {
         len: u64,
         on_sent: Arc<dyn Fn(u64) + Send + Sync>,
     },
+    /// A blob that is still being made.
+    Growing {
+        source: &'a dyn GrowingSource,
+        on_sent: Arc<dyn Fn(u64) + Send + Sync>,
+    },
 }
 
 impl Endpoint {
@@ -112,6 +122,7 @@ impl Endpoint {
     pub(crate) fn new(shared: Arc<Shared>, credentials: Arc<dyn CredentialSource>, spec: HostSpec) -> Self {
         Self {
             distrusted: AtomicBool::new(false),
+            answered: AtomicBool::new(false),
             auth: Authorizer::new(&spec.registry, credentials),
             shared,
             scheme: OnceCell::new(),
@@ -173,7 +184,17 @@ impl Endpoint {
     }
 
     async fn probe(&self) -> Result<Scheme, Error> {
-        let asked = Asked::boxed(&self.host, "whether it speaks TLS");
+        let mut attempts = self.attempts();
+        loop {
+            match self.probe_once().await {
+                Err(error) => self.backoff(&mut attempts, PROBE, error).await?,
+                scheme => return scheme,
+            }
+        }
+    }
+
+    async fn probe_once(&self) -> Result<Scheme, Error> {
+        let asked = Asked::boxed(&self.host, PROBE);
         let client = self.shared.clients.get(&self.shared.settings, &self.spec.tls, true, &self.host)?;
         let patience = self.shared.settings.connect_timeout.min(Duration::from_secs(5));
         let request = client.get(format!("https://{}/v2/", self.host)).timeout(patience).send();
@@ -208,6 +229,10 @@ impl Endpoint {
 
     /// Waits before another attempt, or gives the error back when there should be none.
     pub(crate) async fn backoff(&self, attempts: &mut Attempts, what: &str, error: Error) -> Result<(), Error> {
+        // One that has answered before is being restarted, perhaps.
+        if error.is_refused() && !self.answered.load(Ordering::Relaxed) {
+            attempts.lower(RETRIES_REFUSED);
+        }
         let Some(wait) = attempts.next(&self.shared.retrier, &error) else { return Err(error) };
         let event = Event::Retrying { host: self.host.clone(), what: what.to_owned(), error: error.to_string(), wait };
         self.shared.settings.emit(&event);
@@ -255,6 +280,7 @@ impl Endpoint {
         loop {
             let grant = if ours { self.auth.grant(self, request).await? } else { Grant::default() };
             let response = self.execute(request, grant.header.as_ref()).await?;
+            self.answered.store(true, Ordering::Relaxed);
             let asked = Asked::boxed(authority(response.url()), &request.what);
             let unauthorized = response.status() == StatusCode::UNAUTHORIZED;
             let from_us = ours && same_origin(response.url(), &request.url);
@@ -357,7 +383,14 @@ impl Endpoint {
                 let sending = Arc::new(Sending::default());
                 let body = upload_body(reader, *len, sending.clone(), on_sent.clone());
                 builder = builder.header(CONTENT_LENGTH, *len).body(body);
-                upload = Some((sending, *len, *digest));
+                upload = Some((sending, Some(*len), Some(*digest)));
+            }
+            Body::Growing { source, on_sent } => {
+                let failed = |error: io::Error| Error::Interrupted { asked: asked(), cause: error.to_string() };
+                let reader = source.open().await.map_err(failed)?;
+                let sending = Arc::new(Sending::default());
+                builder = builder.body(growing_body(reader, sending.clone(), on_sent.clone()));
+                upload = Some((sending, None, None));
             }
         }
         let stall = settings.stall_timeout;
@@ -371,8 +404,10 @@ impl Endpoint {
         };
         let answer = watch(builder.send(), &sending, len, stall).await;
         // A source that cannot be read fails the request in the HTTP library's words; ours are better.
-        if let Some(source) = sending.take_failure() {
-            return Err(Error::Source { digest: digest.clone(), source });
+        match (sending.take_failure(), digest) {
+            (Some(source), Some(digest)) => return Err(Error::Source { digest: digest.clone(), source }),
+            (Some(source), None) => return Err(Error::Interrupted { asked: asked(), cause: source.to_string() }),
+            (None, _) => {}
         }
         match answer {
             Some(answer) => answer.map_err(|error| classify(&error, asked(), stall)),

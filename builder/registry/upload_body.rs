@@ -1,7 +1,7 @@
 //! The body of an upload, and the watch over it.
 
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,6 +14,8 @@ const PIECE: usize = 128 << 10;
 #[derive(Default)]
 pub(crate) struct Sending {
     sent: AtomicU64,
+    /// There is nothing to send at the moment, or any more.
+    waiting: AtomicBool,
     failure: Mutex<Option<io::Error>>,
 }
 
@@ -60,9 +62,47 @@ pub(crate) fn upload_body(
     reqwest::Body::wrap_stream(pieces)
 }
 
+/// The body of an upload that ends when its source does.
+pub(crate) fn growing_body(
+    reader: Box<dyn AsyncRead + Send + Unpin>,
+    sending: Arc<Sending>,
+    on_sent: Arc<dyn Fn(u64) + Send + Sync>,
+) -> reqwest::Body {
+    let pieces = stream::try_unfold((reader, 0u64), move |(mut reader, done)| {
+        let (sending, on_sent) = (sending.clone(), on_sent.clone());
+        async move {
+            let mut buffer = bytes::BytesMut::with_capacity(PIECE);
+            sending.waiting.store(true, Ordering::Relaxed);
+            let read = reader.read_buf(&mut buffer).await;
+            match read {
+                // It goes on waiting: for the answer.
+                Ok(0) => Ok(None),
+                Ok(n) => {
+                    let done = done + n as u64;
+                    sending.waiting.store(false, Ordering::Relaxed);
+                    sending.sent.store(done, Ordering::Relaxed);
+                    on_sent(done);
+                    Ok(Some((buffer.freeze(), (reader, done))))
+                }
+                Err(error) => {
+                    let told = io::Error::new(error.kind(), "source");
+                    *sending.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+                    Err(told)
+                }
+            }
+        }
+    });
+    reqwest::Body::wrap_stream(pieces)
+}
+
 /// Waits for the answer to an upload while bytes leave. `None`: nothing moved for `stall`; once all is sent a registry may take
-/// five times as long, since it may copy the blob before it answers.
-pub(crate) async fn watch<T>(send: impl Future<Output = T>, sending: &Sending, len: u64, stall: Duration) -> Option<T> {
+/// five times as long, since it may copy the blob before it answers. Without a length the source is waited for.
+pub(crate) async fn watch<T>(
+    send: impl Future<Output = T>,
+    sending: &Sending,
+    len: Option<u64>,
+    stall: Duration,
+) -> Option<T> {
     let mut send = std::pin::pin!(send);
     let (mut seen, mut idle) = (0, 0);
     loop {
@@ -73,7 +113,11 @@ pub(crate) async fn watch<T>(send: impl Future<Output = T>, sending: &Sending, l
         let sent = sending.sent.load(Ordering::Relaxed);
         idle = if sent == seen { idle + 1 } else { 0 };
         seen = sent;
-        if idle >= if sent == len { 5 } else { 1 } {
+        let all_sent = match len {
+            Some(len) => sent == len,
+            None => sending.waiting.load(Ordering::Relaxed),
+        };
+        if idle >= if all_sent { 5 } else { 1 } {
             return None;
         }
     }

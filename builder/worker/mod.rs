@@ -37,12 +37,14 @@ use crate::context::{ContextError, LocalContext, Wanted};
 use crate::images::ImageError;
 
 pub(crate) use decompress::decompressed;
+pub(crate) use disk_guard::DiskGuard;
 pub use exec::StepPolicy;
 pub use file::FileError;
 pub(crate) use file::{ReadableTree, archive_tree, wildcard};
 pub use git::GitError;
 pub use http::HttpError;
 pub(crate) use keep::Opened;
+pub(crate) use layers::pipe;
 pub use layers::{BlobTypes, Layers};
 pub(crate) use roots::StepRoot;
 pub use secrets::{SecretError, Secrets};

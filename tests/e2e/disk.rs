@@ -228,3 +228,41 @@ fn a_full_disk_ends_a_build_and_not_the_store() {
     assert!(out.stderr.contains("rbuild prune"), "what to do is said: {}", out.stderr);
     assert!(out.stdout.starts_with("fits\n") && !out.stdout.contains("big"), "{}", out.stdout);
 }
+
+/// A megabyte that stands for a thousand, wherever an archive is taken in.
+#[test]
+fn archives_that_unfold_stop_before_the_disk_is_full() {
+    if !require(&["unshare", "mount"]) || !require_root() {
+        return;
+    }
+    let env = TestEnv::new();
+    let bin = env!("CARGO_BIN_EXE_rbuild");
+    let bomb = |name: &str, members: &[&str]| {
+        let file = std::fs::File::create(env.path(name)).expect("ours");
+        let mut tar = tar::Builder::new(flate2::write::GzEncoder::new(file, flate2::Compression::fast()));
+        for member in members {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(300_000_000 / members.len() as u64);
+            header.set_mode(0o644);
+            let zeros = std::io::Read::take(std::io::repeat(0), header.size().expect("just set"));
+            tar.append_data(&mut header, member, zeros).expect("ours");
+        }
+        tar.into_inner().and_then(flate2::write::GzEncoder::finish).expect("ours");
+        env.path(name).display().to_string()
+    };
+    let one = bomb("one.tar.gz", &["layer.tar"]);
+    let names: Vec<String> = (0..100).map(|number| format!("blobs/sha256/{number:064}")).collect();
+    let many = bomb("many.tar.gz", &names.iter().map(String::as_str).collect::<Vec<_>>());
+    let script = format!(
+        "mount -t tmpfs -o size=64m tmpfs {store}; chmod 0700 {store}
+         try() {{ if \"$@\" >&2; then exit 3; fi; }}
+         try {bin} load -i {one}; try {bin} load -i {many}; try {bin} import {one}
+         try {bin} copy oci-archive:{many} store:x; try {bin} copy docker-archive:{one} store:x
+         {bin} prune -f >&2; du -sm {store}",
+        store = env.store().display()
+    );
+    let out = env.program("unshare").args(["-m", "sh", "-ec", &script]).ok();
+    assert_eq!(out.stderr.matches("the disk of the store has only").count(), 5, "{}", out.stderr);
+    let left = out.stdout.split_whitespace().next().and_then(|text| text.parse::<u64>().ok());
+    assert!(left < Some(8), "{}", out.stdout);
+}

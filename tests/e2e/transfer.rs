@@ -116,7 +116,36 @@ fn images_for_single_platforms_are_joined() {
     let layout = format!("oci:{}:1", env.path("all").display());
     env.rbuild(["copy", &registry.name("all/app:1"), &layout]).ok();
     env.rbuild(["copy", &layout, &registry.name("again:1")]).ok();
-    assert_eq!(digest(&env, &registry, "again:1"), digest(&env, &registry, "all/app:1"));
+    let whole = digest(&env, &registry, "all/app:1");
+    assert_eq!(digest(&env, &registry, "again:1"), whole);
+    // Into the store: all of it, and each of them is a base; then out again, when nothing else has it.
+    for (number, from) in [layout, registry.name("all/app:1")].iter().enumerate() {
+        let env = TestEnv::new();
+        env.rbuild(["copy", from, "store:kept"]).ok();
+        let context = env.dockerfile("c", "FROM kept\nLABEL more=1\n");
+        for architecture in ["amd64", "arm64"] {
+            env.build(&context, &["--platform", &format!("linux/{architecture}"), "-t", "more"]).ok();
+            let label = env.rbuild(["inspect", "-f", "{{.Config.Labels.for}}", "more"]).ok();
+            assert_eq!(label.line(), architecture);
+        }
+        env.rbuild(["system", "prune", "-f"]).ok();
+        let copied = env.rbuild(["copy", "store:kept", &registry.name(&format!("kept:{number}"))]).ok();
+        assert_eq!(copied.line(), whole);
+        // An archive keeps all of it as well.
+        let archive = env.path("kept.tar");
+        env.rbuild(["copy", "store:kept", &format!("oci-archive:{}:kept:1", archive.display())]).ok();
+        let other = TestEnv::new();
+        other.rbuild(["load", "-i"]).arg(&archive).ok();
+        let gzip = env.program("gzip").arg(&archive).ok();
+        drop(gzip);
+        let packed = format!("oci-archive:{}.gz", archive.display());
+        assert_eq!(other.rbuild(["copy", &packed, "store:packed"]).ok().line(), whole);
+        assert_eq!(
+            other.rbuild(["copy", "store:packed", &format!("oci:{}", env.path("last").display())]).ok().line(),
+            whole
+        );
+        other.rbuild(["load", "--platform", "linux/arm64", "-i"]).arg(format!("{}.gz", archive.display())).ok();
+    }
 }
 
 #[test]

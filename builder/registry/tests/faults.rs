@@ -8,7 +8,7 @@ use bytes::Bytes;
 use registry::fake::{Auth, Fake, Fault};
 use registry::{
     Client, Credential, CredentialSource, Descriptor, Error, Event, OCI_MANIFEST, Pushed, Reference, RegistryConfig,
-    Repository, RetryPolicy, Settings, StaticCredentials, Verifier, digest_of,
+    Repository, RetryPolicy, Settings, StaticCredentials, Unreachable, Verifier, digest_of,
 };
 
 const CANARY: &str = "canary-password";
@@ -549,7 +549,7 @@ async fn nobody_there_is_told_at_once_as_such() {
     drop(listener);
     let reference: Reference = format!("{host}/a:1").parse().unwrap();
     let error = client().resolve(&reference).await.unwrap_err();
-    assert!(matches!(error, Error::Connect { .. }), "{error:?}");
+    assert!(matches!(error, Error::Connect { kind: Unreachable::Refused, .. }), "{error:?}");
     assert!(error.to_string().contains("Connection refused"), "{error}");
     let mut settings = settings();
     let http = RegistryConfig { mirrors: vec!["not a host".into()], ..RegistryConfig::default() };
@@ -570,4 +570,39 @@ async fn transfers_are_limited() {
     assert!(tokio::time::timeout(wait, client.blob(&repository, &descriptor)).await.is_err());
     drop(first);
     assert!(tokio::time::timeout(wait * 20, client.blob(&repository, &descriptor)).await.is_ok());
+}
+
+/// What the caller is told of retries while `name` is looked for.
+async fn retries_for(name: &str) -> (usize, Error) {
+    let retries = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let counter = retries.clone();
+    let on_event: registry::EventSink = Arc::new(move |event| {
+        if matches!(event, registry::Event::Retrying { .. }) {
+            counter.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        }
+    });
+    let settings = Settings { on_event: Some(on_event), ..settings() };
+    let reference: Reference = name.parse().unwrap();
+    let error = client_with(settings, StaticCredentials::anonymous()).resolve(&reference).await.unwrap_err();
+    (retries.load(std::sync::atomic::Ordering::Relaxed), error)
+}
+
+/// Names below `.invalid` exist nowhere (RFC 6761), which the resolver knows by itself.
+#[tokio::test]
+async fn a_name_that_does_not_exist_is_not_tried_again() {
+    let (retries, error) = retries_for("registry.invalid/a:1").await;
+    assert!(matches!(error, Error::Connect { kind: Unreachable::NoSuchName, .. }), "{error:?}");
+    assert!(error.to_string().ends_with("there is no host of this name"), "{error}");
+    assert_eq!(retries, 0);
+}
+
+/// One that nobody has heard of is soon given up; one that has answered may be on its way back.
+#[tokio::test]
+async fn a_refused_connection_is_tried_a_few_times() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let name = format!("{}/a:1", listener.local_addr().unwrap());
+    drop(listener);
+    let (retries, error) = retries_for(&name).await;
+    assert!(error.is_refused(), "{error:?}");
+    assert_eq!(retries, 2);
 }
