@@ -459,13 +459,15 @@ pub async fn artifact(
     let blobs = layers.iter().enumerate().map(|(number, layer)| {
         let (slots, sent) = (&slots, &sent);
         async move {
+            let begun = early.map(|name| export::Early::new(&session.remote, name, &context.progress, layer));
             let blob = {
                 let _slot = slots.acquire().await.map_err(|_| WorkError::Cancelled)?;
-                session.layers.blob(context, layer, number, output.compression, blob_types, bytes).await?
+                let begins = begun.as_ref().and_then(export::Early::begins);
+                session.layers.blob(context, layer, number, output.compression, blob_types, bytes, begins).await?
             };
             let is_new = || sent.lock().is_ok_and(|mut sent| sent.insert(blob.descriptor.digest));
-            if let Some(name) = early.filter(|_| is_new()) {
-                export::send_layer(&session.remote, &blob, name, &context.progress).await?;
+            if let Some(begun) = begun {
+                begun.finish(&blob, is_new()).await?;
             }
             Ok::<_, OutputError>(blob)
         }

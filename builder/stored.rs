@@ -134,7 +134,7 @@ impl Stored {
     }
 
     /// The image as it leaves: with its own manifest where its blobs can be had, otherwise with one made as `output` says.
-    /// With `bytes` all layers are brought here.
+    /// With `bytes` all layers are brought here; those that have to be compressed are sent `early` to where all of it will go.
     ///
     /// # Errors
     /// A layer that cannot be had or compressed.
@@ -144,6 +144,7 @@ impl Stored {
         output: &OutputSpec,
         context: &RunContext,
         bytes: bool,
+        early: Option<&Reference>,
     ) -> Result<Package, OutputError> {
         if let Some(package) = self.recorded(session)? {
             if !bytes {
@@ -163,9 +164,8 @@ impl Stored {
             context.progress.warn(format!("{lost}: of {} only the image for {platform} is taken", self.label()));
         }
         let (chain, annotations) = (self.chain(), BTreeMap::new());
-        let only =
-            outputs::artifact(session, chain.as_ref(), &self.bytes, output, &annotations, context, bytes, None).await?;
-        Ok(Package::single(only))
+        let only = outputs::artifact(session, chain.as_ref(), &self.bytes, output, &annotations, context, bytes, early);
+        Ok(Package::single(only.await?))
     }
 
     /// The image with the manifest or index that is recorded of it, if every blob is here or at a registry that is known.

@@ -70,6 +70,12 @@ impl Write for BlobWriter<'_> {
 }
 
 impl BlobWriter<'_> {
+    /// Where its bytes are until it has its name.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.bytes.file.path()
+    }
+
     /// Gives the blob its name; digest and size of what was written.
     ///
     /// # Errors

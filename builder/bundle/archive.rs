@@ -189,7 +189,7 @@ impl super::Documents for Bundle {
 
 async fn packed(session: &Session, image: &Stored, context: &RunContext) -> Result<Bundle, BundleError> {
     let output = OutputSpec::of(OutputKind::Image { push: false, by_digest: false });
-    let package = image.package(session, &output, context, true).await?;
+    let package = image.package(session, &output, context, true, None).await?;
     crate::outputs::keep_manifests(session, &package)?;
     let stock: Arc<dyn Blobs> = Arc::new(Stock(Arc::clone(&session.store)));
     let Package { images, index, .. } = package;

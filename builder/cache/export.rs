@@ -206,7 +206,7 @@ async fn add_blobs(
             return Ok(None);
         }
         let bytes = registry.is_none();
-        match session.layers.blob(context, layer, number, to.compression, types, bytes).await {
+        match session.layers.blob(context, layer, number, to.compression, types, bytes, None).await {
             Ok(blob) => Ok::<_, ExportError>(Some(blob)),
             // The image is out. What made the layer is done again by the next build, which misses it.
             Err(error @ WorkError::LayerGone { .. }) => {

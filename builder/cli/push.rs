@@ -45,10 +45,14 @@ pub async fn run(args: &Args, session: &Session) -> Result<ExitCode, Report> {
         let permitted = session.remote.client.check_push(name.repository()).await;
         permitted.map_err(|source| PushError::Registry { name: name.to_string(), source: Box::new(source) })?;
         let output = OutputSpec::of(OutputKind::Image { push: true, by_digest: false });
-        let package = image.package(session, &output, context, false).await?;
-        tokio::select! {
+        let sent = async {
+            let package = image.package(session, &output, context, false, Some(&name)).await?;
+            export::push(&session.remote, &package, &name, false, &context.progress).await?;
+            Ok::<_, OutputError>(package)
+        };
+        let package = tokio::select! {
             () = context.cancelled.cancelled() => return Err(crate::worker::WorkError::Cancelled.into()),
-            pushed = export::push(&session.remote, &package, &name, false, &context.progress) => pushed?,
+            sent = sent => sent?,
         };
         outputs::keep_manifests(session, &package)?;
         let manifest = package.descriptor().clone();

@@ -47,7 +47,7 @@ pub async fn run(args: &Args, session: &Session) -> Result<ExitCode, Report> {
     let collect = async |context: &RunContext| -> Result<_, OutputError> {
         let mut packages: Vec<(Package, Vec<Reference>)> = Vec::with_capacity(images.len());
         for (image, names) in &images {
-            packages.push((image.package(session, &output, context, true).await?, names.clone()));
+            packages.push((image.package(session, &output, context, true, None).await?, names.clone()));
         }
         Ok(packages)
     };

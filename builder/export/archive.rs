@@ -51,26 +51,32 @@ impl Archive<'_> {
     /// A layer that cannot be read, or `out`. The path is for messages.
     pub fn write_tar(&self, out: impl Write, path: &Path) -> Result<(), ArchiveError> {
         let written = |source| ArchiveError::Write { path: path.to_owned(), source };
-        let mut tar = tar::Builder::new(io::BufWriter::with_capacity(1 << 18, out));
+        let mut out = io::BufWriter::with_capacity(1 << 18, out);
         for directory in ["blobs/", "blobs/sha256/"] {
-            let mut header = tar_header(tar::EntryType::Directory, 0, 0o755);
-            tar.append_data(&mut header, directory, io::empty()).map_err(written)?;
+            write_header(&mut out, tar::EntryType::Directory, directory, 0, 0o755).map_err(written)?;
         }
         for (name, piece) in self.pieces()? {
             match piece {
                 Piece::Bytes(bytes) => {
-                    let mut header = tar_header(tar::EntryType::Regular, bytes.len() as u64, 0o644);
-                    tar.append_data(&mut header, &name, bytes.as_slice()).map_err(written)?;
+                    let size = bytes.len() as u64;
+                    write_header(&mut out, tar::EntryType::Regular, &name, size, 0o644).map_err(written)?;
+                    out.write_all(&bytes).and_then(|()| pad(&mut out, size)).map_err(written)?;
                 }
                 Piece::Blob(path, descriptor) => {
                     let layer = |source| ArchiveError::Layer { digest: descriptor.digest, source };
-                    let file = File::open(path).map_err(layer)?;
-                    let mut header = tar_header(tar::EntryType::Regular, descriptor.size, 0o644);
-                    tar.append_data(&mut header, &name, file.take(descriptor.size)).map_err(written)?;
+                    let (file, size) = (File::open(path).map_err(layer)?, descriptor.size);
+                    write_header(&mut out, tar::EntryType::Regular, &name, size, 0o644).map_err(written)?;
+                    // From file to file, where both are files, the kernel copies, or shares what it can.
+                    let copied = io::copy(&mut file.take(size), &mut out).map_err(written)?;
+                    if copied != size {
+                        return Err(layer(io::ErrorKind::UnexpectedEof.into()));
+                    }
+                    pad(&mut out, size).map_err(written)?;
                 }
             }
         }
-        tar.into_inner().and_then(|mut out| out.flush()).map_err(written)
+        // Two empty blocks are the end.
+        out.write_all(&[0; 2 * BLOCK]).and_then(|()| out.flush()).map_err(written)
     }
 
     /// Writes an OCI layout as a directory.
@@ -167,6 +173,22 @@ impl Archive<'_> {
             .collect();
         serde_json::Value::Array(images).to_string().into_bytes()
     }
+}
+
+/// Of a tar.
+const BLOCK: usize = 512;
+
+fn write_header(out: &mut impl Write, kind: tar::EntryType, name: &str, size: u64, mode: u32) -> io::Result<()> {
+    let mut header = tar_header(kind, size, mode);
+    header.set_path(name)?;
+    header.set_cksum();
+    out.write_all(header.as_bytes())
+}
+
+/// Fills the last block of a member.
+fn pad(out: &mut impl Write, size: u64) -> io::Result<()> {
+    let over = usize::try_from(size % BLOCK as u64).unwrap_or_default();
+    out.write_all(&[0; BLOCK][..(BLOCK - over) % BLOCK])
 }
 
 /// A header that tells nothing of the machine or the moment.

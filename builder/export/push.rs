@@ -96,24 +96,27 @@ async fn send_blobs(
     progress: &VertexProgress,
 ) -> Result<Pushed, PushError> {
     let config = bytes::Bytes::from(image.config.clone());
-    let layers = layers.into_iter().map(|layer| send_layer(remote, layer, name, progress));
-    let (config, layers) =
-        tokio::try_join!(send(remote, name, &image.config_descriptor, &config, &[], progress), try_join_all(layers))?;
+    let layers = layers.into_iter().map(|layer| send_layer(remote, layer, name, progress, None));
+    let (config, layers) = tokio::try_join!(
+        send(remote, name, &image.config_descriptor, &config, &[], progress, None),
+        try_join_all(layers)
+    )?;
     Ok(layers.iter().fold(config, |total, layer| Pushed {
         uploaded: total.uploaded + layer.uploaded,
         reused: total.reused + layer.reused,
     }))
 }
 
-/// Sends one layer, unless it is there or can be mounted.
+/// Sends one layer, unless it is there or can be mounted; what has `begun` to leave goes on.
 ///
 /// # Errors
 /// The registry refused, or its bytes are missing here.
-pub(crate) async fn send_layer(
+pub(super) async fn send_layer(
     remote: &Remote,
     layer: &LayerBlob,
     name: &Reference,
     progress: &VertexProgress,
+    begun: Option<registry::Begun>,
 ) -> Result<Pushed, PushError> {
     let local = |why: String| PushError::Local { name: name.to_string(), why };
     let known = remote.locations(&layer.descriptor.digest).map_err(|error| local(error.to_string()))?;
@@ -121,7 +124,7 @@ pub(crate) async fn send_layer(
         Some(path) => Box::new(path.clone()),
         None => Box::new(Upstream::new(remote.clone(), layer.descriptor.clone())),
     };
-    send(remote, name, &layer.descriptor, source.as_ref(), &known, progress).await
+    send(remote, name, &layer.descriptor, source.as_ref(), &known, progress, begun).await
 }
 
 async fn send(
@@ -131,6 +134,7 @@ async fn send(
     source: &dyn BlobSource,
     known: &[Repository],
     progress: &VertexProgress,
+    begun: Option<registry::Begun>,
 ) -> Result<Pushed, PushError> {
     let local = |why: String| PushError::Local { name: name.to_string(), why };
     let descriptor = registry_descriptor(blob).map_err(local)?;
@@ -142,7 +146,11 @@ async fn send(
         let done = event.done == event.total;
         vertex.status(Status { id: event.digest.to_string(), current: event.done, total: event.total, done });
     });
-    let sent = remote.client.push_blob(name.repository(), &descriptor, source, &mount_from, Some(&report)).await;
+    let (client, repository) = (&remote.client, name.repository());
+    let sent = match begun {
+        Some(begun) => client.finish_blob(repository, &descriptor, source, begun, Some(&report)).await,
+        None => client.push_blob(repository, &descriptor, source, &mount_from, Some(&report)).await,
+    };
     let sent = sent.map_err(|source| PushError::Registry { name: name.to_string(), source: Box::new(source) })?;
     remote.remember(&blob.digest, name.repository()).map_err(|error| local(error.to_string()))?;
     Ok(match sent {

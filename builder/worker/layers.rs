@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use super::disk_guard::DiskGuard;
 use super::file::ReadableTree;
 use super::forms::{TarAt, open_in};
+use super::growing::{Begins, growing};
 use super::places::{Place, Places};
 use super::transfer::{Incoming, incoming};
 use super::{WorkError, blocking};
@@ -376,7 +377,9 @@ impl Layers {
         }
     }
 
-    /// The blob of a layer, compressed as asked. A layer that only a registry has is left there unless `bytes` are needed.
+    /// The blob of a layer, compressed as asked. A layer that only a registry has is left there unless `bytes` are needed. If it
+    /// has to be compressed for it, `begins` is told when it is.
+    #[expect(clippy::too_many_arguments, reason = "each is used once, and no two belong together")]
     pub(crate) async fn blob(
         &self,
         context: &RunContext,
@@ -385,6 +388,7 @@ impl Layers {
         compression: LayerCompression,
         types: BlobTypes,
         bytes: bool,
+        begins: Option<Begins>,
     ) -> Result<LayerBlob, WorkError> {
         let wanted = types.media_type(compression.algorithm);
         let known = self.store.layer_blobs(&layer.diff_id)?;
@@ -427,7 +431,7 @@ impl Layers {
         {
             return Err(self.gone(context, layer, error));
         }
-        self.compress(context, layer, compression, wanted).await
+        self.compress(context, layer, compression, wanted, begins).await
     }
 
     async fn compress(
@@ -436,15 +440,28 @@ impl Layers {
         layer: &LayerRecord,
         compression: LayerCompression,
         media_type: &'static str,
+        begins: Option<Begins>,
     ) -> Result<LayerBlob, WorkError> {
         let name = format!("compress:{}:{media_type}", layer.diff_id);
         let diff_id = layer.diff_id;
         // A form of the layer that turns out to be damaged is taken away, and the next one tried.
         while let Some(tar) = self.any_tar(layer)? {
             let (store, cancelled, name) = (Arc::clone(&self.store), context.cancelled.clone(), name.clone());
+            let begins = begins.clone();
             let packed = blocking(move || {
                 let _lock = store.lock(&name, &|| cancelled.is_cancelled())?;
-                let encoder = compress::Encoder::new(store.blob_writer()?, compression.algorithm)?;
+                // Another process may have been at it while we waited.
+                let done = store.layer_blobs(&diff_id)?.into_iter().find(|blob| {
+                    blob.media_type == media_type && !compression.force && store.blob_path(&blob.digest).is_some()
+                });
+                if let Some(done) = done {
+                    return Ok(Ok((done.digest, done.size)));
+                }
+                let (writer, growing) = growing(store.blob_writer()?)?;
+                if let Some(begins) = begins {
+                    begins(growing);
+                }
+                let encoder = compress::Encoder::new(writer, compression.algorithm)?;
                 let mut hashing = Hashing { to: encoder, hasher: sha2::Sha256::new(), cancelled };
                 match tar.write_to(&mut hashing) {
                     Err(_) if !hashing.cancelled.is_cancelled() && !tar.is_sound(&diff_id) => return Ok(Err(tar)),
@@ -453,7 +470,7 @@ impl Layers {
                 if Digest::from_bytes(hashing.hasher.finalize().into()) != diff_id {
                     return Ok(Err(tar));
                 }
-                let (digest, size) = hashing.to.finish()?.commit(None)?;
+                let (digest, size) = hashing.to.finish()?.end().commit(None)?;
                 store.add_layer_blob(&diff_id, &digest, media_type, size)?;
                 Ok(Ok((digest, size)))
             });

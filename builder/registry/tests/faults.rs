@@ -582,8 +582,9 @@ async fn retries_for(name: &str) -> (usize, Error) {
         }
     });
     let settings = Settings { on_event: Some(on_event), ..settings() };
-    let reference: Reference = name.parse().unwrap();
-    let error = client_with(settings, StaticCredentials::anonymous()).resolve(&reference).await.unwrap_err();
+    let reference: Reference = name.parse().expect("a reference");
+    let error =
+        client_with(settings, StaticCredentials::anonymous()).resolve(&reference).await.expect_err("nobody is there");
     (retries.load(std::sync::atomic::Ordering::Relaxed), error)
 }
 

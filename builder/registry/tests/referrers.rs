@@ -45,7 +45,7 @@ fn referrer(number: usize) -> Bytes {
 async fn put(fake: &Fake, number: usize) {
     let bytes = referrer(number);
     let target = repository(fake).with_digest(digest_of(&bytes));
-    client().put_manifest(&target, OCI_MANIFEST, bytes).await.unwrap();
+    client().put_manifest(&target, OCI_MANIFEST, bytes).await.expect("the registry takes it");
 }
 
 #[tokio::test]
@@ -143,11 +143,11 @@ async fn streamed(fake: &Fake, bytes: &Bytes) -> Pushed {
     let told = Arc::new(AtomicU64::new(0));
     let counter = told.clone();
     let on_sent = Arc::new(move |n| counter.store(n, Ordering::Relaxed));
-    let begun = client.begin_blob(&repository, &Slowly(bytes.clone()), on_sent).await.unwrap();
+    let begun = client.begin_blob(&repository, &Slowly(bytes.clone()), on_sent).await.expect("the registry takes it");
     assert!(told.load(Ordering::Relaxed) > 0);
     let kind = registry::MediaType::ImageLayerGzip;
     let descriptor = registry::Descriptor::new(kind, bytes.len() as u64, digest_of(bytes));
-    let pushed = client.finish_blob(&repository, &descriptor, bytes, begun, None).await.unwrap();
+    let pushed = client.finish_blob(&repository, &descriptor, bytes, begun, None).await.expect("the registry takes it");
     assert_eq!(fake.blob("a/b", descriptor.digest()).as_ref(), Some(bytes));
     assert_eq!(fake.open_uploads(), 0);
     pushed
