@@ -21,6 +21,7 @@ use crate::export::OutputSpec;
 use crate::image::{self, BuiltLayer};
 use crate::images::{ImageError, parse_name};
 use crate::network::{HOST_GATEWAY, StepNetwork};
+use crate::provenance::{self, Facts, Material, Origin, ProvenanceSpec};
 use crate::resources::Patience;
 use crate::session::{Session, SessionError};
 use crate::ssh::Agents;
@@ -78,6 +79,18 @@ pub struct Built {
     pub misses: usize,
     /// What was made and found, for `--cache-to`.
     pub results: Vec<Recorded>,
+    /// How it came about.
+    pub facts: Facts,
+}
+
+impl Built {
+    /// How the image for a platform came about.
+    #[must_use]
+    pub fn predicate(&self, spec: &ProvenanceSpec, platform: &Platform) -> serde_json::Value {
+        let image = self.images.iter().find(|image| image.platform == *platform);
+        let bases = image.map(|image| image.materials.clone()).unwrap_or_default();
+        self.facts.predicate(spec, &bases)
+    }
 }
 
 /// What was built for one platform.
@@ -95,6 +108,8 @@ pub struct BuiltImage {
     pub config: Vec<u8>,
     /// Digest of the config: the image id.
     pub id: Digest,
+    /// The images that it was built from.
+    pub materials: BTreeSet<Material>,
 }
 
 /// A build that came to nothing.
@@ -197,6 +212,7 @@ pub struct Prepared {
     epoch: Option<jiff::Timestamp>,
     /// The records go into the image.
     inline: bool,
+    facts: Facts,
 }
 
 /// Builds.
@@ -227,7 +243,10 @@ pub async fn prepare(
     let imports = Imports::new(request.cache_from, session.remote.clone(), Arc::clone(&session.store));
     let loaded = load(session, context, file, progress, cancelled).await?;
     options.ignored = Some(Arc::new(loaded.context.ignore.patterns().clone()));
+    options.context_time = loaded.origin.time;
     let source = loaded.dockerfile.source;
+    let id = request.recorder.as_ref().map(Recorder::id).unwrap_or_default();
+    let mut facts = Facts::new(id, loaded.origin, &source, &options, &policy);
     let mut each = options_for(&options, &platforms);
     for options in &mut each {
         named.add(options, &source, progress, cancelled).await?;
@@ -243,9 +262,10 @@ pub async fn prepare(
     if let Some(recorder) = &request.recorder {
         recorder.graph(&graph);
     }
+    (facts.hermetic, facts.local) = provenance::reach(&graph, facts.origin.material.is_some());
     let options = Options { parallel, must_hit: request.must_hit };
     let worker = Arc::new(worker(session, wanted(&graph), contexts, policy, imports, epoch)?);
-    Ok(Prepared { lowered, graph, roots, worker, options, source, epoch, inline: request.cache_inline })
+    Ok(Prepared { lowered, graph, roots, worker, options, source, epoch, inline: request.cache_inline, facts })
 }
 
 impl Prepared {
@@ -268,7 +288,8 @@ impl Prepared {
             images.push(finish(session, one, rootfs, *epoch, inline)?);
         }
         let (hits, misses) = (solved.hits, solved.misses);
-        Ok(Built { images, epoch: *epoch, source: source.clone(), hits, misses, results })
+        let facts = self.facts.ended(worker.materials());
+        Ok(Built { images, epoch: *epoch, source: source.clone(), hits, misses, results, facts })
     }
 }
 
@@ -330,8 +351,8 @@ impl Named<'_> {
 /// A Dockerfile lowered for one platform, and the images that it stands upon.
 struct LoweredFor {
     lowered: Lowered,
-    /// The layers of each image that was resolved.
-    bases: Vec<Vec<Digest>>,
+    /// The layers of each image that was resolved, and which it is.
+    bases: Vec<(Vec<Digest>, Material)>,
 }
 
 async fn lower(
@@ -416,7 +437,7 @@ pub(crate) async fn load(
     let vertex = progress.vertex("[internal] load build definition");
     vertex
         .during(async {
-            let (place, dockerfile) = place(session, argument, cancelled).await?;
+            let (place, dockerfile, origin) = place(session, argument, cancelled).await?;
             // What came in the context's stead is the Dockerfile.
             let file = if dockerfile.is_some() { Some("-".to_owned()) } else { file };
             let loaded = context::load(place, file.as_deref(), || match dockerfile {
@@ -427,7 +448,7 @@ pub(crate) async fn load(
                     Ok(text)
                 }
             });
-            Ok(loaded?)
+            Ok(context::Loaded { origin, ..loaded? })
         })
         .await
 }
@@ -437,23 +458,26 @@ async fn place(
     session: &Session,
     argument: ContextArg,
     cancelled: &CancellationToken,
-) -> Result<(Place, Option<Vec<u8>>), BuildError> {
-    let streamed = |stream: context::Stream| match stream {
-        context::Stream::Context(place) => (place, None),
-        context::Stream::Dockerfile(text) => (Place::Nothing, Some(text)),
+) -> Result<(Place, Option<Vec<u8>>, Origin), BuildError> {
+    let streamed = |stream: context::Stream, origin| match stream {
+        context::Stream::Context(place) => (place, None, origin),
+        context::Stream::Dockerfile(text) => (Place::Nothing, Some(text), origin),
     };
     match argument {
         ContextArg::Directory(path) => {
             if !path.is_dir() {
                 return Err(ContextError::NoDirectory(path).into());
             }
-            Ok((Place::Directory(path, None), None))
+            Ok((Place::Directory(path, None), None, Origin::default()))
         }
-        ContextArg::Stdin => Ok(streamed(context::stream("standard input", io::stdin())?)),
-        ContextArg::Git(url) => Ok((crate::worker::clone_context(session, &url, cancelled).await?, None)),
+        ContextArg::Stdin => Ok(streamed(context::stream("standard input", io::stdin())?, Origin::default())),
+        ContextArg::Git(url) => {
+            let (place, origin) = crate::worker::clone_context(session, &url, cancelled).await?;
+            Ok((place, None, origin))
+        }
         ContextArg::Http(url) => {
-            let file = crate::worker::download_context(session, &url, cancelled).await?;
-            Ok(streamed(context::stream(&url, file)?))
+            let (file, origin) = crate::worker::download_context(session, &url, cancelled).await?;
+            Ok(streamed(context::stream(&url, file)?, origin))
         }
     }
 }
@@ -466,7 +490,7 @@ async fn resolve_images(
     pull: bool,
     progress: &Progress,
     cancelled: &CancellationToken,
-) -> Result<(Images, Vec<Vec<Digest>>), BuildError> {
+) -> Result<(Images, Vec<(Vec<Digest>, Material)>), BuildError> {
     let mut images = Images::new();
     let mut bases = Vec::new();
     loop {
@@ -489,7 +513,7 @@ async fn resolve_images(
         });
         let found = futures_util::future::try_join_all(found).await?;
         for (request, found) in missing.into_iter().zip(found) {
-            bases.push(found.resolved.config.rootfs.diff_ids.clone());
+            bases.push((found.resolved.config.rootfs.diff_ids.clone(), found.material(&request)));
             images.insert(request.reference, request.platform, found.resolved);
         }
     }
@@ -540,6 +564,7 @@ pub(crate) fn worker(
         turn: tokio::sync::Semaphore::new(1),
         imports,
         results: Mutex::default(),
+        materials: Mutex::default(),
         builds: Builds::new(session.store.builds_directory()),
         limit: session.limit(),
         tidying: Arc::default(),
@@ -623,7 +648,8 @@ fn finish(
     let begins_with = |base: &&Vec<Digest>| {
         base.len() <= layers.len() && base.iter().zip(&layers).all(|(diff_id, layer)| *diff_id == layer.diff_id)
     };
-    let base_layers = bases.iter().filter(begins_with).map(Vec::len).max().unwrap_or(0);
+    let base_layers = bases.iter().map(|(base, _)| base).filter(begins_with).map(Vec::len).max().unwrap_or(0);
+    let materials = bases.iter().map(|(_, material)| material.clone()).collect();
     let mut unfinished = lowered.config.clone();
     cache::strip_inline(&mut unfinished);
     if let Some(results) = inline {
@@ -632,7 +658,7 @@ fn finish(
     let config = image::finish(unfinished.clone(), &layers, epoch, jiff::Timestamp::now());
     let config = serde_json::to_vec(&config).map_err(|error| BuildError::Internal(error.to_string()))?;
     let id = session.store.put_blob(&config)?;
-    Ok(BuiltImage { platform: lowered.platform.clone(), rootfs, base_layers, unfinished, config, id })
+    Ok(BuiltImage { platform: lowered.platform.clone(), rootfs, base_layers, unfinished, config, id, materials })
 }
 
 impl Request {

@@ -12,6 +12,7 @@ use snapshotter::{ForeignLayer, ImageKind, ImageRecord, LayerBlobRecord, LayerRe
 use tokio::sync::mpsc;
 
 use crate::export::Descriptor;
+use crate::provenance::Material;
 
 /// An image that cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -73,6 +74,14 @@ pub struct Found {
     pub chain: Option<Digest>,
     /// It was there without asking a registry.
     pub local: bool,
+}
+
+impl Found {
+    /// What it is, for those who want to know what a build was built from.
+    pub(crate) fn material(&self, request: &ImageRequest) -> Material {
+        let digest = self.resolved.manifest_digest.unwrap_or(self.config);
+        Material::image(&request.reference, &request.platform, &digest)
+    }
 }
 
 impl Remote {

@@ -23,6 +23,8 @@ pub mod network;
 pub mod notices;
 pub mod outputs;
 pub mod progress;
+pub mod provenance;
+pub mod referrers;
 pub mod report;
 pub mod resources;
 pub mod session;

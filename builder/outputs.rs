@@ -15,12 +15,12 @@ use tokio_util::sync::CancellationToken;
 use crate::build::Built;
 use crate::config::Engine;
 use crate::export::{
-    self, AnnotationPlace, Archive, ArchiveError, Artifact, DOCKER, Destination, EngineError, Keeping,
+    self, AnnotationPlace, Archive, ArchiveError, Artifact, Attestation, DOCKER, Destination, EngineError, Keeping,
     LayerCompression, OCI, OutputKind, OutputSpec, Package, Part, PushError,
 };
 use crate::session::Session;
 use crate::variant::{Variant, variants};
-use crate::worker::{BlobTypes, WorkError, blocking};
+use crate::worker::{BlobTypes, ReadableTree, WorkError, blocking};
 
 /// Layers that are compressed at the same time: each also reads and hashes, which one core does alone.
 const LAYERS_AT_ONCE: usize = 4;
@@ -212,6 +212,9 @@ async fn one(
         delivered.ids = images.iter().map(|image| image.id).collect();
     }
     let several = images.len() > 1;
+    if output.provenance.is_some() && matches!(output.kind, OutputKind::Docker(_)) {
+        context.progress.warn("the provenance is left out: docker's archives and engines have no place for it");
+    }
     match &output.kind {
         OutputKind::CacheOnly => {}
         OutputKind::Image { push, by_digest } => {
@@ -222,10 +225,12 @@ async fn one(
             }
             // A layer is on its way as soon as it is compressed.
             let early = if *push { names.first() } else { None };
-            let package = match needs_manifest || !output.annotations.is_empty() {
+            let package = match needs_manifest || !output.annotations.is_empty() || output.provenance.is_some() {
                 true => {
                     let package = package_for(session, &images, output, context, false, early);
-                    Some(unless_cancelled(context, package).await?)
+                    let mut package = unless_cancelled(context, package).await?;
+                    attest(session, built, output, &images, names, &mut package)?;
+                    Some(package)
                 }
                 false => None,
             };
@@ -253,7 +258,8 @@ async fn one(
             }
         }
         OutputKind::Oci(destination) => {
-            let package = package(session, &images, output, context, true).await?;
+            let mut package = package(session, &images, output, context, true).await?;
+            attest(session, built, output, &images, names, &mut package)?;
             write(&package, names, false, destination).await?;
             delivered.made(&package);
             delivered.all_names.extend_from_slice(names);
@@ -284,6 +290,27 @@ async fn one(
             delivered.loaded = Some(engine);
         }
         OutputKind::Tar(_) | OutputKind::Local(_) => files(session, built, &images, output, context).await?,
+    }
+    Ok(())
+}
+
+/// Adds what is to be told of how the images came about, and keeps it with them.
+fn attest(
+    session: &Session,
+    built: &Built,
+    output: &OutputSpec,
+    images: &[Variant],
+    names: &[Reference],
+    package: &mut Package,
+) -> Result<(), OutputError> {
+    let Some(spec) = &output.provenance else { return Ok(()) };
+    for (image, artifact) in images.iter().zip(&package.images) {
+        let predicate = built.predicate(spec, &image.platform);
+        let subject = &artifact.manifest_descriptor;
+        let attestation = Attestation::provenance(subject, &image.platform, names, &predicate);
+        session.store.put_blob(&artifact.manifest)?;
+        crate::referrers::keep(&session.store, &subject.digest, &attestation, true)?;
+        package.attestations.push(attestation);
     }
     Ok(())
 }
@@ -328,7 +355,19 @@ async fn files(
     let mut parts = Vec::with_capacity(images.len());
     for image in images {
         let prefix = if split { image.platform.to_string().replace('/', "_") } else { String::new() };
-        parts.push(Part { tree: session.layers.readable(context, image.chain.as_ref()).await?, prefix });
+        let tree = session.layers.readable(context, image.chain.as_ref()).await?;
+        if let Some(spec) = &output.provenance {
+            // Where several share a directory each has a name of its own.
+            let name = match images.len() > 1 && !split {
+                true => format!("provenance.{}.json", image.platform.to_string().replace('/', "_")),
+                false => "provenance.json".to_owned(),
+            };
+            let (own, predicate) = (tree.clone(), built.predicate(spec, &image.platform));
+            let told = blocking(move || Ok(export::provenance_of_files(&own, &predicate)?)).await?;
+            let told = ReadableTree::file(&name, &told).map_err(WorkError::from)?;
+            parts.push(Part { tree: told, prefix: prefix.clone() });
+        }
+        parts.push(Part { tree, prefix });
     }
     // As in BuildKit, all files have the time then, and not only those that are later.
     let mtime = output.epoch.or_else(|| built.epoch.map(jiff::Timestamp::as_second));

@@ -170,6 +170,15 @@ impl Stored {
 
     /// The image with the manifest or index that is recorded of it, if every blob is here or at a registry that is known.
     fn recorded(&self, session: &Session) -> Result<Option<Package>, OutputError> {
+        let Some(mut package) = self.recorded_alone(session)? else { return Ok(None) };
+        let subjects = package.images.iter().map(|image| image.manifest_descriptor.digest);
+        for subject in subjects.chain(package.index.as_ref().map(|(_, index)| index.digest)) {
+            package.attestations.extend(crate::referrers::of(&session.store, &subject)?);
+        }
+        Ok(Some(package))
+    }
+
+    fn recorded_alone(&self, session: &Session) -> Result<Option<Package>, OutputError> {
         let store = &session.store;
         let Some(reference) = &self.manifest else { return Ok(None) };
         let Some(bytes) = store.read_blob(&reference.digest)? else { return Ok(None) };
@@ -187,7 +196,8 @@ impl Stored {
                     let Some(image) = recorded_image(session, &child, &bytes)? else { return Ok(None) };
                     images.push(image);
                 }
-                Ok(Some(Package { images, index: Some((bytes, own)), annotations: BTreeMap::new() }))
+                let index = Some((bytes, own));
+                Ok(Some(Package { images, index, annotations: BTreeMap::new(), attestations: Vec::new() }))
             }
             Err(_) => Ok(None),
         }

@@ -35,6 +35,7 @@ pub(crate) mod workdir_relative;
 pub use config::{CheckOptionError, Config};
 pub use fix::{Edit, apply};
 pub(crate) use linter::Linter;
+pub use secrets::looks_secret;
 
 use crate::instruction::Dockerfile;
 use crate::{SourceFile, Span};

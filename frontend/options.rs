@@ -43,6 +43,8 @@ pub struct Options {
     pub ignored: Option<Arc<Patterns>>,
     /// Seconds since 1970 for the new history entries; a numeric `SOURCE_DATE_EPOCH` build argument is used when `None`.
     pub source_date_epoch: Option<i64>,
+    /// When the context was committed or last changed, for a `SOURCE_DATE_EPOCH` that is `context`; `None` for a local one.
+    pub context_time: Option<i64>,
 }
 
 impl Default for Options {
@@ -64,6 +66,7 @@ impl Default for Options {
             all_stages: false,
             ignored: None,
             source_date_epoch: None,
+            context_time: None,
         }
     }
 }

@@ -275,6 +275,14 @@ fn creation_time(options: &mut Options, global: &Scope) -> Result<Option<String>
         options.build_args.remove(NAME);
         return Ok(None);
     };
+    if value == "context" {
+        // That of what the context was fetched as; files of the caller's have none.
+        options.source_date_epoch = options.context_time;
+        let value = options.context_time.map(|time| time.to_string()).unwrap_or_default();
+        options.build_args.insert(NAME.to_owned(), value);
+        let time = options.context_time.and_then(|seconds| jiff::Timestamp::from_second(seconds).ok());
+        return Ok(time.map(|time| time.to_string()));
+    }
     let time = value.parse::<i64>().ok().and_then(|seconds| jiff::Timestamp::from_second(seconds).ok());
     let Some(time) = time else {
         let message = format!("invalid {NAME}: {value}");

@@ -19,6 +19,9 @@ use crate::recover::{chains_of, sweep};
 use crate::usage::{CACHE_MOUNT, cache_mount_digest};
 use crate::{Store, StoreError};
 
+/// Notes of which manifests, among the blobs, refer to another one: by its digest their descriptors, as a JSON list.
+pub const REFERRERS: &str = "referrers";
+
 /// What a collection may forget.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct CollectPolicy {
@@ -178,6 +181,36 @@ impl Store {
             for chain in chains_of(&self.layout, &config).unwrap_or_default() {
                 graph.mark(*chain.as_bytes(), marked);
             }
+        }
+        self.mark_referrers(db, marked)
+    }
+
+    /// What is said of manifests that stay; of others it is forgotten. Something may be said of that in turn.
+    fn mark_referrers(&self, db: &Connection, marked: &mut Marked) -> rusqlite::Result<()> {
+        let mut left: Vec<(String, String)> = db
+            .prepare("SELECT key, value FROM notes WHERE kind = ?1")?
+            .query_map([REFERRERS], |row| Ok((row.get(0)?, row.get(1)?)))?
+            .collect::<rusqlite::Result<_>>()?;
+        loop {
+            let stays = |subject: &String| {
+                subject.parse::<Digest>().is_ok_and(|subject| marked.blobs.contains(subject.as_bytes()))
+            };
+            let (found, others): (Vec<_>, Vec<_>) = left.into_iter().partition(|(subject, _)| stays(subject));
+            left = others;
+            if found.is_empty() {
+                break;
+            }
+            for referrer in
+                found.iter().flat_map(|(_, list)| serde_json::from_str::<Vec<Name>>(list).unwrap_or_default())
+            {
+                let referrer = *referrer.digest.as_bytes();
+                marked.blobs.insert(referrer);
+                let configs = reached_from(&self.layout, referrer, &mut marked.blobs);
+                marked.blobs.extend(configs.iter().map(|config| *config.as_bytes()));
+            }
+        }
+        for (subject, _) in left {
+            db.execute("DELETE FROM notes WHERE kind = ?1 AND key = ?2", [REFERRERS, &*subject])?;
         }
         Ok(())
     }

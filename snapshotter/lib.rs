@@ -60,7 +60,7 @@ mod usage;
 pub use blob::BlobWriter;
 pub use cache_mount::{CacheMountDir, CacheMountSharing, NewDirectory};
 pub use error::StoreError;
-pub use gc::{CollectPolicy, Reclaimed};
+pub use gc::{CollectPolicy, REFERRERS, Reclaimed};
 pub use image::{ImageKind, ImageRecord, ManifestRef};
 pub use kept::KeepBounds;
 pub use layout::default_root;

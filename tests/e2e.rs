@@ -2,6 +2,8 @@
 
 #[path = "e2e/apt.rs"]
 mod apt;
+#[path = "e2e/attestations.rs"]
+mod attestations;
 #[path = "e2e/build.rs"]
 mod build;
 #[path = "e2e/cache.rs"]

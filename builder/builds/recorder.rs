@@ -13,7 +13,7 @@ use solver::{Event, VertexId};
 use super::record::{BuildRecord, Builds, Keys, State, Step};
 use crate::cache::Recorded;
 use crate::network::StepNetwork;
-use crate::progress::Observer;
+use crate::progress::{Observer, rawjson};
 use crate::resources::Resources;
 
 /// Bytes that are kept of what one step prints. More than anybody reads, less than a disk.
@@ -28,6 +28,7 @@ struct Inner {
     id: String,
     started: jiff::Timestamp,
     steps: Vec<Step>,
+    warnings: Vec<Value>,
     positions: HashMap<VertexId, usize>,
     logs: HashMap<usize, File>,
     /// What the steps of the graph do, by key of the operation.
@@ -70,11 +71,24 @@ impl Recorder {
             id,
             started,
             steps: Vec::new(),
+            warnings: Vec::new(),
             positions: HashMap::new(),
             logs: HashMap::new(),
             ops: HashMap::new(),
             nodes: HashMap::new(),
         })))
+    }
+
+    /// Names the build.
+    #[must_use]
+    pub fn id(&self) -> String {
+        self.lock().id.clone()
+    }
+
+    /// What was warned of, in the form of rawjson progress.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<Value> {
+        self.lock().warnings.clone()
     }
 
     /// The graph that is solved.
@@ -191,7 +205,9 @@ impl Inner {
                     step.used = Some((*usage).into());
                 }
             }
-            Event::Status { .. } | Event::Warning { .. } | Event::Found(_) => {}
+            Event::Warning { message, .. } => self.warnings.push(rawjson::warning(message)),
+            Event::Found(found) => self.warnings.push(rawjson::found(found)),
+            Event::Status { .. } => {}
         }
     }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bytes::BytesMut;
 use futures_util::future::BoxFuture;
 use futures_util::{StreamExt as _, TryStreamExt as _};
-use graph::Platform;
+use graph::{Digest, Platform};
 use registry::Reference;
 use serde_json::json;
 use snapshotter::layer::compress::{Detected, detect};
@@ -17,6 +17,7 @@ use snapshotter::{ImageKind, ImageRecord, Store};
 use solver::{RunContext, Status};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncSeekExt as _};
 
+use super::beside::Referrers;
 use super::layout::Layout;
 use super::place::Select;
 use super::{Blobs, Bundle, BundleError, Document, descriptor, layout};
@@ -110,7 +111,30 @@ fn unpacked(file: File, path: &Path, scratch: PathBuf) -> Result<Layout, BundleE
 }
 
 /// What the store has of a bundle.
-struct Stock(Arc<Store>);
+pub(super) struct Stock(Arc<Store>);
+
+/// The blobs of the store.
+pub(super) fn stock(session: &Session) -> Arc<Stock> {
+    Arc::new(Stock(Arc::clone(&session.store)))
+}
+
+impl super::Documents for Stock {
+    fn document(&self, wanted: Descriptor) -> BoxFuture<'_, Result<Document, BundleError>> {
+        Box::pin(async move {
+            let bytes = self.0.read_blob(&wanted.digest)?.ok_or_else(|| BundleError::Malformed {
+                what: format!("manifest {}", wanted.digest),
+                why: "it is not in the store".into(),
+            })?;
+            Ok(Document { descriptor: wanted, bytes })
+        })
+    }
+}
+
+impl Referrers for Stock {
+    fn referrers(&self, subject: Digest) -> BoxFuture<'_, Result<Vec<Descriptor>, BundleError>> {
+        Box::pin(async move { Ok(crate::referrers::descriptors(&self.0, &subject)?) })
+    }
+}
 
 impl Blobs for Stock {
     fn open(&self, blob: Descriptor, offset: u64) -> BoxFuture<'_, io::Result<Box<dyn AsyncRead + Send + Unpin>>> {
@@ -197,13 +221,12 @@ async fn packed(session: &Session, image: &Stored, context: &RunContext) -> Resu
         top: Document { descriptor: Descriptor::new("", image.id, 0), bytes: Vec::new() },
         below: Vec::new(),
         blobs: Vec::new(),
+        beside: Vec::new(),
     };
     for image in images {
         let layers = image.layers.into_iter().map(|layer| layer.descriptor);
         for blob in std::iter::once(image.config_descriptor).chain(layers) {
-            if bundle.blobs.iter().all(|(known, _)| known.digest != blob.digest) {
-                bundle.blobs.push((blob, Arc::clone(&stock)));
-            }
+            bundle.add_blob(blob, &stock);
         }
         bundle.below.push(Document { descriptor: image.manifest_descriptor, bytes: image.manifest });
     }
@@ -293,6 +316,17 @@ fn pack(directory: &Path, out: impl Write) -> io::Result<()> {
     tar.into_inner()?.flush()
 }
 
+/// Keeps what refers to images of the store.
+pub(super) async fn keep_beside(session: &Session, bundle: &Bundle, context: &RunContext) -> Result<(), BundleError> {
+    let kept = bundle.blobs.iter().map(|(blob, from)| keep(session, blob, from, context));
+    futures_util::stream::iter(kept).buffer_unordered(BLOBS_AT_ONCE).try_collect::<Vec<()>>().await?;
+    for (subject, document) in &bundle.beside {
+        session.store.put_blob(&document.bytes)?;
+        crate::referrers::note(&session.store, subject, &document.descriptor, false)?;
+    }
+    crate::stored::make_durable(session).await.map_err(|error| BundleError::Output(error.into()))
+}
+
 /// Takes the image, or all of an index, into the store, all bytes verified, and names it.
 pub(super) async fn into_store(
     session: &Session,
@@ -308,6 +342,10 @@ pub(super) async fn into_store(
     }
     let top = registry_descriptor(&bundle.top.descriptor)
         .map_err(|why| BundleError::Malformed { what: bundle.top.descriptor.digest.to_string(), why })?;
+    for (subject, document) in &bundle.beside {
+        session.store.put_blob(&document.bytes)?;
+        crate::referrers::note(&session.store, subject, &document.descriptor, false)?;
+    }
     let (store, name) = (Arc::clone(&session.store), name.to_string());
     on_thread(move || {
         let Loaded { id: config, manifest, .. } = import::take_stored(&store, &top, Wanted::All)?;

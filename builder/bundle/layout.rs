@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use solver::{RunContext, Status};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt as _};
 
+use super::beside::Referrers;
 use super::place::Select;
 use super::{Blobs, Bundle, BundleError, Document, Documents, descriptor};
 use crate::export::Descriptor;
@@ -74,6 +75,15 @@ impl Layout {
         Ok(bytes)
     }
 
+    /// What its index names.
+    fn entries(&self) -> Result<Vec<Descriptor>, BundleError> {
+        let what = || format!("index.json of {}", self.shown().display());
+        let malformed = |why: String| BundleError::Malformed { what: what(), why };
+        let parsed = Manifest::parse(registry::OCI_INDEX, &self.small("index.json")?).map_err(malformed)?;
+        let Manifest::Index(parsed) = parsed else { return Err(malformed("it is no index".into())) };
+        parsed.manifests().iter().map(descriptor).collect()
+    }
+
     /// What a person calls it.
     fn shown(&self) -> &Path {
         match self {
@@ -112,13 +122,30 @@ impl Blobs for Layout {
     }
 }
 
+impl Referrers for Layout {
+    /// All of them stand in its index.
+    fn referrers(&self, subject: Digest) -> BoxFuture<'_, Result<Vec<Descriptor>, BundleError>> {
+        Box::pin(async move {
+            let mut found = Vec::new();
+            for entry in self.entries()? {
+                let manifest: Value =
+                    serde_json::from_slice(&self.small(&blob_name(&entry.digest))?).unwrap_or_default();
+                if manifest["subject"]["digest"].as_str() == Some(&subject.to_string()) {
+                    found.push(entry);
+                }
+            }
+            Ok(found)
+        })
+    }
+}
+
 pub(super) async fn read(layout: Layout, select: &Select, platform: Option<&Platform>) -> Result<Bundle, BundleError> {
     let layout = Arc::new(layout);
-    let malformed =
-        |why: String| BundleError::Malformed { what: format!("index.json of {}", layout.shown().display()), why };
-    let parsed = Manifest::parse(registry::OCI_INDEX, &layout.small("index.json")?).map_err(malformed)?;
-    let Manifest::Index(parsed) = parsed else { return Err(malformed("it is no index".into())) };
-    let manifests = parsed.manifests().iter().map(descriptor).collect::<Result<Vec<_>, _>>()?;
+    let mut manifests = layout.entries()?;
+    // What is said of an image is meant only where it is named.
+    if *select == Select::Only && manifests.iter().any(|entry| entry.artifact_type.is_none()) {
+        manifests.retain(|entry| entry.artifact_type.is_none());
+    }
     let chosen = chosen(&manifests, select).ok_or_else(|| BundleError::Missing {
         name: match select {
             Select::Only => "latest".into(),
@@ -170,32 +197,11 @@ pub(super) async fn write(
     select: &Select,
     context: &RunContext,
 ) -> Result<(), BundleError> {
-    let failed = |path: &Path| {
-        let path = path.to_owned();
-        move |source| BundleError::File { action: "write", path, source }
-    };
-    let blobs = root.join("blobs/sha256");
-    std::fs::create_dir_all(&blobs).map_err(failed(&blobs))?;
-    for (blob, from) in &bundle.blobs {
-        keep(&blobs, blob, from, context).await?;
+    write_blobs(bundle, root, context).await?;
+    for document in bundle.documents() {
+        write_document(document, root)?;
     }
-    for document in bundle.below.iter().chain([&bundle.top]) {
-        let path = blobs.join(document.descriptor.digest.hex());
-        std::fs::write(&path, &document.bytes).map_err(failed(&path))?;
-    }
-    let marker = root.join("oci-layout");
-    std::fs::write(&marker, r#"{"imageLayoutVersion":"1.0.0"}"#).map_err(failed(&marker))?;
-    let path = root.join("index.json");
-    let mut index: Value = match std::fs::read(&path) {
-        Ok(bytes) => serde_json::from_slice(&bytes)
-            .map_err(|error| BundleError::Malformed { what: path.display().to_string(), why: error.to_string() })?,
-        Err(_) => json!({ "schemaVersion": 2, "mediaType": registry::OCI_INDEX, "manifests": [] }),
-    };
-    let mut own = json!({
-        "mediaType": bundle.top.descriptor.media_type,
-        "digest": bundle.top.descriptor.digest,
-        "size": bundle.top.descriptor.size,
-    });
+    let mut own = entry(&bundle.top.descriptor);
     let name = match select {
         Select::Name(name) => Some(name.clone()),
         Select::Only | Select::Digest(_) => None,
@@ -203,15 +209,76 @@ pub(super) async fn write(
     if let Some(name) = &name {
         own["annotations"] = json!({ NAME: name });
     }
+    change_index(root, |manifests| {
+        manifests.retain(|other| {
+            let same_name = name.is_some() && other["annotations"][NAME].as_str() == name.as_deref();
+            let same_image = other["digest"] == own["digest"] && other["annotations"] == own["annotations"];
+            !same_name && !same_image
+        });
+        manifests.push(own);
+    })?;
+    list_beside(bundle, root)
+}
+
+/// Adds only what refers to something that is there.
+pub(super) async fn write_beside(bundle: &Bundle, root: &Path, context: &RunContext) -> Result<(), BundleError> {
+    write_blobs(bundle, root, context).await?;
+    list_beside(bundle, root)
+}
+
+fn list_beside(bundle: &Bundle, root: &Path) -> Result<(), BundleError> {
+    if bundle.beside.is_empty() {
+        return Ok(());
+    }
+    for (_, document) in &bundle.beside {
+        write_document(document, root)?;
+    }
+    change_index(root, |manifests| {
+        for (_, document) in &bundle.beside {
+            let digest = json!(document.descriptor.digest);
+            if manifests.iter().all(|other| other["digest"] != digest) {
+                manifests.push(json!(document.descriptor));
+            }
+        }
+    })
+}
+
+fn failed(path: &Path) -> impl FnOnce(io::Error) -> BundleError {
+    let path = path.to_owned();
+    move |source| BundleError::File { action: "write", path, source }
+}
+
+fn entry(descriptor: &Descriptor) -> Value {
+    json!({ "mediaType": descriptor.media_type, "digest": descriptor.digest, "size": descriptor.size })
+}
+
+async fn write_blobs(bundle: &Bundle, root: &Path, context: &RunContext) -> Result<(), BundleError> {
+    let blobs = root.join("blobs/sha256");
+    std::fs::create_dir_all(&blobs).map_err(failed(&blobs))?;
+    for (blob, from) in &bundle.blobs {
+        keep(&blobs, blob, from, context).await?;
+    }
+    let marker = root.join("oci-layout");
+    std::fs::write(&marker, r#"{"imageLayoutVersion":"1.0.0"}"#).map_err(failed(&marker))
+}
+
+fn write_document(document: &Document, root: &Path) -> Result<(), BundleError> {
+    let path = root.join(blob_name(&document.descriptor.digest));
+    std::fs::write(&path, &document.bytes).map_err(failed(&path))
+}
+
+/// Writes the index anew with what `change` does to its list.
+fn change_index(root: &Path, change: impl FnOnce(&mut Vec<Value>)) -> Result<(), BundleError> {
+    let path = root.join("index.json");
+    let mut index: Value = match std::fs::read(&path) {
+        Ok(bytes) => serde_json::from_slice(&bytes)
+            .map_err(|error| BundleError::Malformed { what: path.display().to_string(), why: error.to_string() })?,
+        Err(_) => json!({ "schemaVersion": 2, "mediaType": registry::OCI_INDEX, "manifests": [] }),
+    };
     let Some(manifests) = index.get_mut("manifests").and_then(Value::as_array_mut) else {
         return Err(BundleError::Malformed { what: path.display().to_string(), why: "it has no manifests".into() });
     };
-    manifests.retain(|other| {
-        let same_name = name.is_some() && other["annotations"][NAME].as_str() == name.as_deref();
-        let same_image = other["digest"] == own["digest"] && other["annotations"] == own["annotations"];
-        !same_name && !same_image
-    });
-    manifests.push(own);
+    change(manifests);
     // Replaced whole: whoever reads meanwhile sees one or the other.
     let part = root.join(format!(".index.json.{}", std::process::id()));
     std::fs::write(&part, index.to_string()).map_err(failed(&part))?;

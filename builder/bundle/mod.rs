@@ -2,6 +2,7 @@
 //! build and without unpacking.
 
 mod archive;
+mod beside;
 mod layout;
 mod place;
 mod registry;
@@ -125,7 +126,7 @@ pub struct Document {
 }
 
 impl Document {
-    fn parse(&self) -> Result<Manifest, BundleError> {
+    pub(super) fn parse(&self) -> Result<Manifest, BundleError> {
         Manifest::parse(&self.descriptor.media_type, &self.bytes)
             .map_err(|why| BundleError::Malformed { what: format!("manifest {}", self.descriptor.digest), why })
     }
@@ -140,6 +141,8 @@ pub struct Bundle {
     pub below: Vec<Document>,
     /// Configs and layers, and who has them.
     pub blobs: Vec<(Descriptor, Arc<dyn Blobs>)>,
+    /// Manifests that refer to one of these, each with what it refers to; none unless they are asked for.
+    pub beside: Vec<(Digest, Document)>,
 }
 
 impl std::fmt::Debug for Bundle {
@@ -176,6 +179,55 @@ impl Bundle {
             }
             Place::DockerArchive { path, select } => archive::docker(session, path, select, platform, context).await,
             Place::Store(name) => archive::stored(session, name, platform, context).await,
+        }
+    }
+
+    /// Adds what is said of the images beside them, as far as `place`, from where they are, knows of it.
+    ///
+    /// # Errors
+    /// It cannot be listed or read.
+    pub async fn with_referrers(mut self, session: &Session, place: &Place) -> Result<Self, BundleError> {
+        let (from, blobs): (Arc<dyn beside::Referrers>, Arc<dyn Blobs>) = match place {
+            Place::Registry(name) => {
+                let remote = registry::remote(session, name);
+                (remote.clone(), remote)
+            }
+            Place::Layout { path, .. } => {
+                let layout = Arc::new(layout::Layout::Directory { root: path.clone(), _temporary: None });
+                (layout.clone(), layout)
+            }
+            Place::OciArchive { path, .. } => {
+                let layout = Arc::new(archive::layout_in(session, path).await?);
+                (layout.clone(), layout)
+            }
+            Place::DockerArchive { .. } | Place::Store(_) => {
+                let stock = archive::stock(session);
+                (stock.clone(), stock)
+            }
+        };
+        beside::add(&mut self, &from, &blobs).await?;
+        Ok(self)
+    }
+
+    /// Puts what refers to an image to where the image is.
+    ///
+    /// # Errors
+    /// As for [`Self::write`]; into an archive nothing can be put.
+    pub async fn attach(&self, session: &Session, place: &Place, context: &RunContext) -> Result<(), BundleError> {
+        let work = async {
+            match place {
+                Place::Registry(name) => registry::write_beside(session, self, name, context).await,
+                Place::Layout { path, .. } => layout::write_beside(self, path, context).await,
+                Place::Store(_) => archive::keep_beside(session, self, context).await,
+                Place::OciArchive { .. } | Place::DockerArchive { .. } => Err(BundleError::Malformed {
+                    what: "an archive".into(),
+                    why: "nothing can be attached to what is in it; copy it to a layout first".into(),
+                }),
+            }
+        };
+        tokio::select! {
+            () = context.cancelled.cancelled() => Err(BundleError::Cancelled),
+            written = work => written,
         }
     }
 
@@ -236,7 +288,7 @@ impl Bundle {
             None => top,
             Some(platform) => chosen(documents, top, platform).await?,
         };
-        let mut bundle = Self { top: top.clone(), below: Vec::new(), blobs: Vec::new() };
+        let mut bundle = Self { top: top.clone(), below: Vec::new(), blobs: Vec::new(), beside: Vec::new() };
         let mut seen = BTreeSet::from([top.descriptor.digest]);
         let mut pending = vec![(top, 0)];
         while let Some((document, depth)) = pending.pop() {
@@ -350,7 +402,7 @@ impl Bundle {
         let descriptor = Descriptor::new(::registry::OCI_INDEX, Digest::of(&bytes), bytes.len() as u64);
         let mut seen = BTreeSet::new();
         blobs.retain(|(blob, _): &(Descriptor, Arc<dyn Blobs>)| seen.insert(blob.digest));
-        Ok(Self { top: Document { descriptor, bytes }, below, blobs })
+        Ok(Self { top: Document { descriptor, bytes }, below, blobs, beside: Vec::new() })
     }
 }
 
@@ -379,6 +431,7 @@ pub(crate) fn descriptor(descriptor: &::registry::Descriptor) -> Result<Descript
         .map_err(|why| BundleError::Malformed { what: "a descriptor".into(), why })?;
     let mut own = Descriptor::new(descriptor.media_type().to_string(), digest, descriptor.size());
     own.annotations = descriptor.annotations().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect();
+    own.artifact_type = descriptor.artifact_type().as_ref().map(ToString::to_string);
     own.platform = descriptor.platform().as_ref().map(|platform| Platform {
         os: platform.os().to_string(),
         architecture: platform.architecture().to_string(),

@@ -4,17 +4,18 @@ use std::io;
 use std::sync::Arc;
 
 use futures_util::future::{BoxFuture, try_join_all};
-use graph::Platform;
+use graph::{Digest, Platform};
 use registry::{BlobSource, Client, Reference, Repository};
 use solver::{RunContext, Status};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
+use super::beside::Referrers;
 use super::{Blobs, Bundle, BundleError, Document, Documents, descriptor};
 use crate::export::Descriptor;
 use crate::images::registry_descriptor;
 use crate::session::Session;
 
-struct Remote {
+pub(super) struct Remote {
     client: Client,
     repository: Repository,
 }
@@ -58,13 +59,29 @@ impl Blobs for Remote {
     }
 }
 
+impl Referrers for Remote {
+    fn referrers(&self, subject: Digest) -> BoxFuture<'_, Result<Vec<Descriptor>, BundleError>> {
+        Box::pin(async move {
+            let text = subject.to_string();
+            let digest = text.parse().map_err(|_| BundleError::Malformed { what: text, why: "no digest".into() })?;
+            let list = self.client.referrers(&self.repository, &digest).await.map_err(self.failed())?;
+            list.iter().map(descriptor).collect()
+        })
+    }
+}
+
+/// The repository of a name.
+pub(super) fn remote(session: &Session, name: &Reference) -> Arc<Remote> {
+    Arc::new(Remote { client: session.remote.client.clone(), repository: name.repository().clone() })
+}
+
 /// Resolves a name and all it leads to; no blob is fetched yet.
 pub(super) async fn read(
     session: &Session,
     name: &Reference,
     platform: Option<&Platform>,
 ) -> Result<Bundle, BundleError> {
-    let remote = Arc::new(Remote { client: session.remote.client.clone(), repository: name.repository().clone() });
+    let remote = remote(session, name);
     let failed = |source| BundleError::Registry { name: name.to_string(), source: Box::new(source) };
     let resolved = remote.client.resolve(name).await.map_err(failed)?;
     let top = Document { descriptor: descriptor(&resolved.descriptor)?, bytes: resolved.bytes.to_vec() };
@@ -91,8 +108,52 @@ pub(super) async fn write(
     context: &RunContext,
 ) -> Result<(), BundleError> {
     let client = &session.remote.client;
-    let failed = |source| BundleError::Registry { name: name.to_string(), source: Box::new(source) };
-    client.check_push(name.repository()).await.map_err(failed)?;
+    client.check_push(name.repository()).await.map_err(failed(name))?;
+    write_blobs(session, bundle, name, context).await?;
+    for document in &bundle.below {
+        put_by_digest(client, document, name).await?;
+    }
+    let bytes = bundle.top.bytes.clone().into();
+    client.put_manifest(name, &bundle.top.descriptor.media_type, bytes).await.map_err(failed(name))?;
+    for (_, document) in &bundle.beside {
+        put_by_digest(client, document, name).await?;
+    }
+    Ok(())
+}
+
+/// Sends only what refers to something that is there.
+pub(super) async fn write_beside(
+    session: &Session,
+    bundle: &Bundle,
+    name: &Reference,
+    context: &RunContext,
+) -> Result<(), BundleError> {
+    write_blobs(session, bundle, name, context).await?;
+    for (_, document) in &bundle.beside {
+        put_by_digest(&session.remote.client, document, name).await?;
+    }
+    Ok(())
+}
+
+fn failed(name: &Reference) -> impl Fn(registry::Error) -> BundleError {
+    move |source| BundleError::Registry { name: name.to_string(), source: Box::new(source) }
+}
+
+async fn put_by_digest(client: &Client, document: &Document, name: &Reference) -> Result<(), BundleError> {
+    let digest = document.descriptor.digest.to_string().parse();
+    let digest = digest.map_err(|_| malformed(&document.descriptor, "its digest cannot be sent".into()))?;
+    let target = name.repository().with_digest(digest);
+    let bytes = document.bytes.clone().into();
+    client.put_manifest(&target, &document.descriptor.media_type, bytes).await.map(drop).map_err(failed(name))
+}
+
+async fn write_blobs(
+    session: &Session,
+    bundle: &Bundle,
+    name: &Reference,
+    context: &RunContext,
+) -> Result<(), BundleError> {
+    let client = &session.remote.client;
     let sent = bundle.blobs.iter().map(|(blob, blobs)| async move {
         let descriptor = registry_descriptor(blob).map_err(|why| malformed(blob, why))?;
         let vertex = context.progress.clone();
@@ -102,21 +163,7 @@ pub(super) async fn write(
         });
         let from: Vec<Repository> = blobs.repository().cloned().into_iter().collect();
         let passing = Passing { blob, blobs };
-        client.push_blob(name.repository(), &descriptor, &passing, &from, Some(&report)).await.map_err(failed)
+        client.push_blob(name.repository(), &descriptor, &passing, &from, Some(&report)).await.map_err(failed(name))
     });
-    try_join_all(sent).await?;
-    for document in &bundle.below {
-        let digest = document
-            .descriptor
-            .digest
-            .to_string()
-            .parse()
-            .map_err(|_| malformed(&document.descriptor, "its digest cannot be sent".into()))?;
-        let target = name.repository().with_digest(digest);
-        let bytes = document.bytes.clone().into();
-        client.put_manifest(&target, &document.descriptor.media_type, bytes).await.map_err(failed)?;
-    }
-    let bytes = bundle.top.bytes.clone().into();
-    client.put_manifest(name, &bundle.top.descriptor.media_type, bytes).await.map_err(failed)?;
-    Ok(())
+    try_join_all(sent).await.map(drop)
 }

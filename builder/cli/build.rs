@@ -6,11 +6,11 @@ use std::process::ExitCode;
 use executor::rootless::Tier;
 use graph::Digest;
 use registry::Reference;
-use serde_json::json;
 use solver::Progress;
 use tokio_util::sync::CancellationToken;
 
 use super::lint::{self, Call};
+use super::metadata::Metadata;
 use crate::build::{self, BuildError, Built, Prepared, Request};
 use crate::builds::{About, Builds, Recorder, State};
 use crate::cache::{self, CacheTo};
@@ -18,6 +18,7 @@ use crate::config::Engine;
 use crate::export::{self, Annotations, Destination, OutputKind, OutputSpec};
 use crate::outputs::{self, Delivered};
 use crate::progress::{self, Mode};
+use crate::provenance;
 use crate::report::Report;
 use crate::session::Session;
 use crate::size::Size;
@@ -116,6 +117,16 @@ pub struct Args {
     /// it to say where, `manifest[linux/amd64]:` for one platform; may be given several times
     #[arg(long = "annotation", value_name = "NAME=VALUE")]
     pub annotations: Vec<String>,
+    /// Attach what is known of the build to the image, as manifests that refer to it: `type=provenance` (SLSA), with
+    /// `mode=min|max`, `builder-id=URI`, `reproducible=BOOL`, `disabled=BOOL`; may be given several times
+    #[arg(long = "attest", value_name = "SPEC")]
+    pub attests: Vec<String>,
+    /// Short for --attest type=provenance: true, false, or its other fields
+    #[arg(long, value_name = "SPEC")]
+    pub provenance: Option<String>,
+    /// Short for --attest type=sbom, of which there is none here: only false is taken
+    #[arg(long, value_name = "SPEC")]
+    pub sbom: Option<String>,
     /// Make the new layers one
     #[arg(long)]
     pub squash: bool,
@@ -280,7 +291,8 @@ pub async fn run(args: &Args, session: &Session) -> Result<ExitCode, Report> {
         Err(Failed::Output(error)) => return Err(Report::from(error)),
     };
     let id = delivered.id().ok_or_else(|| Report::new("internal error: a build without a result"))?;
-    write_files(args, &delivered, id)?;
+    let warnings = recorder.warnings();
+    write_files(args, &Metadata { built: &built, delivered: &delivered, id: &record.id, warnings }, id)?;
     conclude(args, id, &delivered, &outputs);
     // The image is out; whoever waits for it need not wait for the cache.
     export_caches(session, &built, &caches, mode).await?;
@@ -412,7 +424,7 @@ pub(super) async fn cancel_on_signal(cancelled: CancellationToken) {
     }
 }
 
-fn write_files(args: &Args, delivered: &Delivered, id: Digest) -> Result<(), Report> {
+fn write_files(args: &Args, metadata: &Metadata<'_>, id: Digest) -> Result<(), Report> {
     let write = |path: &PathBuf, text: String| {
         let written = std::fs::write(path, text);
         written.map_err(|error| {
@@ -425,28 +437,9 @@ fn write_files(args: &Args, delivered: &Delivered, id: Digest) -> Result<(), Rep
         write(path, id.to_string())?;
     }
     if let Some(path) = &args.metadata_file {
-        write(path, metadata(delivered, id))?;
+        write(path, metadata.text(|name| std::env::var(name).ok()))?;
     }
     Ok(())
-}
-
-/// In buildx's keys.
-fn metadata(delivered: &Delivered, id: Digest) -> String {
-    let mut metadata = serde_json::Map::new();
-    if !delivered.is_index {
-        metadata.insert("containerimage.config.digest".into(), json!(delivered.ids.first()));
-    }
-    metadata.insert("containerimage.digest".into(), json!(id));
-    if let Some(manifest) = &delivered.manifest {
-        metadata.insert("containerimage.digest".into(), json!(manifest.digest));
-        metadata.insert("containerimage.descriptor".into(), json!(manifest));
-    }
-    let mut names: Vec<String> = delivered.all_names.iter().map(ToString::to_string).collect();
-    names.dedup();
-    if !names.is_empty() {
-        metadata.insert("image.name".into(), json!(names.join(",")));
-    }
-    format!("{:#}\n", serde_json::Value::Object(metadata))
 }
 
 /// Where the image is, and what to do with it next.
@@ -546,8 +539,9 @@ impl Args {
         Ok(outputs)
     }
 
-    /// What `--annotation` and `--squash` say of all outputs.
+    /// What `--annotation`, `--squash` and `--provenance` say of all outputs.
     fn amend(&self, outputs: &mut [OutputSpec]) -> Result<(), String> {
+        let told = provenance::attestations(&self.attests, self.provenance.as_deref(), self.sbom.as_deref())?;
         let mut annotations = Annotations::default();
         for text in &self.annotations {
             annotations.extend(&Annotations::parse(text)?);
@@ -555,6 +549,7 @@ impl Args {
         for output in outputs {
             output.annotations.extend(&annotations);
             output.squash = self.squash;
+            output.provenance.clone_from(&told);
         }
         Ok(())
     }

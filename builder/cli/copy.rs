@@ -25,6 +25,9 @@ pub struct CopyArgs {
     /// Copy only the image for this platform
     #[arg(long, value_name = "PLATFORM")]
     pub platform: Option<Platform>,
+    /// Copy what refers to the image too: provenance, signatures, SBOMs, and what refers to those
+    #[arg(long)]
+    pub referrers: bool,
     /// Show no progress
     #[arg(short, long)]
     pub quiet: bool,
@@ -53,7 +56,10 @@ pub struct MergeArgs {
 pub async fn copy(args: &CopyArgs, session: &Session) -> Result<ExitCode, Report> {
     let (source, destination) = (place(&args.source)?, place(&args.destination)?);
     let work = async |context: &RunContext| -> Result<_, BundleError> {
-        let bundle = Bundle::read(session, &source, args.platform.as_ref(), context).await?;
+        let mut bundle = Bundle::read(session, &source, args.platform.as_ref(), context).await?;
+        if args.referrers {
+            bundle = bundle.with_referrers(session, &source).await?;
+        }
         bundle.write(session, &destination, context).await?;
         Ok(bundle)
     };

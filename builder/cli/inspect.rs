@@ -110,6 +110,8 @@ async fn describe_there(session: &Session, place: &Place) -> Result<Value, Repor
             Some((ours, config)) => serde_json::from_slice::<Value>(&ours.small(&config).await?).ok(),
             None => None,
         };
+        // Where they cannot be listed there are none, as far as anybody knows.
+        let whole = whole.clone().with_referrers(session, place).await.unwrap_or(whole);
         Ok((whole, config))
     };
     let (bundle, config) = shown(session, mode(true)?, "reading", work).await?;
@@ -119,7 +121,21 @@ async fn describe_there(session: &Session, place: &Place) -> Result<Value, Repor
         "MediaType": bundle.top.descriptor.media_type,
         "Manifest": manifest,
         "Image": config,
+        "Referrers": referrers(&bundle),
     }))
+}
+
+/// What is said of an image beside it: to which manifest each refers, and what it is.
+fn referrers(bundle: &Bundle) -> Vec<Value> {
+    let entry = |(subject, document): &(graph::Digest, crate::bundle::Document)| {
+        json!({
+            "Subject": subject,
+            "Digest": document.descriptor.digest,
+            "ArtifactType": document.descriptor.artifact_type,
+            "Annotations": document.descriptor.annotations,
+        })
+    };
+    bundle.beside.iter().map(entry).collect()
 }
 
 fn describe(session: &Session, image: &Stored) -> Result<Value, Report> {

@@ -1,5 +1,6 @@
 //! The command line: one file per subcommand, each an `Args` (whose doc comments are the help text) and one function.
 
+pub mod attach;
 pub mod build;
 pub mod builds;
 pub mod copy;
@@ -15,6 +16,7 @@ pub mod inspect;
 pub mod lint;
 pub mod load;
 pub mod login;
+mod metadata;
 pub mod prune;
 pub mod pull;
 pub mod push;
@@ -71,6 +73,7 @@ pub struct Global {
 #[derive(Subcommand, Debug)]
 #[expect(missing_docs, reason = "what each does is said by its arguments' help text")]
 pub enum Command {
+    Attach(attach::Args),
     Build(Box<build::Args>),
     Builds(builds::Args),
     Copy(copy::CopyArgs),
@@ -125,6 +128,7 @@ pub async fn run(cli: Cli, start: Start) -> Result<ExitCode, Report> {
 
 async fn carry_out(command: Command, session: &Session) -> Result<ExitCode, Report> {
     match command {
+        Command::Attach(args) => attach::run(&args, session).await,
         Command::Build(args) => build::run(&args, session).await,
         Command::Builder(command) => prune::builder(&command, session).await,
         Command::Builds(args) => builds::run(&args, session),

@@ -10,6 +10,7 @@ use snapshotter::layer::compress::{self, Detected};
 use snapshotter::layer::{Bytes, EntryKind};
 
 use super::{ContextError, Ignore, LocalContext, Place};
+use crate::provenance::Origin;
 use crate::worker::archive_tree;
 
 /// What PATH names.
@@ -63,6 +64,8 @@ pub struct Loaded {
     pub dockerfile: Dockerfile,
     /// The context.
     pub context: LocalContext,
+    /// Where that came from.
+    pub origin: Origin,
 }
 
 /// Reads the Dockerfile and the ignore rules, and finds out where the context's files are.
@@ -84,7 +87,7 @@ pub fn load(
     let ignore = ignore_rules(&place, (name != "-").then_some(name), file.is_some())?;
     let source = SourceFile::from_bytes(display, &text);
     let context = LocalContext { name: super::MAIN_CONTEXT.into(), place, ignore };
-    Ok(Loaded { dockerfile: Dockerfile { source }, context })
+    Ok(Loaded { dockerfile: Dockerfile { source }, context, origin: Origin::default() })
 }
 
 fn dockerfile(place: &Place, file: Option<&str>) -> Result<Vec<u8>, ContextError> {

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use graph::Digest;
 
+use super::Attestation;
 use super::artifact::{Descriptor, OCI_INDEX, Package};
 
 /// An archive that could not be written.
@@ -127,12 +128,27 @@ impl Archive<'_> {
                 pieces.push((blob_name(&descriptor.digest), Piece::Bytes(bytes.clone())));
             }
         }
+        for attestation in self.attestations() {
+            let manifest = (&attestation.descriptor, &attestation.manifest);
+            let blobs = attestation.blobs.iter().map(|(descriptor, bytes)| (descriptor, bytes));
+            for (descriptor, bytes) in blobs.chain([manifest]) {
+                if seen.insert(descriptor.digest) {
+                    pieces.push((blob_name(&descriptor.digest), Piece::Bytes(bytes.clone())));
+                }
+            }
+        }
         pieces.push(("index.json".into(), Piece::Bytes(self.index())));
         if self.docker {
             pieces.push(("manifest.json".into(), Piece::Bytes(self.docker_manifest())));
         }
         pieces.push(("oci-layout".into(), Piece::Bytes(br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec())));
         Ok(pieces)
+    }
+
+    /// Docker would take them for images.
+    fn attestations(&self) -> impl Iterator<Item = &Attestation> {
+        let packages = self.images.iter().filter(|_| !self.docker);
+        packages.flat_map(|(package, _)| &package.attestations)
     }
 
     fn index(&self) -> Vec<u8> {
@@ -152,6 +168,7 @@ impl Archive<'_> {
                 manifests.push(descriptor);
             }
         }
+        manifests.extend(self.attestations().map(|attestation| attestation.descriptor.clone()));
         let index = serde_json::json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests });
         index.to_string().into_bytes()
     }

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use graph::{Digest, Platform};
 use serde::Serialize;
 
+use super::Attestation;
+
 /// Media types of what is exported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MediaTypes {
@@ -47,6 +49,9 @@ pub struct Descriptor {
     /// Of an image, where an index names it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub platform: Option<Platform>,
+    /// Of what is no image, where a list names it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub artifact_type: Option<String>,
     /// Free-form.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
@@ -56,7 +61,14 @@ impl Descriptor {
     /// Without annotations.
     #[must_use]
     pub fn new(media_type: impl Into<String>, digest: Digest, size: u64) -> Self {
-        Self { media_type: media_type.into(), digest, size, platform: None, annotations: Default::default() }
+        Self {
+            media_type: media_type.into(),
+            digest,
+            size,
+            platform: None,
+            artifact_type: None,
+            annotations: Default::default(),
+        }
     }
 }
 
@@ -129,13 +141,15 @@ pub struct Package {
     pub index: Option<(Vec<u8>, Descriptor)>,
     /// What an OCI layout's own index says of it beside its name.
     pub annotations: BTreeMap<String, String>,
+    /// What is said of it beside it.
+    pub attestations: Vec<Attestation>,
 }
 
 impl Package {
     /// One image.
     #[must_use]
     pub fn single(image: Artifact) -> Self {
-        Self { images: vec![image], index: None, annotations: BTreeMap::new() }
+        Self { images: vec![image], index: None, annotations: BTreeMap::new(), attestations: Vec::new() }
     }
 
     /// Images by platform, and what the index says of each and of itself.
@@ -163,7 +177,7 @@ impl Package {
         let bytes = serde_json::to_vec_pretty(&index).expect("an index has string keys only");
         let descriptor = Descriptor::new(types.index, Digest::of(&bytes), bytes.len() as u64);
         let images = images.into_iter().map(|(_, image, _)| image).collect();
-        Self { images, index: Some((bytes, descriptor)), annotations: BTreeMap::new() }
+        Self { images, index: Some((bytes, descriptor)), annotations: BTreeMap::new(), attestations: Vec::new() }
     }
 
     /// All layers of all images.

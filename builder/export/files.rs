@@ -2,10 +2,12 @@
 
 use std::collections::HashSet;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read as _, Write};
 use std::path::Path;
 use std::sync::Arc;
 
+use serde_json::json;
+use sha2::Digest as _;
 use snapshotter::layer::{Entry, EntryKind, LayerError, LayerIndex, Tree, extract_tree, join, write_tree};
 
 use super::Destination;
@@ -60,6 +62,31 @@ pub(crate) fn combined(parts: Vec<Part>, mtime: Option<i64>) -> Result<ReadableT
         bytes(*number, path.strip_prefix(b"/").unwrap_or(path))
     };
     Ok(ReadableTree { tree: Arc::new(Tree::new(layers)), bytes: Arc::new(bytes) })
+}
+
+/// How the files of `tree` came about, as a statement about each of them.
+///
+/// # Errors
+/// A file cannot be read.
+pub(crate) fn provenance_of_files(tree: &ReadableTree, predicate: &serde_json::Value) -> io::Result<Vec<u8>> {
+    let mut subjects = Vec::new();
+    tree.tree.walk(b"", |found| {
+        if matches!(found.entry.kind, EntryKind::File { .. }) {
+            let mut hasher = sha2::Sha256::new();
+            let mut reader = tree.open(found.layer, &found.entry.path)?;
+            let mut buffer = vec![0; 1 << 16];
+            loop {
+                match reader.read(&mut buffer)? {
+                    0 => break,
+                    length => hasher.update(&buffer[..length]),
+                }
+            }
+            let name = String::from_utf8_lossy(&found.entry.path).into_owned();
+            subjects.push(json!({ "name": name, "digest": { "sha256": hex::encode(hasher.finalize()) } }));
+        }
+        Ok::<_, io::Error>(())
+    })?;
+    Ok(super::attestation::statement(subjects, predicate))
 }
 
 /// Writes all that `tree` shows as a tar, owners kept.

@@ -67,6 +67,13 @@ pub async fn push(
     if let Some((index, descriptor)) = &package.index {
         put_manifest(remote, name, by_digest, descriptor, index).await?;
     }
+    for attestation in &package.attestations {
+        for (descriptor, bytes) in &attestation.blobs {
+            let bytes = bytes::Bytes::from(bytes.clone());
+            send(remote, name, descriptor, &bytes, &[], progress, None).await?;
+        }
+        put_manifest(remote, name, true, &attestation.descriptor, &attestation.manifest).await?;
+    }
     Ok(sent.iter().fold(Pushed::default(), |total, sent| Pushed {
         uploaded: total.uploaded + sent.uploaded,
         reused: total.reused + sent.reused,

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use snapshotter::layer::compress::Compression;
 
 use super::Annotations;
+use crate::provenance::ProvenanceSpec;
 
 /// What layers are compressed with unless said otherwise: what every engine reads.
 pub const GZIP: Compression = Compression::Gzip { level: 6 };
@@ -32,6 +33,8 @@ pub struct OutputSpec {
     pub platform_split: Option<bool>,
     /// What the store does with an image.
     pub keeping: Keeping,
+    /// What is told of how it came about.
+    pub provenance: Option<ProvenanceSpec>,
     /// What was asked for and changes nothing, each a sentence.
     pub notes: Vec<String>,
 }
@@ -128,6 +131,7 @@ impl OutputSpec {
             annotations: Annotations::default(),
             platform_split: None,
             keeping: Keeping::default(),
+            provenance: None,
             notes: Vec::new(),
         }
     }

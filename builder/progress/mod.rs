@@ -7,7 +7,7 @@
 mod feed;
 mod lines;
 mod plain;
-mod rawjson;
+pub(crate) mod rawjson;
 mod text;
 mod trace;
 mod tty;

@@ -167,6 +167,17 @@ impl Render for RawJson {
     }
 }
 
+/// A warning as clients of BuildKit know it.
+pub(crate) fn warning(message: &str) -> serde_json::Value {
+    let warning = JsonWarning { level: 1, short: base64(message.as_bytes()), ..JsonWarning::default() };
+    serde_json::to_value(warning).unwrap_or_default()
+}
+
+/// The finding of a check, in the same form.
+pub(crate) fn found(found: &solver::Found) -> serde_json::Value {
+    serde_json::to_value(json_found(found)).unwrap_or_default()
+}
+
 impl RawJson {
     fn end_document(&mut self) {
         let status = std::mem::take(&mut self.current);

@@ -61,7 +61,7 @@ pub struct Settings {
     pub proxies: Proxies,
     /// The `User-Agent` header.
     pub user_agent: String,
-    /// How many blobs are transferred at the same time.
+    /// How many blobs are downloaded, and how many uploaded, at the same time.
     pub parallel: usize,
     /// When and how often to try again.
     pub retry: RetryPolicy,

@@ -116,7 +116,7 @@ impl Client {
         verifier: Verifier,
     ) -> Result<BlobStream, Error> {
         let hosts = self.hosts_to_ask(repository.registry(), repository.path(), Need::Digest)?;
-        let permit = self.shared.transfers.clone().acquire_owned().await.ok();
+        let permit = self.shared.downloads.clone().acquire_owned().await.ok();
         let attempts = hosts[0].attempts();
         let mut stream = BlobStream {
             what: format!("blob {} of {repository}", descriptor.digest()),

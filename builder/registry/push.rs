@@ -110,7 +110,7 @@ impl Client {
         on_sent: Arc<dyn Fn(u64) + Send + Sync>,
     ) -> Option<Begun> {
         let endpoint = self.origin(repository.registry(), repository.path()).ok()?;
-        let _permit = self.shared.transfers.clone().try_acquire_owned().ok()?;
+        let _permit = self.shared.uploads.clone().try_acquire_owned().ok()?;
         let what = format!("upload to {repository}");
         let request = endpoint.request(Method::POST, repository, "blobs/uploads/", ACTIONS, what.clone()).await.ok()?;
         let response = endpoint.once(&request).await.ok()?;
@@ -172,7 +172,7 @@ impl Client {
         begun: Option<Begun>,
     ) -> Result<Pushed, Error> {
         let endpoint = self.origin(repository.registry(), repository.path())?;
-        let _permit = self.shared.transfers.clone().acquire_owned().await.ok();
+        let _permit = self.shared.uploads.clone().acquire_owned().await.ok();
         let upload = Upload {
             what: format!("upload of {} to {repository}", descriptor.digest()),
             endpoint: &endpoint,

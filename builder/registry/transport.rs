@@ -37,7 +37,10 @@ pub(crate) struct Shared {
     pub(crate) settings: Settings,
     pub(crate) credentials: Arc<dyn CredentialSource>,
     pub(crate) retrier: Retrier,
-    pub(crate) transfers: Arc<tokio::sync::Semaphore>,
+    /// Downloads under way. Apart from uploads, each of which may wait for a download of what it sends.
+    pub(crate) downloads: Arc<tokio::sync::Semaphore>,
+    /// Uploads under way.
+    pub(crate) uploads: Arc<tokio::sync::Semaphore>,
     clients: Clients,
     rules: OnceLock<Result<Vec<Rule>, String>>,
 }
@@ -46,7 +49,8 @@ impl Shared {
     pub(crate) fn new(settings: Settings, credentials: Arc<dyn CredentialSource>) -> Self {
         Self {
             retrier: Retrier::new(&settings.retry),
-            transfers: Arc::new(tokio::sync::Semaphore::new(settings.parallel.max(1))),
+            downloads: Arc::new(tokio::sync::Semaphore::new(settings.parallel.max(1))),
+            uploads: Arc::new(tokio::sync::Semaphore::new(settings.parallel.max(1))),
             clients: Clients::default(),
             rules: OnceLock::new(),
             settings,

@@ -73,6 +73,8 @@ pub(crate) struct Checkout {
     pub(crate) directory: tempfile::TempDir,
     /// Within `directory`.
     pub(crate) root: PathBuf,
+    /// When it was committed, in seconds since 1970.
+    pub(crate) time: Option<i64>,
 }
 
 /// Finds out which commit a source means.
@@ -137,13 +139,15 @@ pub(crate) async fn checkout(
     if source.submodules {
         run(&["submodule", "update", "--quiet", "--init", "--recursive", "--depth=1"]).await?;
     }
+    let time = run(&["show", "--no-patch", "--format=%ct", commit]).await.ok();
+    let time = time.and_then(|text| text.trim().parse().ok());
     if source.keep_git_dir {
         tidy(source, commit, &tree, cancelled).await?;
     } else {
         std::fs::remove_dir_all(tree.join(".git")).map_err(GitError::Temporary)?;
     }
     let root = subdirectory(source, &tree)?;
-    Ok(Checkout { directory, root })
+    Ok(Checkout { directory, root, time })
 }
 
 /// Makes of a checkout's `.git` what another machine would make of it: the name that was asked for points at the commit, and

@@ -21,7 +21,7 @@ mod source;
 mod step;
 mod transfer;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -36,6 +36,7 @@ use crate::builds::Builds;
 use crate::cache::{Imports, Recorded};
 use crate::context::{ContextError, LocalContext, Wanted};
 use crate::images::ImageError;
+use crate::provenance::Material;
 
 pub(crate) use decompress::decompressed;
 pub(crate) use disk_guard::DiskGuard;
@@ -203,6 +204,8 @@ pub struct BuildWorker {
     pub(crate) imports: Imports,
     /// What was made and found, for `--cache-to`.
     pub(crate) results: Mutex<Vec<Recorded>>,
+    /// What was fetched.
+    pub(crate) materials: Mutex<BTreeSet<Material>>,
     /// What is remembered of builds.
     pub(crate) builds: Builds,
     /// The most that the store may take.

@@ -92,6 +92,16 @@ impl Secrets {
         Ok(macs)
     }
 
+    /// Their names.
+    pub(crate) fn ids(&self) -> Vec<String> {
+        self.places.keys().cloned().collect()
+    }
+
+    /// What they are, as far as it can be read now.
+    pub(crate) fn values(&self) -> Vec<Vec<u8>> {
+        self.places.keys().filter_map(|id| self.get(id).ok().flatten()).collect()
+    }
+
     /// Whether any is to be in the cache key.
     pub(crate) fn any_keyed(&self) -> bool {
         !self.keyed.is_empty()

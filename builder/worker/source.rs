@@ -1,8 +1,8 @@
 //! SourceOp: what comes from outside. Sources know themselves what is fresh.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::os::unix::fs::MetadataExt;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use graph::{
     ContentDigest, CopyAction, FileAction, FileOp, GitSource, HttpSource, ImageSource, KeyHasher, LocalSource, SourceOp,
@@ -16,9 +16,20 @@ use super::file::{self, ReadableTree};
 use super::{BuildWorker, Local, Output, Rootfs, WorkError, blocking, git, http, stacked};
 use crate::context::{Ignore, LocalContext, Place, Wanted};
 use crate::images::chain_of;
+use crate::provenance::{Material, Origin};
 use crate::session::Session;
 
 impl BuildWorker {
+    /// Remembers what was fetched for the build.
+    fn went_in(&self, material: Material) {
+        self.materials.lock().unwrap_or_else(PoisonError::into_inner).insert(material);
+    }
+
+    /// All that was fetched.
+    pub(crate) fn materials(&self) -> BTreeSet<Material> {
+        self.materials.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     pub(super) async fn source(&self, context: &RunContext, source: &SourceOp) -> Result<Output, WorkError> {
         match source {
             SourceOp::Image(image) => self.image(image).map(Output::Layers),
@@ -120,6 +131,7 @@ impl BuildWorker {
 
     async fn git(&self, context: &RunContext, source: &GitSource) -> Result<Rootfs, WorkError> {
         let commit = git::commit_of(source, &context.cancelled).await?;
+        self.went_in(Material::git(&git_url(source), &commit));
         let mut hasher = KeyHasher::new("git/1");
         hasher
             .field(source.remote.as_bytes())
@@ -167,7 +179,10 @@ impl BuildWorker {
         let validators = usable.as_ref().map(|(_, validators)| *validators);
         match http::fetch(&self.http, source, validators, &self.scratch, &context.cancelled).await? {
             http::Fetched::NotModified => match usable {
-                Some((found, _)) => Ok(found),
+                Some((found, _)) => {
+                    latest.iter().for_each(|(digest, _)| self.went_in(Material::http(&source.url, digest)));
+                    Ok(found)
+                }
                 None => Err(WorkError::Internal("a server says that what it never sent has not changed")),
             },
             http::Fetched::File(download) => {
@@ -175,6 +190,7 @@ impl BuildWorker {
                 let mut entry = Entry::file(name.as_bytes().to_vec(), metadata.size(), 0o600);
                 entry.mtime = (download.modified.unwrap_or_else(|| self.now.as_second()), 0);
                 let digest = download.digest.to_string();
+                self.went_in(Material::http(&source.url, &digest));
                 let tree = single_file(entry, &download)?;
                 let rootfs = self.whole_tree(context, key(&digest), &tree, false).await?;
                 let note = HashMap::from([(digest, download.validators)]);
@@ -182,6 +198,14 @@ impl BuildWorker {
                 Ok(rootfs)
             }
         }
+    }
+}
+
+/// The repository, and which of its versions.
+fn git_url(source: &GitSource) -> String {
+    match &source.reference {
+        Some(reference) => format!("{}#{reference}", source.remote),
+        None => source.remote.clone(),
     }
 }
 
@@ -299,7 +323,7 @@ pub(crate) async fn clone_context(
     session: &Session,
     url: &str,
     cancelled: &CancellationToken,
-) -> Result<Place, WorkError> {
+) -> Result<(Place, Origin), WorkError> {
     let (remote, fragment) = url.split_once('#').unwrap_or((url, ""));
     let (reference, subdir) = fragment.split_once(':').unwrap_or((fragment, ""));
     let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
@@ -317,7 +341,8 @@ pub(crate) async fn clone_context(
     };
     let commit = git::commit_of(&source, cancelled).await?;
     let checkout = git::checkout(&source, &commit, &session.store.scratch_directory(), cancelled).await?;
-    Ok(Place::Directory(checkout.root, Some(Arc::new(checkout.directory))))
+    let origin = Origin { material: Some(Material::git(url, &commit)), time: checkout.time };
+    Ok((Place::Directory(checkout.root, Some(Arc::new(checkout.directory))), origin))
 }
 
 /// The file that PATH names.
@@ -325,11 +350,14 @@ pub(crate) async fn download_context(
     session: &Session,
     url: &str,
     cancelled: &CancellationToken,
-) -> Result<std::fs::File, WorkError> {
+) -> Result<(std::fs::File, Origin), WorkError> {
     let source = HttpSource { url: url.to_owned(), checksum: None, filename: None };
     let scratch = session.store.scratch_directory();
     match http::fetch(&session.http, &source, None, &scratch, cancelled).await? {
-        http::Fetched::File(download) => Ok(download.file.reopen()?),
+        http::Fetched::File(download) => {
+            let material = Some(Material::http(url, &download.digest.to_string()));
+            Ok((download.file.reopen()?, Origin { material, time: download.modified }))
+        }
         http::Fetched::NotModified => Err(WorkError::Internal("a server says that what it never sent has not changed")),
     }
 }

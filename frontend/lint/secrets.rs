@@ -22,7 +22,9 @@ pub(crate) fn check(linter: &mut Linter, comments: &[Word], span: Span, keyword:
     }
 }
 
-fn looks_secret(name: &str) -> bool {
+/// Whether a variable of this name holds a secret, to all appearances.
+#[must_use]
+pub fn looks_secret(name: &str) -> bool {
     let has = |words: &[&str]| name.split('_').any(|part| words.iter().any(|word| part.eq_ignore_ascii_case(word)));
     has(&SECRET) && !has(&HARMLESS)
 }

@@ -12,12 +12,14 @@ pub(crate) mod wildcard;
 mod write;
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Write as _};
 use std::path::Path;
 use std::sync::Arc;
 
-use graph::{CopyAction, FileAction, FileOp};
-use snapshotter::layer::{ApplyOptions, Bytes, Entry, LayerError, Populated, Sharing, Tree, populate, split};
+use graph::{ContentDigest, CopyAction, FileAction, FileOp};
+use snapshotter::layer::{
+    ApplyOptions, Bytes, Entry, EntryKind, LayerError, LayerIndex, Populated, Sharing, Tree, populate, split,
+};
 
 use copy::{Copy, Source};
 pub(crate) use select::{copied_digest, copied_entries};
@@ -39,6 +41,20 @@ impl ReadableTree {
     pub(crate) fn empty() -> Self {
         let bytes = |_: usize, _: &[u8]| Err(io::ErrorKind::NotFound.into());
         Self { tree: Arc::default(), bytes: Arc::new(bytes) }
+    }
+
+    /// One file at the top, of these bytes.
+    pub(crate) fn file(name: &str, bytes: &[u8]) -> io::Result<Self> {
+        let mut entry = Entry::file(name.as_bytes().to_vec(), bytes.len() as u64, 0o644);
+        if let EntryKind::File { digest, .. } = &mut entry.kind {
+            *digest = ContentDigest::from_bytes(*blake3::hash(bytes).as_bytes());
+        }
+        let mut file = tempfile::tempfile()?;
+        file.write_all(bytes)?;
+        let (file, size) = (Arc::new(file), bytes.len() as u64);
+        let tree = Arc::new(Tree::new(vec![Arc::new(LayerIndex::new(vec![entry]))]));
+        let open = move |_: usize, _: &[u8]| Ok(Bytes::Part { file: Arc::clone(&file), offset: 0, size });
+        Ok(Self { tree, bytes: Arc::new(open) })
     }
 
     /// Opens a file of a layer.
