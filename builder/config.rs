@@ -62,6 +62,8 @@ pub enum Engine {
     Docker,
     /// `podman load`
     Podman,
+    /// `ctr images import`; CONTAINERD_ADDRESS and CONTAINERD_NAMESPACE say which.
+    Containerd,
 }
 
 impl Engine {
@@ -71,6 +73,7 @@ impl Engine {
         match self {
             Self::Docker => "docker",
             Self::Podman => "podman",
+            Self::Containerd => "ctr",
         }
     }
 }

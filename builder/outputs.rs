@@ -1,6 +1,6 @@
 //! After the build: the result goes where the person wants it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use graph::{Digest, Platform};
 use registry::Reference;
 use snapshotter::layer::LayerError;
+use snapshotter::layer::compress::Compression;
 use snapshotter::{ImageKind, ImageRecord, ManifestRef};
 use solver::{Progress, RunContext};
 use tokio_util::sync::CancellationToken;
@@ -15,8 +16,8 @@ use tokio_util::sync::CancellationToken;
 use crate::build::Built;
 use crate::config::Engine;
 use crate::export::{
-    self, AnnotationPlace, Archive, ArchiveError, Artifact, Attestation, DOCKER, Destination, EngineError, Keeping,
-    LayerCompression, OCI, OutputKind, OutputSpec, Package, Part, PushError,
+    self, AnnotationPlace, Archive, ArchiveError, Artifact, Attestation, CombineError, DOCKER, Destination,
+    EngineError, Keeping, LayerCompression, OCI, OutputKind, OutputSpec, Package, Part, PushError,
 };
 use crate::session::Session;
 use crate::variant::{Variant, variants};
@@ -59,7 +60,7 @@ pub enum OutputError {
     #[error("pushing needs a name: use -t, or name= in --output")]
     NoName,
     /// No engine to load into.
-    #[error("there is neither docker nor podman to load the image into")]
+    #[error("there is neither docker nor podman nor containerd (ctr) to load the image into")]
     NoEngine,
     /// The engine refused.
     #[error(transparent)]
@@ -264,7 +265,7 @@ async fn one(
             delivered.made(&package);
             delivered.all_names.extend_from_slice(names);
         }
-        OutputKind::Docker(_) if several => return Err(OutputError::OnePlatform),
+        OutputKind::Docker(Some(_)) if several => return Err(OutputError::OnePlatform),
         OutputKind::Docker(Some(destination)) => {
             let package = package(session, &images, output, context, true).await?;
             write(&package, names, true, destination).await?;
@@ -273,14 +274,23 @@ async fn one(
         }
         OutputKind::Docker(None) => {
             let engine = export::find_engine(session.config.load).ok_or(OutputError::NoEngine)?;
+            if several && engine != Engine::Containerd {
+                return Err(OutputError::OnePlatform);
+            }
             let ids: Vec<Digest> = images.iter().map(|image| image.id).collect();
             if ids.iter().any(|id| !export::engine_has(engine, *id)) {
-                // Uncompressed: the engine unpacks it at once.
-                let plain =
-                    LayerCompression { algorithm: snapshotter::layer::compress::Compression::None, force: false };
-                let output = OutputSpec { compression: plain, ..output.clone() };
+                // Uncompressed where the engine unpacks it at once; containerd keeps it as it comes.
+                let compression = match engine {
+                    Engine::Docker | Engine::Podman => LayerCompression { algorithm: Compression::None, force: false },
+                    Engine::Containerd => output.compression,
+                };
+                let oci_media_types = output.oci_media_types || engine == Engine::Containerd;
+                let output = OutputSpec { compression, oci_media_types, ..output.clone() };
                 let package = package(session, &images, &output, context, true).await?;
                 export::load_into(engine, &package, names).await?;
+                if several {
+                    keep_manifests(session, &package)?;
+                }
             } else {
                 export::name_in(engine, &ids, names)?;
             }
@@ -372,7 +382,10 @@ async fn files(
     // As in BuildKit, all files have the time then, and not only those that are later.
     let mtime = output.epoch.or_else(|| built.epoch.map(jiff::Timestamp::as_second));
     let mtime = mtime.filter(|_| output.rewrite_timestamp != Some(false));
-    let tree = export::combined(parts, mtime).map_err(|path| OutputError::SameFile { path })?;
+    let tree = export::combined(parts, mtime).map_err(|error| match error {
+        CombineError::Same(path) => OutputError::SameFile { path },
+        CombineError::Layer(error) => WorkError::from(error).into(),
+    })?;
     let kind = output.kind.clone();
     let written = blocking(move || match &kind {
         OutputKind::Tar(destination) => Ok(export::write_tar(&tree, destination).map(|()| Vec::new())?),
@@ -438,7 +451,7 @@ async fn package_for(
     early: Option<&Reference>,
 ) -> Result<Package, OutputError> {
     // Docker's manifests have no annotations and know no zstd.
-    let zstd = matches!(output.compression.algorithm, snapshotter::layer::compress::Compression::Zstd { .. });
+    let zstd = matches!(output.compression.algorithm, Compression::Zstd { .. });
     let oci_media_types = output.oci_media_types || !output.annotations.is_empty() || zstd;
     let output = &OutputSpec { oci_media_types, ..output.clone() };
     let types = if oci_media_types { OCI } else { DOCKER };
@@ -494,7 +507,7 @@ pub async fn artifact(
         Some(chain) => session.store.chain_layers(chain)?,
     };
     let slots = tokio::sync::Semaphore::new(LAYERS_AT_ONCE);
-    let sent = std::sync::Mutex::new(std::collections::BTreeSet::new());
+    let sent = std::sync::Mutex::new(BTreeSet::new());
     let blobs = layers.iter().enumerate().map(|(number, layer)| {
         let (slots, sent) = (&slots, &sent);
         async move {
@@ -585,7 +598,7 @@ pub async fn write(
 ) -> Result<(), OutputError> {
     let (package, names, destination) = (package.clone(), names.to_vec(), destination.clone());
     let written = tokio::task::spawn_blocking(move || {
-        let archive = Archive { images: vec![(&package, names)], docker };
+        let archive = Archive { images: vec![(&package, names)], docker, omitted: BTreeSet::new() };
         write_archive(&archive, &destination)
     });
     written.await.map_err(|_| WorkError::Internal("writing an archive panicked"))?

@@ -110,7 +110,7 @@ pub struct Args {
     /// Push the image to the registry its name names (`--output type=registry`)
     #[arg(long)]
     pub push: bool,
-    /// Load the image into docker or podman (`--output type=docker`)
+    /// Load the image into docker, podman or containerd (`--output type=docker`), as far as it is not there
     #[arg(long)]
     pub load: bool,
     /// Annotate the image: `NAME=VALUE`, with `index:`, `manifest:`, `manifest-descriptor:` or `index-descriptor:` before
@@ -463,7 +463,14 @@ fn conclude(args: &Args, id: Digest, delivered: &Delivered, outputs: &[OutputSpe
     let name = delivered.names.first().map(registry::Reference::familiar);
     if let Some(engine) = delivered.loaded {
         let name = name.unwrap_or_else(|| id.to_string());
-        eprintln!("{name} is in {0}; run it with: {0} run --rm {name}", engine.program());
+        match (engine, delivered.names.first()) {
+            // It knows no short names, and a container has to be called something.
+            (Engine::Containerd, Some(full)) => {
+                eprintln!("{name} is in containerd; run it with: ctr run --rm {full} ID")
+            }
+            (Engine::Containerd, None) => eprintln!("{name} is in containerd"),
+            _ => eprintln!("{name} is in {0}; run it with: {0} run --rm {name}", engine.program()),
+        }
     } else if in_store {
         let name = name.unwrap_or_else(|| id.short());
         let hand_over = match export::find_engine(None) {

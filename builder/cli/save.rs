@@ -56,7 +56,7 @@ pub async fn run(args: &Args, session: &Session) -> Result<ExitCode, Report> {
     let packages = shown(session, mode(all_here)?, "collecting layers", collect).await?;
     on_thread(move || {
         let images = packages.iter().map(|(package, names)| (package, names.clone())).collect();
-        outputs::write_archive(&Archive { images, docker: true }, &destination)
+        outputs::write_archive(&Archive { images, docker: true, omitted: Default::default() }, &destination)
     })
     .await?;
     Ok(ExitCode::SUCCESS)

@@ -38,6 +38,8 @@ pub struct Archive<'a> {
     pub images: Vec<(&'a Package, Vec<registry::Reference>)>,
     /// Add docker's `manifest.json`, so that `docker load` takes it.
     pub docker: bool,
+    /// Layers that the reader has and need not be in it.
+    pub omitted: BTreeSet<Digest>,
 }
 
 enum Piece<'a> {
@@ -102,7 +104,7 @@ impl Archive<'_> {
 
     /// Names and contents, blobs first, each blob once.
     fn pieces(&self) -> Result<Vec<(String, Piece<'_>)>, ArchiveError> {
-        let mut seen = BTreeSet::new();
+        let mut seen = self.omitted.clone();
         let mut pieces = Vec::new();
         let blob_name = |digest: &Digest| format!("blobs/sha256/{}", digest.hex());
         for image in self.images.iter().flat_map(|(package, _)| &package.images) {

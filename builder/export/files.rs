@@ -1,6 +1,6 @@
 //! The root file system as one tar, or as files of the caller's.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, Read as _, Write};
 use std::path::Path;
@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use serde_json::json;
 use sha2::Digest as _;
-use snapshotter::layer::{Entry, EntryKind, LayerError, LayerIndex, Tree, extract_tree, join, write_tree};
+use snapshotter::layer::{EntryKind, LayerError, LayerIndex, Tree, extract_tree, flattened, join, write_tree};
 
 use super::Destination;
 use crate::worker::ReadableTree;
@@ -20,8 +20,16 @@ pub(crate) struct Part {
     pub(crate) prefix: String,
 }
 
-/// Parts as one tree. With `mtime` all files have that time. The path of a file that two parts have is the error.
-pub(crate) fn combined(parts: Vec<Part>, mtime: Option<i64>) -> Result<ReadableTree, String> {
+/// Parts that do not go together.
+pub(crate) enum CombineError {
+    /// The path of a file that two parts have.
+    Same(String),
+    /// A part that cannot be read.
+    Layer(LayerError),
+}
+
+/// Parts as one tree. With `mtime` all files have that time.
+pub(crate) fn combined(parts: Vec<Part>, mtime: Option<i64>) -> Result<ReadableTree, CombineError> {
     if let [Part { tree, prefix }] = parts.as_slice()
         && prefix.is_empty()
         && mtime.is_none()
@@ -37,29 +45,30 @@ pub(crate) fn combined(parts: Vec<Part>, mtime: Option<i64>) -> Result<ReadableT
             prefix if path.is_empty() => prefix.to_vec(),
             prefix => join(prefix, path),
         };
-        let twice =
-            part.tree.tree.walk(b"", |found| match found.entry.is_dir() || seen.insert(placed(&found.entry.path)) {
-                true => Ok(()),
-                false => Err(String::from_utf8_lossy(&found.entry.path).into_owned()),
-            });
-        twice?;
-        for (number, layer) in part.tree.tree.layers().iter().enumerate() {
-            let entries = layer.entries().iter().map(|entry| {
-                let mut entry = Entry { path: placed(&entry.path), ..entry.clone() };
-                if let EntryKind::Hardlink { target } = &mut entry.kind {
-                    *target = placed(target);
-                }
-                entry.mtime = mtime.map_or(entry.mtime, |mtime| (mtime, 0));
-                entry
-            });
-            layers.push(Arc::new(LayerIndex::new(entries.collect())));
-            places.push((Arc::clone(&part.tree.bytes), number, part.prefix.clone()));
+        // As it shows: what its layers remove, or make opaque, is nothing to the other parts.
+        let flat = flattened(&part.tree.tree).map_err(CombineError::Layer)?;
+        let mut entries = Vec::with_capacity(flat.len());
+        let mut found = HashMap::new();
+        for (mut entry, at) in flat {
+            let path = placed(&entry.path);
+            if !entry.is_dir() && !seen.insert(path.clone()) {
+                return Err(CombineError::Same(String::from_utf8_lossy(&entry.path).into_owned()));
+            }
+            found.extend(at.map(|at| (path.clone(), at)));
+            entry.path = path;
+            if let EntryKind::Hardlink { target } = &mut entry.kind {
+                *target = placed(target);
+            }
+            entry.mtime = mtime.map_or(entry.mtime, |mtime| (mtime, 0));
+            entries.push(entry);
         }
+        layers.push(Arc::new(LayerIndex::new(entries)));
+        places.push((part.tree.bytes, found));
     }
     let bytes = move |layer: usize, path: &[u8]| {
-        let (bytes, number, prefix) = places.get(layer).ok_or(io::ErrorKind::NotFound)?;
-        let path = path.strip_prefix(prefix.as_bytes()).unwrap_or(path);
-        bytes(*number, path.strip_prefix(b"/").unwrap_or(path))
+        let (bytes, found) = places.get(layer).ok_or(io::ErrorKind::NotFound)?;
+        let (number, path) = found.get(path).ok_or(io::ErrorKind::NotFound)?;
+        bytes(*number, path)
     };
     Ok(ReadableTree { tree: Arc::new(Tree::new(layers)), bytes: Arc::new(bytes) })
 }

@@ -18,7 +18,7 @@ pub use attestation::Attestation;
 pub(crate) use early::Early;
 pub use engine::{EngineError, find_engine};
 pub(crate) use engine::{engine_has, load_into, name_in};
-pub(crate) use files::{Part, combined, provenance_of_files, write_local, write_tar};
+pub(crate) use files::{CombineError, Part, combined, provenance_of_files, write_local, write_tar};
 pub(crate) use push::Upstream;
 pub use push::{PushError, Pushed, push};
 pub use spec::{Destination, GZIP, Keeping, LayerCompression, OutputError, OutputKind, OutputSpec};

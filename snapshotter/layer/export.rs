@@ -59,6 +59,33 @@ pub(super) fn walk<'a>(
     })
 }
 
+/// A visible file's place: the number of its layer and its path there.
+pub type FoundAt = (usize, Vec<u8>);
+
+/// All that `tree` shows, as entries of one layer, and where the data of each file is.
+///
+/// # Errors
+/// The tree contradicts itself.
+pub fn flattened(tree: &Tree) -> Result<Vec<(Entry, Option<FoundAt>)>, LayerError> {
+    let mut flat = Vec::new();
+    walk(tree, |entry, visible| {
+        flat.push(match visible {
+            Visible::File(file) => {
+                let at = (file.layer, file.entry.path.clone());
+                (Entry { path: entry.path.clone(), ..file.entry.clone() }, Some(at))
+            }
+            Visible::Link(target) => (Entry { kind: EntryKind::Hardlink { target }, ..entry.clone() }, None),
+            Visible::Other if entry.is_dir() => {
+                let implicit = entry.path.is_empty();
+                (Entry { kind: EntryKind::Dir { opaque: false, implicit }, ..entry.clone() }, None)
+            }
+            Visible::Other => (entry.clone(), None),
+        });
+        Ok(())
+    })?;
+    Ok(flat)
+}
+
 /// Writes all that `tree` shows as one tar. `open` gives the data of a file of a layer; other data than the tree knows of
 /// are [`LayerError::Changed`].
 pub fn write_tree<R: Read>(

@@ -38,7 +38,7 @@ pub use entry::{
     too_long,
 };
 pub use error::LayerError;
-pub use export::{Extracted, extract_tree, open_in, write_tree};
+pub use export::{Extracted, FoundAt, extract_tree, flattened, open_in, write_tree};
 pub use index::{LayerIndex, hash_entry};
 pub use mend::{Mended, mend};
 pub use native::{Bytes, Populated, Sharing, commit_native, populate};
