@@ -8,6 +8,11 @@ use std::path::{Path, PathBuf};
 pub struct Agents(BTreeMap<String, PathBuf>);
 
 impl Agents {
+    /// Their names.
+    pub(crate) fn ids(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(String::as_str)
+    }
+
     /// Parses the values of `--ssh`.
     ///
     /// # Errors

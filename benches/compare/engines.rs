@@ -31,6 +31,7 @@ enum Kind {
     Buildah,
     Docker,
     BuildKit,
+    Skopeo,
 }
 
 /// rbuild, and the peers of this machine that are wanted.
@@ -56,6 +57,7 @@ pub(crate) fn found(directory: &Path, wanted: impl Fn(&str) -> bool) -> Vec<Engi
     };
     add("buildkit", &["buildkitd", "buildctl", "runc"], Kind::BuildKit, &|| buildkitd(directory).map(Some));
     add("buildah", &["buildah", "runc"], Kind::Buildah, &|| Ok(None));
+    add("skopeo", &["skopeo"], Kind::Skopeo, &|| Ok(None));
     add("docker", &["dockerd", "docker"], Kind::Docker, &|| dockerd(directory).map(Some));
     engines
 }
@@ -113,9 +115,13 @@ fn buildah(place: &Place) -> Command {
 }
 
 impl Engine {
-    /// Docker's classic builder writes no OCI archive.
+    /// Docker's classic builder writes no OCI archive, skopeo does not build, and only some move images without building.
     pub(crate) fn can(&self, result: Output) -> bool {
-        !(self.kind == Kind::Docker && result == Output::Archive)
+        match (self.kind, result) {
+            (Kind::Rbuild, _) | (Kind::Skopeo | Kind::Buildah, Output::Fetched) | (Kind::Skopeo, Output::Sent) => true,
+            (Kind::Skopeo, _) | (_, Output::Fetched | Output::Sent) | (Kind::Docker, Output::Archive) => false,
+            (Kind::Buildah | Kind::Docker | Kind::BuildKit, _) => true,
+        }
     }
 
     /// One build from outside: all the commands that a person would have to wait for.
@@ -123,7 +129,8 @@ impl Engine {
         let archive = place.store.with_extension("tar");
         let _ = std::fs::remove_file(&archive);
         let image = match scene.result {
-            Output::Pushed => format!("{}/{}-{}:{turn}", place.registry, scene.name, self.name),
+            Output::Fetched => format!("{}/ten-layers", place.registry),
+            Output::Pushed | Output::Sent => format!("{}/{}-{}:{turn}", place.registry, scene.name, self.name),
             _ => "bench".to_owned(),
         };
         let commands = self.commands(place, scene.result, &image, &archive);
@@ -138,14 +145,42 @@ impl Engine {
 
     fn commands(&self, place: &Place, result: Output, image: &str, archive: &Path) -> Vec<Command> {
         let destination = archive.display();
+        let layout = place.context.join("image");
+        match (self.kind, result) {
+            (Kind::Rbuild, Output::Fetched | Output::Sent) => {
+                let mut command = Command::new(env!("CARGO_BIN_EXE_rbuild"));
+                command.arg("--root").arg(&place.store).args(["copy", "-q"]);
+                match result {
+                    Output::Sent => command.arg(format!("oci:{}", layout.display())).arg(image),
+                    _ => command.arg(image).arg(format!("oci:{}", place.store.with_extension("image").display())),
+                };
+                return vec![command];
+            }
+            (Kind::Buildah, Output::Fetched) => {
+                let mut pull = buildah(place);
+                pull.args(["pull", "-q", "--tls-verify=false", image]);
+                return vec![pull];
+            }
+            _ => {}
+        }
         match self.kind {
+            Kind::Skopeo => {
+                let mut command = Command::new("skopeo");
+                command.args(["--insecure-policy", "copy", "-q", "--src-tls-verify=false", "--dest-tls-verify=false"]);
+                let remote = format!("docker://{image}");
+                match result {
+                    Output::Sent => command.arg(format!("oci:{}", layout.display())).arg(remote),
+                    _ => command.arg(remote).arg(format!("oci:{}:x", place.store.with_extension("image").display())),
+                };
+                vec![command]
+            }
             Kind::Rbuild => {
                 let mut command = Command::new(env!("CARGO_BIN_EXE_rbuild"));
                 command.arg("--root").arg(&place.store).args(["build", "-q"]);
                 match result {
                     Output::Kept => command.args(["-t", image]),
                     Output::Archive => command.arg("-o").arg(format!("type=oci,dest={destination}")),
-                    Output::Pushed => command.args(["--push", "-t", image]),
+                    _ => command.args(["--push", "-t", image]),
                 };
                 command.arg(&place.context);
                 vec![command]
@@ -185,7 +220,7 @@ impl Engine {
                 match result {
                     Output::Kept => &mut command,
                     Output::Archive => command.arg("--output").arg(format!("type=oci,dest={destination}")),
-                    Output::Pushed => command.arg("--output").arg(format!("type=image,name={image},push=true")),
+                    _ => command.arg("--output").arg(format!("type=image,name={image},push=true")),
                 };
                 vec![command]
             }
@@ -196,6 +231,7 @@ impl Engine {
     pub(crate) fn empty(&self, place: &Place) {
         let done = match self.kind {
             Kind::Rbuild => Ok(()),
+            Kind::Skopeo => Ok(()),
             // Its overlays are only let go by itself.
             Kind::Buildah => quietly(buildah(place).args(["rmi", "--all", "--force"])),
             Kind::Docker => quietly(docker(&self.socket).args(["system", "prune", "--all", "--force"])),
@@ -204,6 +240,7 @@ impl Engine {
         // What is not there yet cannot be emptied; what could not be is seen in the figures.
         drop(done);
         let _ = std::fs::remove_dir_all(&place.store);
+        let _ = std::fs::remove_dir_all(place.store.with_extension("image"));
     }
 }
 

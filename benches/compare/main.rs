@@ -3,7 +3,7 @@
 //! `cargo bench --bench compare [-- [--runs N] [--scenes noop,steps,…] [--engines rbuild,buildah,…] [--picture FILE.svg]]`
 //!
 //! Peers are found on PATH: buildah (with runc), docker's classic builder (dockerd is started for the time of the benchmark),
-//! BuildKit (buildkitd likewise). Scenes that move images need docker-registry, one needs Debian's mirrors. Medians, ratios and
+//! BuildKit (buildkitd likewise); where images are only moved, skopeo. Scenes that move images need docker-registry, one needs Debian's mirrors. Medians, ratios and
 //! the peak memory of rbuild's process tree are printed; the raw runs are kept as JSON below the target directory. Nothing is
 //! asserted: machines differ, and a noisy one differs from itself. Run as root.
 

@@ -24,6 +24,10 @@ pub(crate) enum Output {
     Archive,
     /// An image in the registry.
     Pushed,
+    /// An image of the registry as an OCI layout, without a build.
+    Fetched,
+    /// An OCI layout in the registry, without a build.
+    Sent,
 }
 
 /// One thing that people wait for.
@@ -103,6 +107,29 @@ pub(crate) fn all() -> Vec<Scene> {
                 base_of_ten_layers(place)?;
                 let text = format!("FROM {}/ten-layers\nRUN [\"/bin/busybox\", \"true\"]\n", place.registry);
                 write(&place.context.join("Dockerfile"), text.as_bytes())
+            },
+            ..scene
+        },
+        Scene {
+            name: "fetch",
+            about: "an image of 10 layers, 500 MiB unpacked, from the registry as it is",
+            result: Output::Fetched,
+            state: State::Empty,
+            needs_registry: true,
+            prepare: base_of_ten_layers,
+            ..scene
+        },
+        Scene {
+            name: "send",
+            about: "the same image from an OCI layout to a repository that has nothing of it",
+            result: Output::Sent,
+            needs_registry: true,
+            prepare: |place| {
+                base_of_ten_layers(place)?;
+                let mut copy = Command::new(env!("CARGO_BIN_EXE_rbuild"));
+                copy.arg("--root").arg(place.store.with_extension("layout-store")).args(["copy", "-q"]);
+                copy.arg(format!("{}/ten-layers", place.registry));
+                quietly(copy.arg(format!("oci:{}", place.context.join("image").display())))
             },
             ..scene
         },

@@ -466,7 +466,7 @@ fn conclude(args: &Args, id: Digest, delivered: &Delivered, outputs: &[OutputSpe
         match (engine, delivered.names.first()) {
             // It knows no short names, and a container has to be called something.
             (Engine::Containerd, Some(full)) => {
-                eprintln!("{name} is in containerd; run it with: ctr run --rm {full} ID")
+                eprintln!("{name} is in containerd; run it with: ctr run --rm {full} ID");
             }
             (Engine::Containerd, None) => eprintln!("{name} is in containerd"),
             _ => eprintln!("{name} is in {0}; run it with: {0} run --rm {name}", engine.program()),

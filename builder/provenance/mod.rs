@@ -102,7 +102,8 @@ pub struct Facts {
 /// it was `fetched`.
 pub(crate) fn reach(graph: &Graph<Op>, fetched: bool) -> (bool, bool) {
     let is_networked = |op: &Op| matches!(op, Op::Exec(exec) if exec.network != NetworkMode::None);
-    let is_local = |op: &Op| matches!(op, Op::Source(SourceOp::Local(local)) if !(fetched && local.name == MAIN_CONTEXT));
+    let is_local =
+        |op: &Op| matches!(op, Op::Source(SourceOp::Local(local)) if !(fetched && local.name == MAIN_CONTEXT));
     (!graph.nodes().any(|(_, node)| is_networked(&node.op)), graph.nodes().any(|(_, node)| is_local(&node.op)))
 }
 
@@ -125,7 +126,7 @@ impl Facts {
             dockerfile: (source.name().to_owned(), source.text().to_owned()),
             args,
             secrets: policy.secrets.ids(),
-            ssh: policy.ssh.keys().cloned().collect(),
+            ssh: policy.ssh.ids().map(str::to_owned).collect(),
             local: true,
             hermetic: false,
             materials: BTreeSet::new(),
