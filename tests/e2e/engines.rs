@@ -233,9 +233,9 @@ fn odd_files_come_through_every_tool() {
     let run = env.program("umoci").args(["unpack", "--image", &format!("{}:x", env.path("copied").display())]);
     run.arg(&bundle).ok();
     let theirs = env.program("sh").args(["-c", &LIST.replace("/odd", "\"$0\"")]).arg(bundle.join("rootfs/odd")).ok();
-    // The machine's tools and busybox's print the same of the same files.
+    // The machine's tools and busybox's print the same of the same files; an overlay counts no links of its directories.
     let first = |text: &str| {
-        text.lines().take_while(|line| !line.starts_with("0000000")).map(str::to_owned).collect::<Vec<_>>()
+        text.lines().skip(1).take_while(|line| !line.starts_with("0000000")).map(str::to_owned).collect::<Vec<_>>()
     };
     assert_eq!(first(&theirs.stdout), first(&listed));
     assert!(fs::metadata(bundle.join("rootfs/odd/set")).expect("there").permissions().mode() & 0o4000 != 0);
