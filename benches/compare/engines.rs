@@ -254,7 +254,7 @@ pub(crate) fn quietly(command: &mut Command) -> Result<(), String> {
 }
 
 /// Runs a command to its end; the largest resident size of it and of its children in bytes.
-fn timed(command: &mut Command) -> Result<u64, String> {
+pub(crate) fn timed(command: &mut Command) -> Result<u64, String> {
     let log = tempfile::NamedTempFile::new().map_err(|error| error.to_string())?;
     let file = || log.reopen().map(Stdio::from).map_err(|error| error.to_string());
     command.stdin(Stdio::null()).stdout(file()?).stderr(file()?);

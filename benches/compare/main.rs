@@ -2,12 +2,15 @@
 //!
 //! `cargo bench --bench compare [-- [--runs N] [--scenes noop,steps,…] [--engines rbuild,buildah,…] [--picture FILE.svg]]`
 //!
+//! With `--growth yes` it is only rbuild, with more and more to do.
+//!
 //! Peers are found on PATH: buildah (with runc), docker's classic builder (dockerd is started for the time of the benchmark),
 //! BuildKit (buildkitd likewise); where images are only moved, skopeo. Scenes that move images need docker-registry, one needs Debian's mirrors. Medians, ratios and
 //! the peak memory of rbuild's process tree are printed; the raw runs are kept as JSON below the target directory. Nothing is
 //! asserted: machines differ, and a noisy one differs from itself. Run as root.
 
 mod engines;
+mod growth;
 mod report;
 mod scenes;
 mod servers;
@@ -24,12 +27,17 @@ struct Options {
     scenes: Option<Vec<String>>,
     engines: Option<Vec<String>>,
     picture: Option<String>,
+    growth: bool,
 }
 
 #[expect(clippy::print_stdout, reason = "the figures are the result")]
 fn main() {
     let options = options();
     let directory = tempfile::Builder::new().prefix("rbuild-compare-").tempdir().expect("a temporary directory");
+    if options.growth {
+        growth::run(directory.path(), options.runs).expect("measure");
+        return;
+    }
     let registry = servers::Registry::start(directory.path());
     let chosen =
         |list: &Option<Vec<String>>, name: &str| list.as_ref().is_none_or(|list| list.iter().any(|n| n == name));
@@ -56,7 +64,7 @@ fn main() {
 }
 
 fn options() -> Options {
-    let mut options = Options { runs: 3, scenes: None, engines: None, picture: None };
+    let mut options = Options { runs: 3, scenes: None, engines: None, picture: None, growth: false };
     // Cargo itself adds --bench.
     let mut words = std::env::args().skip(1).filter(|word| word != "--bench");
     while let Some(word) = words.next() {
@@ -67,7 +75,8 @@ fn options() -> Options {
             "--scenes" => options.scenes = list(),
             "--engines" => options.engines = list(),
             "--picture" => options.picture = Some(value),
-            other => panic!("unknown option {other}: --runs, --scenes, --engines, --picture"),
+            "--growth" => options.growth = value == "yes",
+            other => panic!("unknown option {other}: --runs, --scenes, --engines, --picture, --growth"),
         }
     }
     options

@@ -17,7 +17,7 @@ pub(crate) const HEAD: &str = "scene      engine       min s  median s     max s
 type Samples = Vec<(&'static str, Vec<Sample>)>;
 
 /// Seconds of the middle run.
-fn median(samples: &[Sample]) -> f64 {
+pub(crate) fn median(samples: &[Sample]) -> f64 {
     let mut seconds: Vec<f64> = samples.iter().map(|sample| sample.seconds).collect();
     seconds.sort_by(f64::total_cmp);
     match seconds.len() {

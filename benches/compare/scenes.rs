@@ -167,7 +167,7 @@ pub(crate) fn all() -> Vec<Scene> {
     ]
 }
 
-fn write(path: &Path, content: &[u8]) -> Result<(), String> {
+pub(crate) fn write(path: &Path, content: &[u8]) -> Result<(), String> {
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent).map_err(|error| format!("{}: {error}", parent.display()))?;
     }
@@ -175,8 +175,9 @@ fn write(path: &Path, content: &[u8]) -> Result<(), String> {
 }
 
 /// Debian's busybox-static is all that small images need.
-fn busybox(context: &Path) -> Result<(), String> {
-    fs::copy("/bin/busybox", context.join("busybox"))
+pub(crate) fn busybox(context: &Path) -> Result<(), String> {
+    fs::create_dir_all(context)
+        .and_then(|()| fs::copy("/bin/busybox", context.join("busybox")))
         .map(drop)
         .map_err(|error| format!("/bin/busybox (Debian's busybox-static): {error}"))
 }
@@ -195,7 +196,7 @@ fn dockerfile(place: &Place, text: &str) -> Result<(), String> {
 }
 
 /// `count` files of `size` bytes in directories of 100.
-fn files(directory: &Path, count: usize, size: usize) -> Result<(), String> {
+pub(crate) fn files(directory: &Path, count: usize, size: usize) -> Result<(), String> {
     for number in 0..count {
         let mut content = format!("file {number}\n").into_bytes();
         content.resize(size, b'.');
@@ -210,7 +211,7 @@ fn many_files(place: &Place) -> Result<(), String> {
 }
 
 /// A generator of numbers (xorshift64*): its bytes do not compress.
-fn noise(seed: u64, length: usize) -> Vec<u8> {
+pub(crate) fn noise(seed: u64, length: usize) -> Vec<u8> {
     let mut state = seed | 1;
     let mut bytes = Vec::with_capacity(length + 8);
     while bytes.len() < length {
