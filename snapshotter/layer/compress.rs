@@ -91,8 +91,8 @@ impl<W: Write> Write for Encoder<W> {
     }
 }
 
-/// A block on its way: compressed by some thread, collected in order.
-type Pending = Receiver<io::Result<Vec<u8>>>;
+/// A block on its way: compressed and summed up by some thread, collected in order.
+type Pending = Receiver<io::Result<(Vec<u8>, Crc)>>;
 
 struct Gzip<W> {
     out: W,
@@ -125,7 +125,6 @@ impl<W: Write> Gzip<W> {
         }
         let length = data.len().min(self.dictionary + BLOCK - self.data.len());
         self.data.extend_from_slice(&data[..length]);
-        self.crc.update(&data[..length]);
         Ok(length)
     }
 
@@ -138,8 +137,11 @@ impl<W: Write> Gzip<W> {
         let (sender, receiver): (SyncSender<_>, Pending) = sync_channel(1);
         let level = self.level;
         rayon::spawn(move || {
+            let block = &data[dictionary..];
+            let mut crc = Crc::new();
+            crc.update(block);
             // The receiver is gone if writing failed; then nobody wants the block.
-            let _ = sender.send(deflate(&data[dictionary..], &data[..dictionary], level, last));
+            let _ = sender.send(deflate(block, &data[..dictionary], level, last).map(|deflated| (deflated, crc)));
         });
         self.pending.push_back(receiver);
         while self.pending.len() > self.most_pending {
@@ -150,20 +152,22 @@ impl<W: Write> Gzip<W> {
 
     fn collect(&mut self) -> io::Result<()> {
         let Some(receiver) = self.pending.pop_front() else { return Ok(()) };
+        let (block, crc) = Self::wait_for(&receiver)??;
+        self.crc.combine(&crc);
+        self.out.write_all(&block)
+    }
+
+    fn wait_for<T>(receiver: &Receiver<T>) -> io::Result<T> {
+        let died = || io::Error::other("a compressing thread died");
         loop {
             match receiver.try_recv() {
-                Ok(block) => return self.out.write_all(&block?),
-                Err(std::sync::mpsc::TryRecvError::Disconnected) => {
-                    return Err(io::Error::other("a compressing thread died"));
-                }
+                Ok(block) => return Ok(block),
+                Err(std::sync::mpsc::TryRecvError::Disconnected) => return Err(died()),
                 // On a thread of the pool itself, waiting could keep the block from ever being compressed.
                 Err(std::sync::mpsc::TryRecvError::Empty) => match rayon::yield_now() {
                     Some(rayon::Yield::Executed) => {}
                     Some(rayon::Yield::Idle) => std::thread::yield_now(),
-                    None => {
-                        let block = receiver.recv().map_err(|_| io::Error::other("a compressing thread died"))?;
-                        return self.out.write_all(&block?);
-                    }
+                    None => return receiver.recv().map_err(|_| died()),
                 },
             }
         }
