@@ -102,7 +102,8 @@ impl TarAt {
         match self {
             Self::Snapshot(_, directory, index) => write_upper(directory, index, out)?,
             _ => {
-                io::copy(&mut self.open()?, out)?;
+                // Large pieces, which can be hashed and compressed at the same time.
+                io::copy(&mut io::BufReader::with_capacity(512 << 10, self.open()?), out)?;
             }
         }
         Ok(())

@@ -548,7 +548,7 @@ pub(super) async fn unless_cancelled(
     }
 }
 
-/// Hashes what passes, and stops when the build is given up.
+/// Hashes what passes, on another core where it is worth that, and stops when the build is given up.
 struct Hashing<W> {
     to: W,
     hasher: sha2::Sha256,
@@ -557,12 +557,21 @@ struct Hashing<W> {
 
 impl<W: Write> Write for Hashing<W> {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        const WORTH_IT: usize = 64 << 10;
         if self.cancelled.is_cancelled() {
             return Err(io::Error::other("cancelled"));
         }
-        let written = self.to.write(data)?;
-        self.hasher.update(&data[..written]);
-        Ok(written)
+        let Self { to, hasher, .. } = self;
+        if data.len() < WORTH_IT {
+            hasher.update(data);
+            to.write_all(data)?;
+        } else {
+            rayon::in_place_scope(|scope| {
+                scope.spawn(|_| hasher.update(data));
+                to.write_all(data)
+            })?;
+        }
+        Ok(data.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -138,7 +138,7 @@ impl Layers {
                 unseen.push(layer.clone());
             }
         }
-        self.discard_unless(context, unseen, |form| form.has_its_top()).await
+        self.discard_unless(context, unseen, TarAt::has_its_top).await
     }
 
     /// As [`Self::check`], by what stat says of files in directories: for when a step failed, which may have a reason in what

@@ -114,19 +114,30 @@ impl<W: Write> LayerWriter<W> {
 
         let mut hasher = (expect != Expect::Trusted).then(blake3::Hasher::new);
         let mut remaining = size;
+        // From where on the stage is yet to be digested.
+        let mut fresh = self.stage.len();
         while remaining > 0 {
-            self.room()?;
-            let want = usize::try_from(remaining).unwrap_or(usize::MAX).min(PIECE - self.stage.len());
             let path = &entry.path;
             let got = if remaining > 2 * PIECE as u64 && self.stage.len() > PIECE / 2 {
-                self.overlap(&mut data, path, hasher.as_mut())?
+                let got = self.overlap(&mut data, path, hasher.as_mut(), fresh)?;
+                fresh = 0;
+                got
             } else {
-                fill(&mut self.stage, &mut data, want, hasher.as_mut()).map_err(LayerError::io("read", path))?
+                if let Some(hasher) = &mut hasher {
+                    hasher.update(&self.stage[fresh..]);
+                }
+                self.room()?;
+                fresh = self.stage.len();
+                let want = usize::try_from(remaining).unwrap_or(usize::MAX).min(PIECE - fresh);
+                fill(&mut self.stage, &mut data, want).map_err(LayerError::io("read", path))?
             };
             if got == 0 {
                 return Err(LayerError::Changed { path: show(path) });
             }
             remaining -= got as u64;
+        }
+        if let Some(hasher) = &mut hasher {
+            hasher.update(&self.stage[fresh..]);
         }
         let mut probe = [0];
         if at_least_one(&mut data, &mut probe).map_err(LayerError::io("read", &entry.path))? {
@@ -193,19 +204,25 @@ impl<W: Write> LayerWriter<W> {
         Ok(())
     }
 
-    /// Hashes the stage on another core while it is written and the next piece is read.
+    /// Hashes the stage on other cores, and digests it from `fresh` on, while it is written and the next piece is read.
     fn overlap(
         &mut self,
         data: &mut impl Read,
         path: &[u8],
         hasher: Option<&mut blake3::Hasher>,
+        fresh: usize,
     ) -> Result<usize, LayerError> {
         let (sha, out, stage, spare) = (&mut self.sha, &mut self.out, &self.stage, &mut self.spare);
         spare.clear();
         let got = rayon::in_place_scope(|scope| {
             scope.spawn(|_| sha.update(stage));
+            if let Some(hasher) = hasher {
+                scope.spawn(move |_| {
+                    hasher.update(&stage[fresh..]);
+                });
+            }
             out.write_all(stage).map_err(LayerError::Write)?;
-            fill(spare, data, PIECE, hasher).map_err(LayerError::io("read", path))
+            fill(spare, data, PIECE).map_err(LayerError::io("read", path))
         })?;
         self.flushed += self.stage.len() as u64;
         std::mem::swap(&mut self.stage, &mut self.spare);
@@ -214,12 +231,7 @@ impl<W: Write> LayerWriter<W> {
 }
 
 /// Appends at most `want` bytes to `stage`; fewer only at the end of `data`.
-fn fill(
-    stage: &mut Vec<u8>,
-    data: &mut impl Read,
-    want: usize,
-    hasher: Option<&mut blake3::Hasher>,
-) -> io::Result<usize> {
+fn fill(stage: &mut Vec<u8>, data: &mut impl Read, want: usize) -> io::Result<usize> {
     let start = stage.len();
     stage.resize(start + want, 0);
     let mut end = start;
@@ -235,11 +247,7 @@ fn fill(
         }
     };
     stage.truncate(end);
-    result?;
-    if let Some(hasher) = hasher {
-        hasher.update(&stage[start..end]);
-    }
-    Ok(end - start)
+    result.map(|()| end - start)
 }
 
 /// Whether there is another byte.
