@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use graph::{Digest, Platform};
 use registry::Reference;
@@ -278,6 +279,7 @@ async fn one(
                 return Err(OutputError::OnePlatform);
             }
             let ids: Vec<Digest> = images.iter().map(|image| image.id).collect();
+            let mut index = None;
             if ids.iter().any(|id| !export::engine_has(engine, *id)) {
                 // Uncompressed where the engine unpacks it at once; containerd keeps it as it comes.
                 let compression = match engine {
@@ -288,13 +290,11 @@ async fn one(
                 let output = OutputSpec { compression, oci_media_types, ..output.clone() };
                 let package = package(session, &images, &output, context, true).await?;
                 export::load_into(engine, &package, names).await?;
-                if several {
-                    keep_manifests(session, &package)?;
-                }
+                index = Some(package).filter(|_| several);
             } else {
                 export::name_in(engine, &ids, names)?;
             }
-            name_images(session, &images, names, None)?;
+            name_images(session, &images, names, index.as_ref())?;
             delivered.names.extend_from_slice(names);
             delivered.all_names.extend_from_slice(names);
             delivered.loaded = Some(engine);
@@ -506,12 +506,13 @@ pub async fn artifact(
         None => Vec::new(),
         Some(chain) => session.store.chain_layers(chain)?,
     };
+    let before = early.map(|name| Arc::new(export::Predecessor::new(&session.remote, name, config)));
     let slots = tokio::sync::Semaphore::new(LAYERS_AT_ONCE);
     let sent = std::sync::Mutex::new(BTreeSet::new());
     let blobs = layers.iter().enumerate().map(|(number, layer)| {
-        let (slots, sent) = (&slots, &sent);
+        let (slots, sent, before) = (&slots, &sent, &before);
         async move {
-            let begun = early.map(|name| export::Early::new(&session.remote, name, &context.progress, layer));
+            let begun = before.as_ref().map(|before| export::Early::new(before, &context.progress, layer));
             let blob = {
                 let _slot = slots.acquire().await.map_err(|_| WorkError::Cancelled)?;
                 let begins = begun.as_ref().and_then(export::Early::begins);

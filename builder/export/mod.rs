@@ -15,7 +15,7 @@ pub(crate) use archive::tar_header;
 pub use archive::{Archive, ArchiveError};
 pub use artifact::{Artifact, DOCKER, Descriptor, LayerBlob, MediaTypes, OCI, Package};
 pub use attestation::Attestation;
-pub(crate) use early::Early;
+pub(crate) use early::{Early, Predecessor};
 pub use engine::{EngineError, find_engine};
 pub(crate) use engine::{engine_has, load_into, name_in};
 pub(crate) use files::{CombineError, Part, combined, provenance_of_files, write_local, write_tar};

@@ -235,3 +235,31 @@ fn a_download_goes_on_in_the_next_process() {
     let digest = hex::encode(<sha2::Sha256 as sha2::Digest>::digest(&noise));
     assert!(out.stdout.contains(&digest), "{}", out.stdout);
 }
+
+/// A large layer leaves while it is compressed, in one piece that ends with its digest. Whoever builds the same on a machine that
+/// knows nothing sends none of it.
+#[test]
+fn a_large_layer_leaves_while_it_is_compressed_and_once() {
+    if !require(NEEDED) {
+        return;
+    }
+    let registry = Registry::plain();
+    let name = registry.name("large:1");
+    let push = |env: &TestEnv| {
+        let mut noise = vec![0_u8; 6 << 20];
+        noise.iter_mut().zip(1_u32..).for_each(|(byte, n)| *byte = (n.wrapping_mul(2_654_435_761) >> 24) as u8);
+        let context = env.dockerfile("c", "FROM scratch\nCOPY noise /noise\n").file("noise", noise);
+        env.program("touch").args(["-d", "@1"]).arg(context.path("noise")).ok();
+        let before = registry.requests().len();
+        env.build(&context, &["-t", &name, "--push"]).env("SOURCE_DATE_EPOCH", "1").ok();
+        registry.requests().split_off(before)
+    };
+    let patched =
+        |log: &[String]| log.iter().filter(|line| line.starts_with("PATCH ") && line.ends_with(" 202")).count();
+    let first = push(&TestEnv::new());
+    assert_eq!(patched(&first), 1, "{first:#?}");
+    let second = push(&TestEnv::new());
+    assert_eq!(patched(&second), 0, "{second:#?}");
+    let bodies = second.iter().filter(|line| line.starts_with("PUT ") && line.contains("/uploads/")).count();
+    assert_eq!(bodies, 0, "nothing of it: {second:#?}");
+}
