@@ -65,20 +65,23 @@ impl Tls {
         Ok(())
     }
 
-    fn certificates(&self) -> Result<Vec<Certificate>, String> {
-        let mut all = Vec::new();
+    /// The authorities, and the same as they stand in their files.
+    fn certificates(&self) -> Result<(Vec<Certificate>, Vec<Vec<u8>>), String> {
+        let (mut all, mut files) = (Vec::new(), Vec::new());
         for path in &self.ca {
-            let parsed = Certificate::from_pem_bundle(&read(path)?).unwrap_or_default();
+            let file = read(path)?;
+            let parsed = Certificate::from_pem_bundle(&file).unwrap_or_default();
             if parsed.is_empty() {
                 return Err(format!("{} has no PEM certificate", path.display()));
             }
             all.extend(parsed);
+            files.push(file);
         }
-        Ok(all)
+        Ok((all, files))
     }
 
-    /// The first client certificate; a TLS client of ours shows one.
-    fn identity(&self) -> Result<Option<Identity>, String> {
+    /// The first client certificate; a TLS client of ours shows one. Also as text.
+    fn identity(&self) -> Result<Option<(Identity, Vec<u8>)>, String> {
         let Some((cert, key)) = self.keypair.first() else { return Ok(None) };
         let mut pem = read(cert)?;
         if key != cert {
@@ -86,7 +89,9 @@ impl Tls {
             pem.extend(read(key)?);
         }
         let identity = Identity::from_pem(&pem);
-        identity.map(Some).map_err(|_| format!("{} and {} are no PEM key pair", cert.display(), key.display()))
+        identity
+            .map(|identity| Some((identity, pem)))
+            .map_err(|_| format!("{} and {} are no PEM key pair", cert.display(), key.display()))
     }
 }
 
@@ -142,11 +147,17 @@ fn build(settings: &Settings, tls: &Tls, https: bool) -> Result<reqwest::Client,
     if !https {
         return base()?.tls_certs_only([]).build().map_err(describe);
     }
-    let certificates = tls.certificates()?;
+    let (certificates, files) = tls.certificates()?;
     let identity = tls.identity()?;
+    if !files.is_empty() && !tls.insecure {
+        // On a machine without certificates of its own there is another way, below.
+        if let Ok(config) = crate::pinned::config(&files, identity.as_ref().map(|(_, pem)| pem.as_slice())) {
+            return base()?.tls_backend_preconfigured(config).build().map_err(describe);
+        }
+    }
     let with_tls = || -> Result<reqwest::ClientBuilder, String> {
         let mut builder = base()?;
-        if let Some(identity) = identity.clone() {
+        if let Some((identity, _)) = identity.clone() {
             builder = builder.identity(identity);
         }
         Ok(builder)
@@ -262,7 +273,7 @@ mod tests {
         let tls = Tls::of(&settings, &["reg.local:5000"]).unwrap();
         assert_eq!(tls.ca, [host.join("a.crt")]);
         assert_eq!(tls.keypair, [(host.join("client.cert"), host.join("client.key"))]);
-        assert!(tls.certificates().unwrap_err().contains("has no PEM certificate"));
+        assert!(tls.certificates().map(drop).unwrap_err().contains("has no PEM certificate"));
         assert_eq!(Tls::of(&settings, &["other"]).unwrap(), Tls::default());
         std::fs::remove_file(host.join("client.key")).unwrap();
         let error = Tls::of(&settings, &["reg.local:5000"]).unwrap_err().to_string();

@@ -22,6 +22,7 @@ mod hosts;
 mod hosts_toml;
 mod http;
 mod manifest;
+mod pinned;
 mod pull;
 mod push;
 mod reference;

@@ -95,6 +95,17 @@ impl Server {
         })
     }
 
+    /// TLS with a certificate that nobody but itself has signed, as Docker's documents have people make it.
+    fn tls_by_itself() -> Self {
+        Self::start(|dir| {
+            let make = "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=registry -addext subjectAltName=IP:127.0.0.1 \
+                        -keyout tls.key -out tls.pem";
+            run(dir, "openssl", make);
+            let dir = dir.display();
+            (format!("  tls: {{certificate: {dir}/tls.pem, key: {dir}/tls.key}}\n"), String::new())
+        })
+    }
+
     fn repository(&self, path: &str) -> Repository {
         format!("{}/{path}", self.host).parse().unwrap()
     }
@@ -341,4 +352,23 @@ async fn tls_and_passwords() {
     let named = format!("localhost:{}", server.host.rsplit(':').next().unwrap());
     let error = client.ping(&named).await.unwrap_err();
     assert!(matches!(error, Error::Tls { .. }), "settings are per name: {error:?}");
+}
+
+#[tokio::test]
+async fn a_certificate_signed_by_itself_is_trusted_where_it_was_configured() {
+    let server = Server::tls_by_itself();
+    let with = |config: RegistryConfig| {
+        let mut settings = settings();
+        settings.registries.insert(server.host.clone(), config.clone());
+        settings.registries.insert(format!("localhost:{}", server.host.rsplit(':').next().unwrap()), config);
+        Client::new(settings, StaticCredentials::anonymous())
+    };
+    let error = with(RegistryConfig::default()).ping(&server.host).await.unwrap_err();
+    assert!(matches!(error, Error::Tls { .. }), "{error:?}");
+    let ca = vec![server.dir.path().join("tls.pem")];
+    let client = with(RegistryConfig { ca, ..RegistryConfig::default() });
+    client.ping(&server.host).await.unwrap();
+    // It is not for another name.
+    let named = format!("localhost:{}", server.host.rsplit(':').next().unwrap());
+    assert!(matches!(client.ping(&named).await.unwrap_err(), Error::Tls { .. }));
 }
