@@ -137,14 +137,14 @@ impl Expander {
         if !word.contains([self.escape, '$', '"', '\'']) {
             return Ok(Expansion { text: without_mark(word).to_owned(), ..Expansion::default() });
         }
-        let done = lexer::run(*self, word, env).map_err(|reason| failed(word, reason))?;
-        Ok(Expansion { text: done.text, used: done.used, unset: done.unset })
+        let done = lexer::text(*self, word, env).map_err(|reason| failed(word, reason))?;
+        Ok(Expansion { text: done.result, used: done.used, unset: done.unset })
     }
 
     /// Expands `word`, then splits it at spaces that are not quoted.
     pub fn process_words(&self, word: &str, env: &dyn Env) -> Result<WordList, ExpandError> {
-        let done = lexer::run(*self, word, env).map_err(|reason| failed(word, reason))?;
-        Ok(WordList { words: done.words, used: done.used, unset: done.unset })
+        let done = lexer::words(*self, word, env).map_err(|reason| failed(word, reason))?;
+        Ok(WordList { words: done.result, used: done.used, unset: done.unset })
     }
 }
 

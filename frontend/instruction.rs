@@ -16,7 +16,7 @@ pub use ast::*;
 pub use mount::{Mount, MountField, MountFlag, MountType};
 
 use crate::diagnostic::{Diagnostic, Diagnostics};
-use crate::lines;
+use crate::lines::{self, Lines};
 use crate::source::{SourceFile, Span};
 
 /// Parses a Dockerfile. All independent problems are reported at once.
@@ -57,22 +57,18 @@ pub fn parse_trigger(source: &SourceFile) -> Result<Instruction, Diagnostics> {
 }
 
 fn read(source: &SourceFile) -> (Dockerfile, Vec<Diagnostic>) {
-    let lines = lines::read(source);
-    let mut dockerfile = Dockerfile {
-        directives: lines.directives,
-        escape: lines.escape,
-        instructions: Vec::with_capacity(lines.lines.len()),
-        warnings: lines.warnings,
-        empty_continuations: lines.empty_continuations,
-    };
-    let mut problems = lines.problems;
-    for line in lines.lines {
-        match parse::instruction(line, dockerfile.escape, &mut dockerfile.warnings) {
-            Ok(instruction) => dockerfile.instructions.push(instruction),
+    let mut lines = lines::read(source);
+    let escape = lines.escape;
+    let (mut instructions, mut warnings, mut problems) = (Vec::new(), Vec::new(), Vec::new());
+    for line in &mut lines {
+        match parse::instruction(line, escape, &mut warnings) {
+            Ok(instruction) => instructions.push(instruction),
             Err(problem) => problems.push(problem),
         }
     }
-    (dockerfile, problems)
+    let Lines { directives, problems: mut all, empty_continuations, .. } = lines;
+    all.append(&mut problems);
+    (Dockerfile { directives, escape, instructions, warnings, empty_continuations }, all)
 }
 
 fn finish(mut dockerfile: Dockerfile, mut problems: Vec<Diagnostic>) -> Result<Dockerfile, Diagnostics> {

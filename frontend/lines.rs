@@ -18,7 +18,7 @@ use crate::source::{SourceFile, Span};
 
 pub(crate) use directive::check_comment;
 pub use directive::{SyntaxDirective, detect_syntax};
-pub(crate) use head::{Head, SPACES};
+pub(crate) use head::{Head, is_space};
 pub use heredoc::{HeredocWord, parse_heredoc};
 pub(crate) use joined::Joined;
 pub(crate) use json::{JsonForm, string_array};
@@ -26,19 +26,9 @@ pub(crate) use json::{JsonForm, string_array};
 /// BuildKit reads lines into a buffer of 64 KiB, of which the newline takes one byte.
 const MAX_LINE: usize = 65_535;
 
-/// A Dockerfile as logical lines.
-pub(crate) struct Lines {
-    pub(crate) directives: Vec<Directive>,
-    pub(crate) escape: char,
-    pub(crate) lines: Vec<LogicalLine>,
-    pub(crate) problems: Vec<Diagnostic>,
-    pub(crate) warnings: Vec<Diagnostic>,
-    pub(crate) empty_continuations: Vec<EmptyContinuation>,
-}
-
 /// What one instruction consists of.
-pub(crate) struct LogicalLine {
-    pub(crate) text: Joined,
+pub(crate) struct LogicalLine<'a> {
+    pub(crate) text: Joined<'a>,
     pub(crate) head: Head,
     /// Here-documents included.
     pub(crate) span: Span,
@@ -46,48 +36,60 @@ pub(crate) struct LogicalLine {
     pub(crate) heredocs: Vec<Heredoc>,
 }
 
-/// Splits a file. Never fails: what is wrong is in `problems`, and what can still be read is read.
-pub(crate) fn read(source: &SourceFile) -> Lines {
-    let mut reader = Reader { physical: Physical::new(source.text()), lines: Lines::new() };
-    reader.directives();
-    let mut comments = Vec::new();
-    while let Some(line) = reader.next_line() {
-        let trimmed = line.text.trim_start();
-        if let Some(comment) = trimmed.strip_prefix('#') {
-            let word = trimmed_word(comment, line.end_of_text() - comment.len());
-            if word.text.is_empty() {
-                comments.clear();
-            } else {
-                comments.push(word);
+/// Splits a file, one logical line at a time. Never fails: what is wrong is in `problems`, and what can still be read is read.
+pub(crate) struct Lines<'a> {
+    pub(crate) directives: Vec<Directive>,
+    pub(crate) escape: char,
+    pub(crate) problems: Vec<Diagnostic>,
+    pub(crate) empty_continuations: Vec<EmptyContinuation>,
+    physical: Physical<'a>,
+}
+
+/// Reads the directives of a file; its lines follow.
+pub(crate) fn read(source: &SourceFile) -> Lines<'_> {
+    let mut lines = Lines {
+        directives: Vec::new(),
+        escape: '\\',
+        problems: Vec::new(),
+        empty_continuations: Vec::new(),
+        physical: Physical::new(source.text()),
+    };
+    lines.read_directives();
+    lines
+}
+
+impl<'a> Iterator for Lines<'a> {
+    type Item = LogicalLine<'a>;
+
+    fn next(&mut self) -> Option<LogicalLine<'a>> {
+        let mut comments = Vec::new();
+        while let Some(line) = self.next_line() {
+            let trimmed = line.text.trim_start();
+            if let Some(comment) = trimmed.strip_prefix('#') {
+                let word = trimmed_word(comment, line.end_of_text() - comment.len());
+                if word.text.is_empty() {
+                    comments.clear();
+                } else {
+                    comments.push(word);
+                }
+                continue;
             }
-            continue;
+            if trimmed.is_empty() {
+                continue;
+            }
+            let line = Line { text: trimmed, start: line.end_of_text() - trimmed.len() };
+            if let Some(line) = self.logical_line(line, &mut comments) {
+                return Some(line);
+            }
         }
-        if trimmed.is_empty() {
-            continue;
-        }
-        let line = Line { text: trimmed, start: line.end_of_text() - trimmed.len() };
-        reader.logical_line(line, &mut comments);
+        None
     }
-    reader.lines
 }
 
 fn trimmed_word(text: &str, start: usize) -> Word {
     let trimmed = text.trim();
     let start = start + (text.len() - text.trim_start().len());
     Word::new(trimmed, Span::new(start, start + trimmed.len()))
-}
-
-impl Lines {
-    fn new() -> Self {
-        Self {
-            directives: Vec::new(),
-            escape: '\\',
-            lines: Vec::new(),
-            problems: Vec::new(),
-            warnings: Vec::new(),
-            empty_continuations: Vec::new(),
-        }
-    }
 }
 
 /// A physical line without its ending.
@@ -126,26 +128,21 @@ impl<'a> Physical<'a> {
         if rest.is_empty() {
             return None;
         }
-        let length = rest.find('\n').map_or(rest.len(), |newline| newline + 1);
+        let length = memchr::memchr(b'\n', rest.as_bytes()).map_or(rest.len(), |newline| newline + 1);
         let line = Line { text: &rest[..length], start: self.at };
         self.at += length;
         Some(line)
     }
 }
 
-struct Reader<'a> {
-    physical: Physical<'a>,
-    lines: Lines,
-}
-
-impl<'a> Reader<'a> {
+impl<'a> Lines<'a> {
     /// The next line with its ending, its length checked.
     fn next_raw(&mut self) -> Option<Line<'a>> {
         let line = self.physical.next_raw()?;
         let length = line.text.strip_suffix('\n').unwrap_or(line.text).len();
         if length > MAX_LINE {
             let span = Span::new(line.start, line.start + length);
-            self.lines.problems.push(
+            self.problems.push(
                 Diagnostic::new(
                     span,
                     format!("this line has {length} bytes, more than the {MAX_LINE} that are allowed"),
@@ -162,7 +159,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Directives are only looked for up to the first line that is none.
-    fn directives(&mut self) {
+    fn read_directives(&mut self) {
         loop {
             let before = self.physical;
             let Some(line) = self.physical.next_raw() else { return };
@@ -172,8 +169,8 @@ impl<'a> Reader<'a> {
                 self.physical = before;
                 return;
             };
-            if let Some(first) = self.lines.directives.iter().find(|known| known.name == directive.name) {
-                self.lines.problems.push(
+            if let Some(first) = self.directives.iter().find(|known| known.name == directive.name) {
+                self.problems.push(
                     Diagnostic::new(directive.span, format!("the directive '{}' is given twice", directive.name))
                         .with_hint("remove one of them")
                         .with_related(first.span, "it was first given here"),
@@ -182,30 +179,24 @@ impl<'a> Reader<'a> {
             }
             if directive.name == "escape" {
                 match directive.value.text.as_str() {
-                    "\\" => self.lines.escape = '\\',
-                    "`" => self.lines.escape = '`',
-                    other => self.lines.problems.push(
+                    "\\" => self.escape = '\\',
+                    "`" => self.escape = '`',
+                    other => self.problems.push(
                         Diagnostic::new(directive.value.span, format!("'{other}' cannot be the escape character"))
                             .with_hint("only \\ and ` can"),
                     ),
                 }
             }
-            self.lines.directives.push(directive);
+            self.directives.push(directive);
         }
     }
 
-    /// Reads the rest of the instruction that begins with `line`.
-    fn logical_line(&mut self, mut line: Line<'a>, comments: &mut Vec<Word>) {
-        let mut text = Joined::default();
+    /// Reads the rest of the instruction that begins with `line`; `None` if there is nothing but continuations.
+    fn logical_line(&mut self, mut line: Line<'a>, comments: &mut Vec<Word>) -> Option<LogicalLine<'a>> {
+        let mut part = continued(line.text, self.escape);
+        let mut text = Joined::new(part.unwrap_or(line.text), line.start);
         let mut empty: Vec<Span> = Vec::new();
-        loop {
-            match continued(line.text, self.lines.escape) {
-                None => {
-                    text.push(line.text, line.start);
-                    break;
-                }
-                Some(part) => text.push(part, line.start),
-            }
+        while part.is_some() {
             // Only a line that is neither a comment nor empty decides whether there is yet another one.
             let next = loop {
                 let Some(next) = self.next_line() else { break None };
@@ -215,42 +206,44 @@ impl<'a> Reader<'a> {
                     None => empty.push(next.span()),
                 }
             };
-            match next {
-                Some(next) => line = next,
-                None => break,
-            }
+            let Some(next) = next else { break };
+            line = next;
+            part = continued(line.text, self.escape);
+            text.push(part.unwrap_or(line.text), line.start);
         }
         if let Some(last) = empty.last() {
             // At the end of the file the empty line may be the last of the instruction.
             let end = if last.start > line.start { *last } else { line.span() };
-            self.lines.empty_continuations.push(EmptyContinuation { lines: empty, end });
+            self.empty_continuations.push(EmptyContinuation { lines: empty, end });
         }
         if text.as_str().trim().is_empty() {
-            self.lines.problems.push(
+            self.problems.push(
                 Diagnostic::new(line.span(), "a line continuation without an instruction")
                     .with_hint("remove this line"),
             );
-            return;
+            return None;
         }
-        let head = Head::split(&text, 0, self.lines.escape);
+        let head = Head::split(&text, 0, self.escape);
         let heredocs = self.heredocs(&text, &head);
         let mut span = text.trimmed_span();
         if !heredocs.is_empty() {
             let read = &self.physical.text[..self.physical.at];
             span.end = read.trim_end_matches(['\r', '\n']).len();
         }
-        self.lines.lines.push(LogicalLine { text, head, span, comments: std::mem::take(comments), heredocs });
+        Some(LogicalLine { text, head, span, comments: std::mem::take(comments), heredocs })
     }
 
     /// Reads the here-documents that a line asks for.
-    fn heredocs(&mut self, text: &Joined, head: &Head) -> Vec<Heredoc> {
-        if !text.as_str().contains("<<") || !head.takes_heredocs(text, self.lines.escape) {
+    fn heredocs(&mut self, text: &Joined<'_>, head: &Head) -> Vec<Heredoc> {
+        // Looking for one byte is cheaper, and most lines do not even have that.
+        let may = memchr::memchr(b'<', text.as_str().as_bytes()).is_some_and(|at| text.as_str()[at..].contains("<<"));
+        if !may || !head.takes_heredocs(text, self.escape) {
             return Vec::new();
         }
         let words = match heredoc::in_line(text) {
             Ok(words) => words,
             Err(problem) => {
-                self.lines.problems.push(problem);
+                self.problems.push(problem);
                 return Vec::new();
             }
         };
@@ -258,7 +251,7 @@ impl<'a> Reader<'a> {
         for (word, span) in words {
             let start = self.physical.at;
             let Some(end) = self.find_delimiter(&word) else {
-                self.lines.problems.push(self.unterminated(&word, span, start));
+                self.problems.push(self.unterminated(&word, span, start));
                 return heredocs;
             };
             heredocs.push(Heredoc {

@@ -85,7 +85,7 @@ pub fn plan(source: &SourceFile, options: &Options) -> Result<Plan, Diagnostics>
         return Err(Diagnostic::new(Span::default(), message).with_hint("begin with FROM").into());
     };
 
-    let target_name = options.target.clone().or_else(|| last.from.name.as_ref().map(|name| name.text.clone()));
+    let target_name = options.target.clone().or_else(|| last.from.name.as_ref().map(|name| name.text.to_string()));
     // A build argument by itself, or the same thing said by a flag: an ARG of that name sees either.
     if let Some(epoch) = options.source_date_epoch {
         options.build_args.insert("SOURCE_DATE_EPOCH".to_owned(), epoch.to_string());
@@ -167,7 +167,7 @@ fn split(instructions: Vec<Instruction>) -> (Vec<(Instruction, ArgInstruction)>,
     for instruction in instructions {
         match (&instruction.kind, blocks.last_mut()) {
             (InstructionKind::From(from), _) => {
-                blocks.push(Block { from: from.clone(), head: instruction, instructions: Vec::new() });
+                blocks.push(Block { from: from.as_ref().clone(), head: instruction, instructions: Vec::new() });
             }
             (InstructionKind::Arg(arg), None) => {
                 let arg = arg.clone();
@@ -209,7 +209,7 @@ fn check_defaults(
         let Some(default) = &definition.value else { continue };
         // What cannot be expanded is reported where it counts.
         let Ok(value) = defaults.expand(expander, &default.text) else { return };
-        defaults.set(&definition.name.text, value);
+        defaults.set(definition.name.text.as_str(), value);
     }
     for block in blocks {
         let Ok(name) = defaults.expand(expander, &block.from.image.text) else { return };
@@ -218,7 +218,7 @@ fn check_defaults(
 }
 
 fn declare(args: &[crate::instruction::ArgDefinition], declared: &mut BTreeSet<String>) {
-    declared.extend(args.iter().map(|arg| arg.name.text.clone()));
+    declared.extend(args.iter().map(|arg| arg.name.text.to_string()));
 }
 
 /// The build arguments that stand for a flag.
@@ -241,7 +241,7 @@ fn evaluate_global(
 ) -> Result<(), Diagnostic> {
     let span = head.span;
     for definition in &arg.args {
-        let name = &definition.name.text;
+        let name = definition.name.text.as_str();
         let mut needs = BTreeSet::new();
         if let Some(value) = options.build_args.get(name) {
             global.set(name, value);
@@ -261,8 +261,8 @@ fn evaluate_global(
         let given = options.build_args.contains_key(name) || definition.value.is_some();
         let value = global.value(name).filter(|_| given).unwrap_or_default().to_owned();
         let description = description(&head.comments, name);
-        let arg = OutlineArg { name: name.clone(), description, value, span };
-        outline.insert(name.clone(), GlobalArg { arg, needs });
+        let arg = OutlineArg { name: name.to_owned(), description, value, span };
+        outline.insert(name.to_owned(), GlobalArg { arg, needs });
     }
     Ok(())
 }
@@ -355,7 +355,7 @@ fn new_stage(block: &Block, facts: &Facts<'_>, linter: &mut Linter) -> Result<Ne
     Ok(NewStage {
         image: image.text,
         image_span: from.image.span,
-        name: from.name.as_ref().map(|name| name.text.clone()),
+        name: from.name.as_ref().map(|name| name.text.to_string()),
         platform,
         span,
         description: from.name.as_ref().map_or(String::new(), |name| description(comments, &name.text)),

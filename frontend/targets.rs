@@ -35,8 +35,8 @@ pub fn targets(source: &SourceFile) -> Result<Vec<Target>, Diagnostics> {
             name: name.to_owned(),
             default: false,
             description: description(&instruction.comments, name),
-            base: from.image.text.clone(),
-            platform: from.platform.as_ref().map_or(String::new(), |platform| platform.text.clone()),
+            base: from.image.text.to_string(),
+            platform: from.platform.as_ref().map_or(String::new(), |platform| platform.text.to_string()),
             span: instruction.span,
         });
     }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use frontend::dockerignore::Patterns;
 use frontend::expand::Expander;
+use frontend::instruction::Dockerfile;
 use frontend::{Images, Options, SourceFile, lint, lower, parse, parse_trigger, plan, targets};
 
 /// Larger inputs only take longer.
@@ -22,7 +23,8 @@ pub(crate) fn dockerfile(data: &[u8]) {
     if let Ok(file) = parse(&source) {
         let printed = file.to_string();
         let again = parse(&SourceFile::new("printed", printed.as_str()));
-        assert!(again.is_ok(), "{printed:?}: {again:?}");
+        let again = again.unwrap_or_else(|problems| panic!("{printed:?}: {problems}"));
+        assert_eq!(described(&file), described(&again), "{printed:?}");
     }
     let options = Options { all_stages: true, ..Options::default() };
     let Ok(plan) = plan(&source, &options) else { return };
@@ -38,6 +40,27 @@ pub(crate) fn dockerfile(data: &[u8]) {
         let again = parse(&SourceFile::new("mended", mended.as_str()));
         assert!(again.is_ok(), "{mended:?}: {again:?}");
     }
+}
+
+/// The instructions without places, which are all that printing changes.
+pub(crate) fn described(file: &Dockerfile) -> String {
+    let mut out = format!("{:?}\n", file.escape);
+    for instruction in &file.instructions {
+        let comments: Vec<_> = instruction.comments.iter().map(|comment| &comment.text).collect();
+        let flags: Vec<_> = instruction.flags.iter().map(|flag| (&flag.name, &flag.value)).collect();
+        out.push_str(&format!("{} {:?} {flags:?} {comments:?}\n", instruction.keyword.text, instruction.kind));
+        for doc in &instruction.heredocs {
+            out.push_str(&format!("{:?} {} {} {} {:?}\n", doc.name.text, doc.fd, doc.expand, doc.chomp, doc.content));
+        }
+    }
+    // Places are written `@1..2` behind words, and `span: 1..2`.
+    let mut rest = out.as_str();
+    let mut clean = String::new();
+    while let Some(at) = rest.find("..") {
+        clean.push_str(rest[..at].trim_end_matches(|c: char| c.is_ascii_digit()));
+        rest = rest[at + 2..].trim_start_matches(|c: char| c.is_ascii_digit());
+    }
+    clean + rest
 }
 
 /// The first line is a variable's value, the rest a word.
@@ -67,6 +90,14 @@ pub(crate) fn dockerignore(data: &[u8]) {
     if let Ok(patterns) = Patterns::parse(rules) {
         let _ = patterns.test(path.trim_matches('/'));
     }
+}
+
+/// What a FROM makes of a name: the image in full, if it is one.
+pub(crate) fn image(name: &str) -> Option<String> {
+    let source = SourceFile::new("Dockerfile", format!("FROM {name}\n"));
+    let plan = plan(&source, &Options::default()).ok()?;
+    let missing = plan.missing_images(&Images::new()).ok()?;
+    missing.first().map(|request| request.reference.clone())
 }
 
 /// A name of an image, as FROM and `# syntax=` take it.

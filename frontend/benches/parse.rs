@@ -1,11 +1,18 @@
 //! How long a megabyte of Dockerfile takes: `cargo bench -p rbuild-frontend --bench parse`.
+//!
+//! With the name of a shape as argument that shape is parsed once, for a profiler that counts instructions:
+//! `valgrind --tool=callgrind target/…/release/deps/parse-… mixed`.
 
 use std::time::{Duration, Instant};
 
 use frontend::{SourceFile, parse};
 
-/// What Dockerfiles are made of: long RUNs over many lines, comments, COPY, ENV, a here-document.
-const PART: &str = r#"# syntax of nothing in particular
+/// What Dockerfiles are made of, each repeated to a megabyte. The first is what most look like; the others are each a kind
+/// of line taken to its extreme, so that none hides behind the rest.
+const SHAPES: [(&str, &str); 6] = [
+    (
+        "mixed",
+        r#"# syntax of nothing in particular
 ENV LANG=C.UTF-8 PATH="/usr/local/bin:$PATH" VERSION=${VERSION:-1.2.3}
 RUN --mount=type=cache,target=/var/cache/apt,sharing=locked set -eux; \
     apt-get update; \
@@ -16,35 +23,64 @@ RUN --mount=type=cache,target=/var/cache/apt,sharing=locked set -eux; \
         "package=$VERSION"; \
     rm -rf /var/lib/apt/lists/*
 COPY --from=build --chown=app:app --chmod=0755 ["target/release/app", "assets/*", "/opt/app/"]
-RUN <<EOF
+RUN <<EOS
 set -e
 echo "$VERSION" > /opt/app/version
-EOF
+EOS
 LABEL org.example.title="App" org.example.description='An app with a description'
 HEALTHCHECK --interval=30s --timeout=5s CMD curl -f http://localhost:8080/health || exit 1
 CMD ["/opt/app/app", "--serve"]
-"#;
+"#,
+    ),
+    ("short", "ENV a=b\nARG c\nRUN d\nCOPY e f\nEXPOSE 80\nUSER g\nWORKDIR /h\nLABEL i=j\n"),
+    ("continued", "RUN a-command --with-an-option && \\\n"),
+    (
+        "here-documents",
+        "RUN <<EOS\nset -eux\napt-get update\napt-get install -y curl\nEOS\nCOPY <<one <<\"two\" /etc/\na=1\none\nb=2\ntwo\n",
+    ),
+    (
+        "flags",
+        "RUN --mount=type=bind,from=build,source=/out,target=/in,rw --mount=type=secret,id=token,required=true --network=none true\nCOPY --from=build --chown=1:2 --chmod=u=rwX,go=rX --link --parents --exclude=*.o ./a/./b /c/\n",
+    ),
+    ("comments", "# a comment that says why\n\nRUN true \\\n    # another one\n    && true\n"),
+];
+
+/// As `text`, repeated up to a megabyte of whole instructions.
+fn megabyte(part: &str) -> SourceFile {
+    let mut text = "FROM debian:bookworm-slim\n".to_owned();
+    while text.len() < 1 << 20 {
+        text.push_str(part);
+        // An instruction of 1000 lines, then the next.
+        if part.ends_with("\\\n") && text.len() % 20_000 < part.len() {
+            text.push_str("    true\n");
+        }
+    }
+    SourceFile::new("Dockerfile", text)
+}
 
 #[expect(clippy::print_stdout, reason = "the time is what a benchmark is for")]
 fn main() {
-    let mut text = "FROM debian:bookworm-slim\n".to_owned();
-    while text.len() < 1 << 20 {
-        text.push_str(PART);
+    let only = std::env::args().nth(1).filter(|name| !name.starts_with('-'));
+    for (name, part) in SHAPES {
+        if only.as_deref().is_some_and(|only| only != name) {
+            continue;
+        }
+        let source = megabyte(part);
+        let rounds = if only.is_some() { 1 } else { 30 };
+        let mut times: Vec<Duration> = (0..rounds)
+            .map(|_| {
+                let start = Instant::now();
+                let file = parse(&source).expect("it is a Dockerfile");
+                let time = start.elapsed();
+                assert!(file.instructions.len() > 20);
+                time
+            })
+            .collect();
+        times.sort_unstable();
+        println!(
+            "parsing 1 MiB, {name}: median {:.1} ms, best {:.1} ms ({rounds} runs)",
+            times[times.len() / 2].as_secs_f64() * 1e3,
+            times[0].as_secs_f64() * 1e3
+        );
     }
-    let source = SourceFile::new("Dockerfile", text);
-    let mut times: Vec<Duration> = (0..30)
-        .map(|_| {
-            let start = Instant::now();
-            let file = parse(&source).expect("it is a Dockerfile");
-            let time = start.elapsed();
-            assert!(file.instructions.len() > 1000);
-            time
-        })
-        .collect();
-    times.sort_unstable();
-    println!(
-        "parsing 1 MiB: median {:.1} ms, best {:.1} ms (30 runs)",
-        times[times.len() / 2].as_secs_f64() * 1e3,
-        times[0].as_secs_f64() * 1e3
-    );
 }

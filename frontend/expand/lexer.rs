@@ -6,28 +6,41 @@ use super::pattern::{Budget, Pattern};
 use super::{Env, ExpandReason, Expander, MAX_DEPTH, MAX_SIZE, without_mark};
 
 /// What a pass yields.
-pub(super) struct Done {
-    pub(super) text: String,
-    pub(super) words: Vec<String>,
+pub(super) struct Done<T> {
+    pub(super) result: T,
     pub(super) used: BTreeSet<String>,
     pub(super) unset: BTreeSet<String>,
 }
 
-pub(super) fn run(modes: Expander, word: &str, env: &dyn Env) -> Result<Done, ExpandReason> {
-    let mut lexer = Lexer {
-        rest: without_mark(word),
-        modes,
-        raw_escapes: modes.raw_escapes,
-        env,
-        used: BTreeSet::new(),
-        unset: BTreeSet::new(),
-        depth: 0,
-        size: word.len(),
-        budget: Budget::default(),
-    };
+/// The word as one text.
+pub(super) fn text(modes: Expander, word: &str, env: &dyn Env) -> Result<Done<String>, ExpandReason> {
+    let mut lexer = Lexer::new(modes, word, env);
+    let result = lexer.text_until(None, None)?;
+    Ok(Done { result, used: lexer.used, unset: lexer.unset })
+}
+
+/// The word split at the spaces that are not quoted.
+pub(super) fn words(modes: Expander, word: &str, env: &dyn Env) -> Result<Done<Vec<String>>, ExpandReason> {
+    let mut lexer = Lexer::new(modes, word, env);
     let mut words = Words::default();
-    let text = lexer.text_until(None, Some(&mut words))?;
-    Ok(Done { text, words: words.finish(), used: lexer.used, unset: lexer.unset })
+    lexer.text_until(None, Some(&mut words))?;
+    Ok(Done { result: words.finish(), used: lexer.used, unset: lexer.unset })
+}
+
+impl<'a> Lexer<'a> {
+    fn new(modes: Expander, word: &'a str, env: &'a dyn Env) -> Self {
+        Self {
+            rest: without_mark(word),
+            modes,
+            raw_escapes: modes.raw_escapes,
+            env,
+            used: BTreeSet::new(),
+            unset: BTreeSet::new(),
+            depth: 0,
+            size: word.len(),
+            budget: Budget::default(),
+        }
+    }
 }
 
 /// Collects characters into words.
@@ -40,12 +53,13 @@ struct Words {
 impl Words {
     /// Text from outside quotes: spaces separate.
     fn push_split(&mut self, text: &str) {
-        for c in text.chars() {
-            if !c.is_whitespace() {
-                self.current.push(c);
-            } else if !self.current.is_empty() {
+        let mut parts = text.split(char::is_whitespace);
+        self.current.push_str(parts.next().unwrap_or_default());
+        for part in parts {
+            if !self.current.is_empty() {
                 self.done.push(std::mem::take(&mut self.current));
             }
+            self.current.push_str(part);
         }
     }
 
@@ -94,14 +108,14 @@ impl Lexer<'_> {
         found
     }
 
-    /// Reads on to `stop`, which is consumed, or to the end if there is none.
+    /// Reads on to `stop`, which is consumed, or to the end if there is none. The text goes to `words` if there are any,
+    /// and is returned otherwise.
     fn text_until(&mut self, stop: Option<char>, mut words: Option<&mut Words>) -> Result<String, ExpandReason> {
         let mut text = String::new();
-        let mut add = |part: &str, split: bool| {
-            text.push_str(part);
-            if let Some(words) = words.as_deref_mut() {
-                if split { words.push_split(part) } else { words.push_whole(part) }
-            }
+        let mut add = |part: &str, split: bool| match words.as_deref_mut() {
+            None => text.push_str(part),
+            Some(words) if split => words.push_split(part),
+            Some(words) => words.push_whole(part),
         };
         let mut buffer = [0; 4];
         while let Some(c) = self.peek() {
@@ -124,8 +138,15 @@ impl Lexer<'_> {
                     }
                 }
                 _ => {
-                    self.next();
-                    add(c.encode_utf8(&mut buffer), true);
+                    let special = |other: char| {
+                        matches!(other, '$' | '<' | '\'' | '"') || other == self.modes.escape || Some(other) == stop
+                    };
+                    // What `c` is has been seen: quotes that are ignored begin here, too.
+                    let first = c.len_utf8();
+                    let end = self.rest[first..].find(special).map_or(self.rest.len(), |at| first + at);
+                    let (plain, rest) = self.rest.split_at(end);
+                    self.rest = rest;
+                    add(plain, true);
                 }
             }
         }

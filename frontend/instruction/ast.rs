@@ -8,6 +8,7 @@ use std::fmt;
 use std::time::Duration;
 
 use graph::{NetworkMode, SecurityMode};
+use smol_str::SmolStr;
 
 use super::mount::MountFlag;
 use crate::diagnostic::Diagnostic;
@@ -16,8 +17,8 @@ use crate::source::Span;
 /// A piece of text and where it was written.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Word {
-    /// The text, unexpanded.
-    pub text: String,
+    /// The text, unexpanded. Most words are short and need no memory of their own.
+    pub text: SmolStr,
     /// Where it stands. May cover continuations and quotes that the text does not have.
     pub span: Span,
 }
@@ -25,7 +26,7 @@ pub struct Word {
 impl Word {
     /// A text and its place.
     #[must_use]
-    pub fn new(text: impl Into<String>, span: Span) -> Self {
+    pub fn new(text: impl Into<SmolStr>, span: Span) -> Self {
         Self { text: text.into(), span }
     }
 }
@@ -87,7 +88,7 @@ pub struct Instruction {
     /// From the keyword to the end, here-documents included.
     pub span: Span,
     /// The whole line, continuations joined, without here-document bodies and leading space. See [`Instruction::code`].
-    pub original: String,
+    pub original: SmolStr,
     /// All flags, in order, also those that have become fields of `kind`.
     pub flags: Vec<Flag>,
     /// The here-documents that the line asked for, in order.
@@ -116,7 +117,7 @@ impl Instruction {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Flag {
     /// Without the dashes.
-    pub name: String,
+    pub name: SmolStr,
     /// What stands behind the equals sign, if there is one.
     pub value: Option<Word>,
     /// All of it.
@@ -158,7 +159,7 @@ pub fn chomp_tabs(text: &str) -> String {
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[allow(missing_docs)] // The variants are the keywords.
 pub enum InstructionKind {
-    From(FromInstruction),
+    From(Box<FromInstruction>),
     Arg(ArgInstruction),
     Run(RunInstruction),
     Cmd(CmdInstruction),
@@ -166,15 +167,15 @@ pub enum InstructionKind {
     Maintainer(MaintainerInstruction),
     Expose(ExposeInstruction),
     Env(EnvInstruction),
-    Add(AddInstruction),
-    Copy(CopyInstruction),
+    Add(Box<AddInstruction>),
+    Copy(Box<CopyInstruction>),
     Entrypoint(EntrypointInstruction),
     Volume(VolumeInstruction),
     User(UserInstruction),
     Workdir(WorkdirInstruction),
     Onbuild(OnbuildInstruction),
     Stopsignal(StopsignalInstruction),
-    Healthcheck(HealthcheckInstruction),
+    Healthcheck(Box<HealthcheckInstruction>),
     Shell(ShellInstruction),
 }
 
@@ -357,8 +358,8 @@ pub struct InlineFile {
     pub data: String,
     /// Whether variables in it are expanded (with [`Expander::for_heredoc`](crate::expand::Expander::for_heredoc)).
     pub expand: bool,
-    /// The `<<name`.
-    pub span: Span,
+    /// The `<<name`, as written.
+    pub word: Word,
 }
 
 /// `VOLUME path …`

@@ -7,13 +7,14 @@ mod onbuild;
 use std::ops::Range;
 
 use graph::{NetworkMode, SecurityMode};
+use smol_str::SmolStr;
 
 use super::ast::*;
 use super::flags::{FlagKind, Flags};
 use super::mount::{self, MountFlag};
 use super::{csv, words};
 use crate::diagnostic::Diagnostic;
-use crate::lines::{Head, Joined, JsonForm, LogicalLine, SPACES, string_array};
+use crate::lines::{Head, Joined, JsonForm, LogicalLine, is_space, string_array};
 use crate::source::Span;
 
 type Result<T> = std::result::Result<T, Diagnostic>;
@@ -39,27 +40,37 @@ pub(super) const KEYWORDS: [&str; 18] = [
     "WORKDIR",
 ];
 
+/// The instruction that a word names, in any case; empty if there is none.
+pub(super) fn keyword(word: &str) -> &'static str {
+    let is = |known: &&str| {
+        // Two letters that are not ASCII are so in upper case only, to BuildKit as well.
+        word.eq_ignore_ascii_case(known)
+            || !word.is_ascii() && word.replace('\u{130}', "i").replace('\u{212a}', "k").eq_ignore_ascii_case(known)
+    };
+    KEYWORDS.into_iter().find(is).unwrap_or_default()
+}
+
 /// Parses a line.
-pub(super) fn instruction(line: LogicalLine, escape: char, warnings: &mut Vec<Diagnostic>) -> Result<Instruction> {
+pub(super) fn instruction(line: LogicalLine<'_>, escape: char, warnings: &mut Vec<Diagnostic>) -> Result<Instruction> {
     let mut request = Request {
         text: &line.text,
         head: &line.head,
-        keyword: line.head.keyword.text.to_uppercase(),
+        keyword: keyword(&line.head.keyword.text),
         heredocs: &line.heredocs,
         escape,
         warnings,
     };
     let kind = request.kind()?;
-    let original = line.text.as_str().trim_start().to_owned();
+    let original = SmolStr::new(line.text.as_str().trim_start());
     let LogicalLine { head: Head { keyword, flags, .. }, span, comments, heredocs, .. } = line;
     Ok(Instruction { keyword, span, original, flags, heredocs, comments, kind })
 }
 
 struct Request<'a> {
-    text: &'a Joined,
+    text: &'a Joined<'a>,
     head: &'a Head,
-    /// In upper case.
-    keyword: String,
+    /// In upper case; empty if there is no such instruction.
+    keyword: &'static str,
     heredocs: &'a [Heredoc],
     escape: char,
     warnings: &'a mut Vec<Diagnostic>,
@@ -68,8 +79,8 @@ struct Request<'a> {
 impl<'a> Request<'a> {
     fn kind(&mut self) -> Result<InstructionKind> {
         use InstructionKind::*;
-        Ok(match self.keyword.as_str() {
-            "FROM" => From(self.from()?),
+        Ok(match self.keyword {
+            "FROM" => From(Box::new(self.from()?)),
             "ARG" => Arg(self.arg()?),
             "RUN" => Run(self.run()?),
             "CMD" => {
@@ -96,11 +107,11 @@ impl<'a> Request<'a> {
                 Stopsignal(StopsignalInstruction { signal: self.rest_of_line()? })
             }
             "EXPOSE" => Expose(self.expose()?),
-            "ADD" => Add(self.add()?),
-            "COPY" => Copy(self.copy()?),
+            "ADD" => Add(Box::new(self.add()?)),
+            "COPY" => Copy(Box::new(self.copy()?)),
             "VOLUME" => Volume(self.volume()?),
             "ONBUILD" => Onbuild(self.onbuild()?),
-            "HEALTHCHECK" => Healthcheck(self.healthcheck()?),
+            "HEALTHCHECK" => Healthcheck(Box::new(self.healthcheck()?)),
             "SHELL" => Shell(self.shell()?),
             _ => return Err(self.unknown()),
         })
@@ -135,7 +146,7 @@ impl<'a> Request<'a> {
     }
 
     fn flags(&self, known: &[(&'static str, FlagKind)]) -> Result<Flags<'a>> {
-        Flags::check(&self.keyword, &self.head.flags, known)
+        Flags::check(self.keyword, &self.head.flags, known)
     }
 
     /// Some instructions drop their flags unread.
@@ -169,8 +180,7 @@ impl<'a> Request<'a> {
     }
 
     fn words_at_spaces(&self) -> Vec<Word> {
-        let ranges = words::at_spaces(self.text.as_str(), self.head.args.clone());
-        ranges.into_iter().map(|range| self.word(range)).collect()
+        words::at_spaces(self.text.as_str(), self.head.args.clone()).map(|range| self.word(range)).collect()
     }
 
     /// The strings of a JSON array, or `None` if the text is no JSON array.
@@ -264,21 +274,20 @@ impl<'a> Request<'a> {
     /// Whether it is the old form, `name value`, depends on whether there is an equals sign in the first word.
     fn unchecked_key_values(&self) -> Result<Vec<KeyValue>> {
         let args = self.head.args.clone();
-        let ranges = words::unquoted(self.text.as_str(), args.clone(), self.escape);
-        let Some(first) = ranges.first() else { return Ok(Vec::new()) };
+        let mut ranges = words::unquoted(self.text.as_str(), args.clone(), self.escape).peekable();
+        let Some(first) = ranges.peek() else { return Ok(Vec::new()) };
         if !self.text.slice(first.clone()).contains('=') {
-            let Some(end) = self.args().find(SPACES) else {
+            let Some(end) = self.args().bytes().position(is_space) else {
                 return Err(self
                     .problem(format!("{} needs a name and a value", self.keyword))
                     .with_hint(format!("write {} name=value", self.keyword)));
             };
             let rest = &self.args()[end..];
-            let value = args.end - rest.trim_start_matches(SPACES).len();
+            let value = args.start + end + rest.bytes().take_while(|&byte| is_space(byte)).count();
             let key = self.word(args.start..args.start + end);
             return Ok(vec![KeyValue { key, value: self.word(value..args.end), legacy: true }]);
         }
         ranges
-            .into_iter()
             .map(|range| match self.name_and_value(range.clone()) {
                 (key, Some(value)) => Ok(KeyValue { key, value, legacy: false }),
                 (key, None) => {
@@ -332,7 +341,7 @@ impl<'a> Request<'a> {
         }
         self.flags(&[])?;
         for path in &mut paths {
-            path.text = path.text.trim().to_owned();
+            path.text = path.text.trim().into();
             if path.text.is_empty() {
                 return Err(Diagnostic::new(path.span, "the path of a VOLUME is empty"));
             }

@@ -42,7 +42,7 @@ pub(super) fn parse(line: Line<'_>, comment: &str) -> Option<Directive> {
 /// The value of a `check` directive that stands in a comment above an instruction.
 pub(crate) fn check_comment(comment: &str) -> Option<String> {
     let directive = parse(Line { text: comment, start: 0 }, "")?;
-    (directive.name == "check").then_some(directive.value.text)
+    (directive.name == "check").then(|| directive.value.text.into())
 }
 
 /// The frontend that a file asks for. Unlike the parser, this also accepts the notations of other languages: a shebang
@@ -67,7 +67,7 @@ fn in_comments(mut lines: Physical<'_>, comment: &str) -> Option<SyntaxDirective
         let line = Line { text: line.text.trim_end_matches(['\r', '\n']), ..line };
         let directive = parse(line, comment)?;
         if directive.name == "syntax" {
-            let value = directive.value.text;
+            let value = String::from(directive.value.text);
             let image = value.split(' ').next().unwrap_or_default().to_owned();
             return Some(SyntaxDirective { image, value, span: directive.span });
         }

@@ -2,12 +2,16 @@
 
 use std::ops::Range;
 
+use smol_str::SmolStr;
+
 use super::joined::{Joined, trim};
 use super::json::{JsonForm, string_array};
 use crate::instruction::{Flag, Word};
 
 /// What separates the keyword from the rest, and the words of most instructions from each other.
-pub(crate) const SPACES: [char; 5] = [' ', '\t', '\u{b}', '\u{c}', '\r'];
+pub(crate) fn is_space(byte: u8) -> bool {
+    matches!(byte, b' ' | b'\t' | 0xb | 0xc | b'\r')
+}
 
 /// Keyword, flags and arguments of an instruction, or of the trigger in an ONBUILD.
 #[derive(Clone, Debug)]
@@ -20,14 +24,14 @@ pub(crate) struct Head {
 
 impl Head {
     /// Splits what stands at `from` and behind it.
-    pub(crate) fn split(text: &Joined, from: usize, escape: char) -> Self {
+    pub(crate) fn split(text: &Joined<'_>, from: usize, escape: char) -> Self {
         let all = text.as_str();
         let whole = trim(all, from..all.len());
         let line = &all[whole.clone()];
-        let keyword_end = whole.start + line.find(SPACES).unwrap_or(line.len());
+        let keyword_end = whole.start + line.bytes().position(is_space).unwrap_or(line.len());
         let keyword = text.word(whole.start..keyword_end);
         let rest = &all[keyword_end..whole.end];
-        let start = keyword_end + (rest.len() - rest.trim_start_matches(SPACES).len());
+        let start = keyword_end + rest.bytes().take_while(|&byte| is_space(byte)).count();
         let (flags, args) = flags(text, start..whole.end, escape);
         Self { keyword, flags, args: trim(all, args) }
     }
@@ -37,7 +41,7 @@ impl Head {
     }
 
     /// Whether `<<` in the line begins here-documents: RUN, COPY and ADD without JSON, also as triggers.
-    pub(super) fn takes_heredocs(&self, text: &Joined, escape: char) -> bool {
+    pub(super) fn takes_heredocs(&self, text: &Joined<'_>, escape: char) -> bool {
         if self.is("ONBUILD") {
             let trigger = Self::split(text, self.args.start, escape);
             return trigger.takes_heredocs_itself(text);
@@ -45,14 +49,14 @@ impl Head {
         self.takes_heredocs_itself(text)
     }
 
-    fn takes_heredocs_itself(&self, text: &Joined) -> bool {
+    fn takes_heredocs_itself(&self, text: &Joined<'_>) -> bool {
         ["RUN", "COPY", "ADD"].iter().any(|keyword| self.is(keyword))
             && !matches!(string_array(text.slice(self.args.clone())), JsonForm::Strings(_))
     }
 }
 
 /// Reads flags up to the first word that does not begin with `--`. A word that is only `--` ends them and is dropped.
-fn flags(text: &Joined, range: Range<usize>, escape: char) -> (Vec<Flag>, Range<usize>) {
+fn flags(text: &Joined<'_>, range: Range<usize>, escape: char) -> (Vec<Flag>, Range<usize>) {
     let all = text.as_str();
     let end = range.end;
     let mut flags = Vec::new();
@@ -68,10 +72,12 @@ fn flags(text: &Joined, range: Range<usize>, escape: char) -> (Vec<Flag>, Range<
             return (flags, stop..end);
         }
         let (name, value) = match word.text.split_once('=') {
-            Some((name, value)) => (name, Some(Word::new(value, text.span(at + word.value_at..stop)))),
+            Some((name, value)) => {
+                (name, Some(Word::new(value, text.span(at + word.value_at.unwrap_or(word.length)..stop))))
+            }
             None => (word.text.as_str(), None),
         };
-        flags.push(Flag { name: name[2..].to_owned(), value, span: text.span(at..stop) });
+        flags.push(Flag { name: SmolStr::new(&name[2..]), value, span: text.span(at..stop) });
         at = stop;
     }
 }
@@ -81,13 +87,13 @@ struct FlagWord {
     text: String,
     /// How many bytes it took.
     length: usize,
-    /// Where the text behind the first equals sign begins.
-    value_at: usize,
+    /// Where the text behind the first equals sign begins, once there is one.
+    value_at: Option<usize>,
 }
 
 impl FlagWord {
     fn read(text: &str, escape: char) -> Self {
-        let mut word = Self { text: String::new(), length: text.len(), value_at: text.len() };
+        let mut word = Self { text: String::new(), length: text.len(), value_at: None };
         let mut quote = None;
         let mut chars = text.char_indices();
         while let Some((at, c)) = chars.next() {
@@ -111,8 +117,8 @@ impl FlagWord {
     }
 
     fn push(&mut self, at: usize, c: char) {
-        if c == '=' && !self.text.contains('=') {
-            self.value_at = at + 1;
+        if c == '=' && self.value_at.is_none() {
+            self.value_at = Some(at + 1);
         }
         self.text.push(c);
     }

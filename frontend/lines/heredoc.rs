@@ -27,18 +27,22 @@ pub fn parse_heredoc(word: &str) -> Result<Option<HeredocWord>, ExpandError> {
     if rest.is_empty() || rest.contains('<') {
         return Ok(None);
     }
+    let fd = if digits == 0 { 0 } else { word[..digits].parse().unwrap_or(u64::MAX) };
+    // What nearly everybody writes: nothing that could be quoted or expanded.
+    if rest.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.')) {
+        return Ok(Some(HeredocWord { name: rest.to_owned(), fd, expand: true, chomp }));
+    }
     // These words are read with `\` whatever the file's escape character is.
     let expander = Expander::new('\\').keep_unset(true);
     let mut words = expander.process_words(rest, &NoEnv)?.words;
     let (Some(name), true) = (words.pop(), words.is_empty()) else { return Ok(None) };
     let raw = expander.raw_quotes(true).process_words(rest, &NoEnv)?.words.concat();
     let quotes = |text: &str| text.bytes().filter(|b| matches!(b, b'\'' | b'"')).count();
-    let fd = if digits == 0 { 0 } else { word[..digits].parse().unwrap_or(u64::MAX) };
     Ok(Some(HeredocWord { expand: quotes(&name) == quotes(&raw), name, fd, chomp }))
 }
 
 /// All here-documents of a line. A line that is no sequence of words, because a quote is not closed, has none.
-pub(super) fn in_line(text: &Joined) -> Result<Vec<(HeredocWord, Span)>, Diagnostic> {
+pub(super) fn in_line(text: &Joined<'_>) -> Result<Vec<(HeredocWord, Span)>, Diagnostic> {
     let line = text.as_str();
     let expander = Expander::new('\\').raw_quotes(true).raw_escapes(true).keep_unset(true);
     let Ok(list) = expander.process_words(line, &NoEnv) else { return Ok(Vec::new()) };

@@ -1,23 +1,36 @@
 //! A text put together from pieces of the file.
 
+use std::borrow::Cow;
 use std::ops::Range;
+
+use smol_str::SmolStr;
 
 use crate::instruction::Word;
 use crate::source::Span;
 
-/// Knows of each of its bytes where in the file it stands.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Joined {
-    text: String,
-    /// Where a piece begins, here and in the file; in ascending order.
+/// Knows of each of its bytes where in the file it stands. Most lines are not continued: those are borrowed.
+#[derive(Clone, Debug)]
+pub(crate) struct Joined<'a> {
+    text: Cow<'a, str>,
+    /// Where the first piece begins in the file.
+    start: usize,
+    /// Where the other pieces begin, here and in the file; in ascending order.
     pieces: Vec<(usize, usize)>,
 }
 
-impl Joined {
+impl<'a> Joined<'a> {
+    /// A text that stands at `start` in the file.
+    pub(crate) fn new(piece: &'a str, start: usize) -> Self {
+        Self { text: Cow::Borrowed(piece), start, pieces: Vec::new() }
+    }
+
     /// Appends what stands at `start` in the file.
     pub(crate) fn push(&mut self, piece: &str, start: usize) {
         self.pieces.push((self.text.len(), start));
-        self.text.push_str(piece);
+        let text = self.text.to_mut();
+        // Of a continued line a second and third piece follow soon.
+        text.reserve(piece.len().max(text.len()));
+        text.push_str(piece);
     }
 
     pub(crate) fn as_str(&self) -> &str {
@@ -26,10 +39,9 @@ impl Joined {
 
     /// Where the byte at `at` stands in the file.
     fn source_of(&self, at: usize) -> usize {
-        let piece = self.pieces.partition_point(|(here, _)| *here <= at);
-        match self.pieces.get(piece.saturating_sub(1)) {
-            Some((here, there)) => there + (at - here),
-            None => 0,
+        match self.pieces.partition_point(|(here, _)| *here <= at).checked_sub(1) {
+            Some(piece) => self.pieces[piece].1 + (at - self.pieces[piece].0),
+            None => self.start + at,
         }
     }
 
@@ -55,7 +67,7 @@ impl Joined {
 
     /// A part of the text with its place.
     pub(crate) fn word(&self, range: Range<usize>) -> Word {
-        Word::new(&self.text[range.clone()], self.span(range))
+        Word { text: SmolStr::new(&self.text[range.clone()]), span: self.span(range) }
     }
 }
 

@@ -6,6 +6,8 @@
 
 use std::ops::Range;
 
+use smol_str::SmolStr;
+
 /// What a text is.
 #[derive(Clone, PartialEq, Debug)]
 pub(crate) enum JsonForm {
@@ -14,7 +16,7 @@ pub(crate) enum JsonForm {
     /// A JSON array with something in it that is not a string.
     NotStrings,
     /// The decoded strings, and where they stand in the text.
-    Strings(Vec<(String, Range<usize>)>),
+    Strings(Vec<(SmolStr, Range<usize>)>),
 }
 
 /// Reads `text` as a JSON array of strings.
@@ -37,7 +39,7 @@ const MAX_DEPTH: usize = 10_000;
 struct Scanner<'a> {
     text: &'a str,
     at: usize,
-    strings: Vec<(String, Range<usize>)>,
+    strings: Vec<(SmolStr, Range<usize>)>,
     only_strings: bool,
 }
 
@@ -159,9 +161,16 @@ impl Scanner<'_> {
         value.is_finite().then_some(())
     }
 
-    fn string(&mut self) -> Option<String> {
+    fn string(&mut self) -> Option<SmolStr> {
         if !self.eat(b'"') {
             return None;
+        }
+        let bytes = self.text.as_bytes();
+        let plain = bytes[self.at..].iter().position(|&byte| matches!(byte, b'"' | b'\\' | 0..b' '))?;
+        if bytes[self.at + plain] == b'"' {
+            let text = SmolStr::new(&self.text[self.at..self.at + plain]);
+            self.at += plain + 1;
+            return Some(text);
         }
         let mut out = String::new();
         loop {
@@ -170,7 +179,7 @@ impl Scanner<'_> {
             out.push_str(&rest[..plain]);
             self.at += plain;
             if self.eat(b'"') {
-                return Some(out);
+                return Some(out.into());
             }
             if !self.eat(b'\\') {
                 return None;
@@ -221,7 +230,7 @@ mod tests {
 
     fn strings(text: &str) -> Option<Vec<String>> {
         match string_array(text) {
-            JsonForm::Strings(strings) => Some(strings.into_iter().map(|(string, _)| string).collect()),
+            JsonForm::Strings(strings) => Some(strings.into_iter().map(|(string, _)| string.into()).collect()),
             _ => None,
         }
     }

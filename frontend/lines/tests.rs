@@ -1,11 +1,27 @@
 use super::*;
 
-fn source(text: &str) -> SourceFile {
+fn file(text: &str) -> SourceFile {
     SourceFile::new("Dockerfile", text)
 }
 
+/// A file read to its end.
+struct Whole<'a> {
+    lines: Vec<LogicalLine<'a>>,
+    directives: Vec<Directive>,
+    escape: char,
+    problems: Vec<Diagnostic>,
+}
+
+fn read(source: &SourceFile) -> Whole<'_> {
+    let mut reader = super::read(source);
+    let lines = reader.by_ref().collect();
+    let Lines { directives, escape, problems, .. } = reader;
+    Whole { lines, directives, escape, problems }
+}
+
 fn joined(text: &str) -> Vec<String> {
-    let lines = read(&source(text));
+    let source = file(text);
+    let lines = read(&source);
     assert_eq!(lines.problems, [], "{text:?}");
     lines.lines.into_iter().map(|line| line.text.as_str().to_owned()).collect()
 }
@@ -46,12 +62,13 @@ fn directives() {
         ("# 1escape=`", '\\', vec![]),
         ("#\u{a0}escape\t=\t`", '`', vec!["escape"]),
     ] {
-        let lines = read(&source(text));
+        let source = file(text);
+        let lines = read(&source);
         assert_eq!(lines.problems, [], "{text:?}");
         assert_eq!(lines.escape, escape, "{text:?}");
         assert_eq!(lines.directives.iter().map(|d| d.name.as_str()).collect::<Vec<_>>(), names, "{text:?}");
     }
-    let text = source("# syntax = a/b:c d \n");
+    let text = file("# syntax = a/b:c d \n");
     let lines = read(&text);
     assert_eq!(lines.directives[0].value.text, "a/b:c d");
     assert_eq!(text.slice(lines.directives[0].value.span), "a/b:c d");
@@ -60,7 +77,8 @@ fn directives() {
         ("# escape= ", "' ' cannot be the escape character"),
         ("# escape=`\n# Escape=`", "given twice"),
     ] {
-        let lines = read(&source(text));
+        let source = file(text);
+        let lines = read(&source);
         assert!(lines.problems[0].message.contains(expected), "{text:?}: {:?}", lines.problems);
     }
 }
@@ -81,7 +99,7 @@ fn syntax_is_found_in_other_languages_too() {
         (" # syntax=a", None),
         ("# check=a\n# check=a\n# syntax=a", None),
     ] {
-        assert_eq!(detect_syntax(&source(text)).map(|found| found.image).as_deref(), expected, "{text:?}");
+        assert_eq!(detect_syntax(&file(text)).map(|found| found.image).as_deref(), expected, "{text:?}");
     }
 }
 
@@ -124,9 +142,10 @@ fn heredoc_words() {
 #[test]
 fn heredocs_are_cut_out() {
     let bodies = |text: &str| -> Vec<(String, Vec<(String, String)>)> {
-        let lines = read(&source(text));
+        let source = file(text);
+        let lines = read(&source);
         assert_eq!(lines.problems, [], "{text:?}");
-        let body = |doc: Heredoc| (doc.name.text, doc.content);
+        let body = |doc: Heredoc| (doc.name.text.to_string(), doc.content);
         lines
             .lines
             .into_iter()
@@ -160,7 +179,7 @@ fn heredocs_are_cut_out() {
         let expected: Vec<_> = expected.into_iter().map(|(line, docs)| (line.to_owned(), docs)).collect();
         assert_eq!(bodies(text), expected, "{text:?}");
     }
-    let text = source("FROM a\nRUN cat <<A <<'B C'\n1\nA\n2\nB C\nUSER x");
+    let text = file("FROM a\nRUN cat <<A <<'B C'\n1\nA\n2\nB C\nUSER x");
     let line = &read(&text).lines[1];
     assert_eq!(text.slice(line.span), "RUN cat <<A <<'B C'\n1\nA\n2\nB C");
     assert_eq!(text.slice(line.heredocs[1].name.span), "<<'B C'");
@@ -169,7 +188,7 @@ fn heredocs_are_cut_out() {
 
 #[test]
 fn unterminated_heredocs_show_what_was_meant() {
-    let text = source("FROM a\nRUN <<EOF\nx\n  EOF\n");
+    let text = file("FROM a\nRUN <<EOF\nx\n  EOF\n");
     let lines = read(&text);
     assert_eq!(text.slice(lines.problems[0].span), "<<EOF");
     assert_eq!(text.slice(lines.problems[0].related[0].span), "EOF");
@@ -178,29 +197,31 @@ fn unterminated_heredocs_show_what_was_meant() {
 #[test]
 fn long_lines() {
     let fits = format!("RUN {}\n", "x".repeat(65_535 - 4));
-    assert_eq!(read(&source(&fits)).problems, []);
-    assert_eq!(read(&source(fits.trim_end())).problems, []);
+    assert_eq!(read(&file(&fits)).problems, []);
+    assert_eq!(read(&file(fits.trim_end())).problems, []);
     let long = format!("RUN {}\nRUN y", "x".repeat(65_536 - 4));
-    let lines = read(&source(&long));
+    let text = file(&long);
+    let lines = read(&text);
     assert_eq!((lines.problems.len(), lines.lines.len()), (1, 2));
     let inside = format!("RUN <<A\n{}\nA\n", "x".repeat(65_536));
-    assert_eq!(read(&source(&inside)).problems.len(), 1);
+    assert_eq!(read(&file(&inside)).problems.len(), 1);
 }
 
 #[test]
 fn large_files_take_linear_time_and_no_stack() {
     const LINES: usize = 100_000;
     let continued = format!("RUN a{}", " \\\n&& b".repeat(LINES));
-    let lines = read(&source(&continued));
+    let text = file(&continued);
+    let lines = read(&text);
     assert_eq!(lines.lines.len(), 1);
     assert_eq!(lines.lines[0].span.end, continued.len());
-    assert_eq!(read(&source(&"RUN a\n".repeat(LINES))).lines.len(), LINES);
-    assert_eq!(read(&source(&"RUN <<A\nA\n".repeat(LINES / 2))).lines.len(), LINES / 2);
-    assert_eq!(read(&source(&format!("RUN <<A\n{}A", "x\n".repeat(LINES)))).lines.len(), 1);
-    assert_eq!(read(&source(&"\\\n".repeat(LINES))).problems.len(), 1);
-    assert_eq!(read(&source(&format!("RUN a \\\n{}", "#\n\n".repeat(LINES)))).lines.len(), 1);
+    assert_eq!(read(&file(&"RUN a\n".repeat(LINES))).lines.len(), LINES);
+    assert_eq!(read(&file(&"RUN <<A\nA\n".repeat(LINES / 2))).lines.len(), LINES / 2);
+    assert_eq!(read(&file(&format!("RUN <<A\n{}A", "x\n".repeat(LINES)))).lines.len(), 1);
+    assert_eq!(read(&file(&"\\\n".repeat(LINES))).problems.len(), 1);
+    assert_eq!(read(&file(&format!("RUN a \\\n{}", "#\n\n".repeat(LINES)))).lines.len(), 1);
     let many = format!("RUN{}\n{}", " <<A".repeat(10_000), "A\n".repeat(10_000));
-    assert_eq!(read(&source(&many)).lines[0].heredocs.len(), 10_000);
+    assert_eq!(read(&file(&many)).lines[0].heredocs.len(), 10_000);
     let odd = format!("RUN{}\n", " \\\n<<\\}${x:-\\}}".repeat(20_000));
-    assert!(read(&source(&odd)).lines.len() + read(&source(&odd)).problems.len() > 0);
+    assert!(read(&file(&odd)).lines.len() + read(&file(&odd)).problems.len() > 0);
 }

@@ -23,7 +23,7 @@ impl Lowering<'_> {
         let plan = self.plan;
         let mut texts = Vec::with_capacity(arg.args.len());
         for definition in &arg.args {
-            let name = &definition.name.text;
+            let name = definition.name.text.as_str();
             lint::secrets::check(&mut self.linter, comments(step), state.place, "ARG", name);
             let value = match (plan.options.build_args.get(name), &definition.value) {
                 (Some(given), _) => Some(given.clone()),
@@ -31,18 +31,18 @@ impl Lowering<'_> {
                 (None, None) => plan.global.value(name).map(str::to_owned),
             };
             let used = self.uses.entry(state.number).or_default();
-            used.names.insert(name.clone());
+            used.names.insert(name.to_owned());
             if plan.options.build_args.contains_key(name)
                 || definition.value.is_some()
                 || plan.global.value(name).is_none()
             {
                 let arg = OutlineArg {
-                    name: name.clone(),
+                    name: name.to_owned(),
                     description: description(comments(step), name),
                     value: value.clone().unwrap_or_default(),
                     span: state.place,
                 };
-                used.own.insert(name.clone(), arg);
+                used.own.insert(name.to_owned(), arg);
             }
             if let Some(value) = &value
                 && !is_build_setting(name)
@@ -51,12 +51,12 @@ impl Lowering<'_> {
             }
             texts.push(match &value {
                 Some(value) => format!("{name}={value}"),
-                None => name.clone(),
+                None => name.to_owned(),
             });
             if state.onbuild {
-                self.declared.insert(name.clone());
+                self.declared.insert(name.to_owned());
             }
-            state.args.push((name.clone(), value));
+            state.args.push((name.to_owned(), value));
         }
         state.record(format!("ARG {}", texts.join(" ")), Layer::None);
         Ok(())
@@ -168,7 +168,7 @@ impl Lowering<'_> {
             }
             HealthcheckInstruction::Check(check) => {
                 let (kind, args) = match &check.command {
-                    CommandLine::Shell(line) => ("CMD-SHELL", vec![line.text.clone()]),
+                    CommandLine::Shell(line) => ("CMD-SHELL", vec![line.text.to_string()]),
                     CommandLine::Exec(args) => ("CMD", texts(args)),
                 };
                 ImageHealthcheck {
@@ -266,7 +266,7 @@ impl Lowering<'_> {
         state: &mut StageState,
         maintainer: &MaintainerInstruction,
     ) -> Result<(), Diagnostic> {
-        let name = maintainer.name.text.clone();
+        let name = maintainer.name.text.to_string();
         state.record(format!("MAINTAINER {name}"), Layer::None);
         state.image.author = name;
         Ok(())
@@ -288,7 +288,7 @@ impl DefaultHint for Diagnostic {
 fn command_args(state: &StageState, command: &CommandLine) -> Vec<String> {
     match command {
         CommandLine::Exec(args) => texts(args),
-        CommandLine::Shell(line) => with_shell(state, line.text.clone()),
+        CommandLine::Shell(line) => with_shell(state, line.text.to_string()),
     }
 }
 
@@ -304,7 +304,7 @@ pub(super) fn with_shell(state: &StageState, line: String) -> Vec<String> {
 }
 
 pub(super) fn texts(words: &[Word]) -> Vec<String> {
-    words.iter().map(|word| word.text.clone()).collect()
+    words.iter().map(|word| word.text.to_string()).collect()
 }
 
 /// An empty list resets; in the config it is absent, as BuildKit writes it.

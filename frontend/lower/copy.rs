@@ -191,7 +191,7 @@ impl Lowering<'_> {
             chown: chown.map(|text| owner::chown(&text)),
             chmod: chmod.map_err(|message| Diagnostic::new(place(request.chmod), message))?,
             checksum,
-            excludes: request.excludes.iter().map(|word| word.text.clone()).collect(),
+            excludes: request.excludes.iter().map(|word| word.text.to_string()).collect(),
         };
         Ok((words, history))
     }
@@ -328,7 +328,7 @@ impl Lowering<'_> {
     ) -> Result<(), Diagnostic> {
         let data = if file.expand {
             let expanded = self.expand(state, Expander::for_heredoc(), &file.data);
-            expanded.map_err(|error| Diagnostic::new(file.span, error.to_string()))?
+            expanded.map_err(|error| Diagnostic::new(file.word.span, error.to_string()))?
         } else {
             file.data.clone()
         };

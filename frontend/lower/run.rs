@@ -130,14 +130,14 @@ fn command(state: &StageState, run: &RunInstruction, instruction: &Instruction) 
         CommandLine::Shell(line) => &line.text,
     };
     let plain = |line: String| Command { args: with_shell(state, line), script: None, summary: None };
-    let Some(first) = instruction.heredocs.first() else { return Ok(plain(line.clone())) };
+    let Some(first) = instruction.heredocs.first() else { return Ok(plain(line.to_string())) };
     if !matches!(crate::parse_heredoc(line), Ok(Some(_))) {
         return Ok(plain(with_bodies(line, &instruction.heredocs)));
     }
     let data = first.chomped();
     let summary = Some(summarise(&first.content));
     if data.starts_with("#!") {
-        let name = first.name.text.clone();
+        let name = first.name.text.to_string();
         if name.contains('/') || matches!(name.as_str(), "." | ".." | "") {
             let message = format!("the script of a here-document is a file called {name:?}, which is no file name");
             return Err(Diagnostic::new(first.name.span, message).with_hint("use a delimiter such as EOF"));

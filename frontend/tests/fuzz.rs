@@ -5,6 +5,7 @@ use std::path::Path;
 use proptest::prelude::*;
 
 #[path = "../../fuzz/entry.rs"]
+#[allow(dead_code)] // The target for references compares with the registry client, too.
 mod entry;
 
 /// The corpus of a target.

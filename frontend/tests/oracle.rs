@@ -63,20 +63,20 @@ impl<'a> Case<'a> {
         let mut reading = Reading::new(&self.keyword());
         let flags = self.instruction.flags.iter();
         reading.flags =
-            flags.map(|flag| (flag.name.clone(), flag.value.as_ref().map(|word| word.text.clone()))).collect();
+            flags.map(|flag| (flag.name.to_string(), flag.value.as_ref().map(|word| word.text.to_string()))).collect();
         reading
     }
 
     fn command(&self, command: &CommandLine) -> Vec<String> {
         match command {
             CommandLine::Shell(word) => vec![one_line(&word.text)],
-            CommandLine::Exec(words) => words.iter().map(|word| word.text.clone()).collect(),
+            CommandLine::Exec(words) => words.iter().map(|word| word.text.to_string()).collect(),
         }
     }
 }
 
 fn texts<'a>(words: impl IntoIterator<Item = &'a Word>) -> Vec<String> {
-    words.into_iter().map(|word| word.text.clone()).collect()
+    words.into_iter().map(|word| word.text.to_string()).collect()
 }
 
 /// Ours and that of `dockerfile-parser`.
@@ -105,7 +105,7 @@ fn with_first(case: &Case<'_>) -> Result<(Reading, Reading), String> {
         }
         (InstructionKind::Arg(ours), first::Instruction::Arg(theirs)) => {
             for arg in &ours.args {
-                a.args.push(arg.name.text.clone());
+                a.args.push(arg.name.text.to_string());
                 a.args.extend(arg.value.iter().map(|value| unquoted(&value.text)));
             }
             b.args.push(theirs.name.content.clone());
@@ -116,7 +116,7 @@ fn with_first(case: &Case<'_>) -> Result<(Reading, Reading), String> {
             b.args = theirs.labels.iter().flat_map(|l| [l.name.content.clone(), l.value.content.clone()]).collect();
         }
         (InstructionKind::Env(ours), first::Instruction::Env(theirs)) => {
-            a.args = ours.vars.iter().flat_map(|v| [v.key.text.clone(), unquoted(&v.value.text)]).collect();
+            a.args = ours.vars.iter().flat_map(|v| [v.key.text.to_string(), unquoted(&v.value.text)]).collect();
             b.args = theirs.vars.iter().flat_map(|v| [v.key.content.clone(), v.value.to_string()]).collect();
         }
         (InstructionKind::Run(ours), first::Instruction::Run(theirs)) => {
@@ -149,10 +149,10 @@ fn with_first(case: &Case<'_>) -> Result<(Reading, Reading), String> {
 
 fn copied(sources: &[CopySource], dest: &Word) -> Vec<String> {
     let sources = sources.iter().map(|source| match source {
-        CopySource::Path(word) => word.text.clone(),
+        CopySource::Path(word) => word.text.to_string(),
         CopySource::Inline(file) => file.data.clone(),
     });
-    sources.chain([dest.text.clone()]).collect()
+    sources.chain([dest.text.to_string()]).collect()
 }
 
 /// Ours and that of `parse-dockerfile`.
@@ -244,7 +244,7 @@ fn with_second(case: &Case<'_>) -> Result<(Reading, Reading), String> {
         }
         (InstructionKind::Healthcheck(ours), second::Instruction::Healthcheck(theirs)) => {
             b.flags = flags(&theirs.options);
-            match (ours, &theirs.arguments) {
+            match (ours.as_ref(), &theirs.arguments) {
                 (HealthcheckInstruction::None, second::HealthcheckArguments::None { .. }) => {}
                 (HealthcheckInstruction::Check(ours), second::HealthcheckArguments::Cmd { arguments, .. }) => {
                     command(&mut a, &mut b, &ours.command, arguments);

@@ -67,34 +67,3 @@ fn files_parse_as_expected() {
     assert!(seen > 10, "the test data is missing");
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
-
-/// Without places, two parses of the same instructions are the same text.
-fn without_places(text: &str) -> String {
-    let mut out = String::new();
-    for instruction in parse(&SourceFile::new("", text)).expect("it is valid").instructions {
-        writeln!(out, "{:?} {:?} {:?}", instruction.kind, instruction.comments, instruction.heredocs).unwrap();
-    }
-    let is_place = |c: char| c.is_ascii_digit() || c == '.';
-    out.split('@')
-        .map(|part| part.trim_start_matches(is_place))
-        .collect::<Vec<_>>()
-        .join("@")
-        .split("span: ")
-        .map(|part| part.trim_start_matches(is_place))
-        .collect()
-}
-
-#[test]
-fn printing_and_parsing_again_changes_nothing() {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/parse");
-    for entry in std::fs::read_dir(&dir).unwrap() {
-        let path = entry.unwrap().path();
-        let source = SourceFile::from_bytes("", &std::fs::read(&path).unwrap());
-        if path.extension().is_none_or(|extension| extension != "Dockerfile") {
-            continue;
-        }
-        let Ok(file) = parse(&source) else { continue };
-        let printed = file.to_string();
-        assert_eq!(without_places(source.text()), without_places(&printed), "{}\n{printed}", path.display());
-    }
-}

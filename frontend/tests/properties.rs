@@ -1,12 +1,18 @@
 //! Whatever the input, nothing panics; and what is printed parses to the same.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use frontend::dockerignore::Patterns;
 use frontend::expand::Expander;
-use frontend::instruction::Dockerfile;
 use frontend::{SourceFile, Span, detect_syntax, parse, parse_heredoc, parse_trigger};
 use proptest::prelude::*;
+
+#[path = "../../fuzz/entry.rs"]
+#[allow(dead_code)]
+mod entry;
+
+use entry::described;
 
 /// Fragments from which both sense and nonsense arises much faster than from random characters.
 fn fragment() -> impl Strategy<Value = String> {
@@ -108,25 +114,30 @@ fn text() -> impl Strategy<Value = String> {
     prop_oneof![nonsense, lines.prop_map(|lines| lines.concat())]
 }
 
-/// The instructions without places, which are all that printing changes.
-fn described(file: &Dockerfile) -> String {
-    let mut out = format!("{:?}\n", file.escape);
-    for instruction in &file.instructions {
-        let comments: Vec<_> = instruction.comments.iter().map(|comment| &comment.text).collect();
-        out.push_str(&format!("{:?} {comments:?}\n", instruction.kind));
-        for doc in &instruction.heredocs {
-            out.push_str(&format!("{:?} {} {} {} {:?}\n", doc.name.text, doc.fd, doc.expand, doc.chomp, doc.content));
+/// Real files, and those that once made trouble. A line of them is longer than a line may be when it is joined.
+#[test]
+fn files_are_printed_and_parsed_again() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let mut files = vec![root.join("tests/fixtures"), root.join("examples"), root.join("frontend/testdata")];
+    files.push(root.join("fuzz/corpus/dockerfile"));
+    let mut texts = vec![format!("FROM x\nRUN {}\n", "true \\\n # & \\\n && ".repeat(9_000))];
+    while let Some(path) = files.pop() {
+        if path.is_dir() {
+            files.extend(path.read_dir().expect("a directory").map(|entry| entry.expect("a name").path()));
+        } else if path.to_string_lossy().contains("ockerfile") {
+            texts.push(String::from_utf8_lossy(&std::fs::read(&path).expect("a file")).into_owned());
         }
     }
-    // Places are written `@1..2` behind words, and `span: 1..2`.
-    let mut rest = out.as_str();
-    let mut clean = String::new();
-    while let Some(at) = rest.find("..") {
-        let head = rest[..at].trim_end_matches(|c: char| c.is_ascii_digit());
-        clean.push_str(head);
-        rest = rest[at + 2..].trim_start_matches(|c: char| c.is_ascii_digit());
+    let mut same = 0;
+    for text in texts {
+        let Ok(file) = parse(&SourceFile::new("Dockerfile", text)) else { continue };
+        let printed = file.to_string();
+        let again = parse(&SourceFile::new("printed", printed.as_str()));
+        let again = again.unwrap_or_else(|problems| panic!("{problems}\n{printed}"));
+        assert_eq!(described(&file), described(&again), "{printed}");
+        same += 1;
     }
-    clean + rest
+    assert!(same > 10, "only {same} files were found");
 }
 
 fn check_places(source: &SourceFile, span: Span) {

@@ -107,7 +107,7 @@ impl Request<'_> {
                     data: if word.chomp { chomp_tabs(content) } else { content.to_owned() },
                     name: word.name,
                     expand: word.expand,
-                    span: arg.span,
+                    word: arg,
                 })
             }
         });

@@ -1,6 +1,6 @@
 //! ONBUILD: the trigger is kept as text, and only partly checked here.
 
-use super::{Request, Result};
+use super::{Request, Result, keyword};
 use crate::diagnostic::Diagnostic;
 use crate::instruction::ast::OnbuildInstruction;
 use crate::lines::Head;
@@ -10,8 +10,8 @@ impl Request<'_> {
         self.needs_arguments()?;
         self.flags(&[])?;
         let head = Head::split(self.text, self.head.args.start, self.escape);
-        let keyword = head.keyword.text.to_uppercase();
-        match keyword.as_str() {
+        let keyword = keyword(&head.keyword.text);
+        match keyword {
             "ONBUILD" => {
                 return Err(Diagnostic::new(head.keyword.span, "ONBUILD cannot be an ONBUILD trigger")
                     .with_hint("write each trigger with one ONBUILD"));
@@ -50,7 +50,7 @@ impl Request<'_> {
 
     /// What is already checked where the ONBUILD stands.
     fn check_as_trigger(&self) -> Result<()> {
-        match self.keyword.as_str() {
+        match self.keyword {
             "ENV" | "LABEL" => self.unchecked_key_values().map(drop),
             "RUN" | "CMD" | "ENTRYPOINT" | "SHELL" | "COPY" | "ADD" | "VOLUME" => {
                 self.json(self.head.args.clone()).map(drop)
