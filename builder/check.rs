@@ -276,10 +276,11 @@ fn encoded(source: &SourceFile) -> String {
     base64::engine::general_purpose::STANDARD.encode(source.text())
 }
 
-/// Lines in the shape of BuildKit's locations.
+/// Lines in the shape of BuildKit's locations: a range for each.
 fn location(source: &SourceFile, span: frontend::Span) -> Value {
     let lines = source.lines(span);
-    json!({ "ranges": [{ "start": { "line": lines.first }, "end": { "line": lines.last } }] })
+    let line = |line: u32| json!({ "start": { "line": line }, "end": { "line": line } });
+    json!({ "ranges": (lines.first..=lines.last).map(line).collect::<Vec<_>>() })
 }
 
 /// What a target can be given, as a table.

@@ -344,10 +344,13 @@ fn new_stage(block: &Block, facts: &Facts<'_>, linter: &mut Linter) -> Result<Ne
                 return Err(suggest(Diagnostic::new(word.span, message), &text.unset));
             }
             let parsed = text.text.parse::<Platform>().map_err(|error| {
-                suggest(
-                    Diagnostic::new(word.span, format!("failed to parse platform {}: {error}", word.text)),
-                    &text.unset,
-                )
+                let problem = Diagnostic::new(word.span, format!("failed to parse platform {}: {error}", word.text));
+                match text.text.contains('(') {
+                    true => problem.with_hint(
+                        "leave out what is in parentheses: versions and features of systems choose nothing here",
+                    ),
+                    false => suggest(problem, &text.unset),
+                }
             })?;
             Some(parsed)
         }

@@ -1,7 +1,9 @@
 //! One line of comma-separated values, as RFC 4180 quotes them: the notation of `--mount` and `--device`.
 
+use smol_str::SmolStr;
+
 /// The fields of the line.
-pub(super) fn fields(line: &str) -> Result<Vec<String>, &'static str> {
+pub(super) fn fields(line: &str) -> Result<Vec<SmolStr>, &'static str> {
     let line = line.strip_suffix('\n').map_or(line, |line| line.strip_suffix('\r').unwrap_or(line));
     if line.is_empty() {
         return Err("it is empty");
@@ -21,7 +23,7 @@ pub(super) fn fields(line: &str) -> Result<Vec<String>, &'static str> {
     }
 }
 
-type Field<'a> = (String, Option<&'a str>);
+type Field<'a> = (SmolStr, Option<&'a str>);
 
 fn plain_field(text: &str) -> Result<Field<'_>, &'static str> {
     let (field, next) = match text.split_once(',') {
@@ -31,7 +33,7 @@ fn plain_field(text: &str) -> Result<Field<'_>, &'static str> {
     if field.contains('"') {
         return Err("a quote may only stand at the beginning of a field");
     }
-    Ok((field.to_owned(), next))
+    Ok((SmolStr::new(field), next))
 }
 
 /// `text` begins behind the opening quote.
@@ -41,10 +43,10 @@ fn quoted_field(mut text: &str) -> Result<Field<'_>, &'static str> {
         let (part, next) = text.split_once('"').ok_or("a quoted field does not end")?;
         field.push_str(part);
         if next.is_empty() {
-            return Ok((field, None));
+            return Ok((field.into(), None));
         }
         if let Some(next) = next.strip_prefix(',') {
-            return Ok((field, Some(next)));
+            return Ok((field.into(), Some(next)));
         }
         text = next.strip_prefix('"').ok_or("a quote inside a quoted field must be doubled")?;
         field.push('"');
@@ -53,6 +55,8 @@ fn quoted_field(mut text: &str) -> Result<Field<'_>, &'static str> {
 
 #[cfg(test)]
 mod tests {
+    use smol_str::SmolStr;
+
     use super::fields;
 
     #[test]
@@ -71,7 +75,7 @@ mod tests {
             (r#""a"#, None),
             (r#""a"b"#, None),
         ] {
-            let expected = expected.map(|fields| fields.into_iter().map(String::from).collect::<Vec<_>>());
+            let expected = expected.map(|fields| fields.into_iter().map(SmolStr::from).collect::<Vec<_>>());
             assert_eq!(fields(line).ok(), expected, "{line:?}");
         }
     }

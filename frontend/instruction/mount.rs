@@ -7,6 +7,7 @@
 use std::fmt;
 
 use graph::CacheSharing;
+use smol_str::{SmolStr, StrExt as _};
 
 use super::ast::Word;
 use super::csv;
@@ -28,11 +29,11 @@ pub struct MountFlag {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct MountField {
     /// In lower case.
-    pub key: String,
+    pub key: SmolStr,
     /// What stands behind the equals sign, if there is one.
-    pub value: Option<String>,
+    pub value: Option<SmolStr>,
     /// The field as written.
-    pub text: String,
+    pub text: SmolStr,
 }
 
 /// What is mounted.
@@ -126,8 +127,8 @@ impl MountFlag {
         let mut from = None;
         for text in texts {
             let (key, field_value) = match text.split_once('=') {
-                Some((key, field_value)) => (key.to_lowercase(), Some(field_value.to_owned())),
-                None => (text.to_lowercase(), None),
+                Some((key, field_value)) => (key.to_lowercase_smolstr(), Some(SmolStr::new(field_value))),
+                None => (text.to_lowercase_smolstr(), None),
             };
             if let ("from", Some(name)) = (key.as_str(), &field_value) {
                 if name.find('$').is_some_and(|at| at + 1 != name.len()) {
@@ -135,7 +136,7 @@ impl MountFlag {
                         "name the stage with FROM … AS name, which can use an ARG, and mount from that name",
                     ));
                 }
-                from = Some(name.clone()).filter(|name| !name.is_empty());
+                from = Some(name.to_string()).filter(|name| !name.is_empty());
             }
             fields.push(MountField { key, value: field_value, text });
         }

@@ -42,12 +42,18 @@ pub(super) const KEYWORDS: [&str; 18] = [
 
 /// The instruction that a word names, in any case; empty if there is none.
 pub(super) fn keyword(word: &str) -> &'static str {
-    let is = |known: &&str| {
-        // Two letters that are not ASCII are so in upper case only, to BuildKit as well.
-        word.eq_ignore_ascii_case(known)
-            || !word.is_ascii() && word.replace('\u{130}', "i").replace('\u{212a}', "k").eq_ignore_ascii_case(known)
-    };
-    KEYWORDS.into_iter().find(is).unwrap_or_default()
+    let mut upper = [0; 16];
+    let Some(upper) = upper.get_mut(..word.len()) else { return "" };
+    upper.copy_from_slice(word.as_bytes());
+    upper.make_ascii_uppercase();
+    if let Some(known) = KEYWORDS.into_iter().find(|known| known.as_bytes() == upper) {
+        return known;
+    }
+    // Two letters that are not ASCII become so in lower case, and BuildKit looks at that.
+    match word.contains(['\u{130}', '\u{212a}']) {
+        true => keyword(&word.replace('\u{130}', "i").replace('\u{212a}', "k")),
+        false => "",
+    }
 }
 
 /// Parses a line.
@@ -180,7 +186,8 @@ impl<'a> Request<'a> {
     }
 
     fn words_at_spaces(&self) -> Vec<Word> {
-        words::at_spaces(self.text.as_str(), self.head.args.clone()).map(|range| self.word(range)).collect()
+        gathered(words::at_spaces(self.text.as_str(), self.head.args.clone()).map(|range| Ok(self.word(range))))
+            .unwrap_or_default()
     }
 
     /// The strings of a JSON array, or `None` if the text is no JSON array.
@@ -233,7 +240,7 @@ impl<'a> Request<'a> {
     fn arg(&mut self) -> Result<ArgInstruction> {
         self.needs_arguments()?;
         self.flags_are_ignored();
-        let mut args = Vec::new();
+        let mut args = Vec::with_capacity(1);
         for range in words::unquoted(self.text.as_str(), self.head.args.clone(), self.escape) {
             let (name, value) = self.name_and_value(range.clone());
             if value.is_some() && name.text.is_empty() {
@@ -287,16 +294,14 @@ impl<'a> Request<'a> {
             let key = self.word(args.start..args.start + end);
             return Ok(vec![KeyValue { key, value: self.word(value..args.end), legacy: true }]);
         }
-        ranges
-            .map(|range| match self.name_and_value(range.clone()) {
-                (key, Some(value)) => Ok(KeyValue { key, value, legacy: false }),
-                (key, None) => {
-                    let message = format!("'{}' has no equals sign", shortened(&key.text));
-                    Err(Diagnostic::new(key.span, message)
-                        .with_hint("write name=value; a value with spaces needs quotes: name=\"a b\""))
-                }
-            })
-            .collect()
+        gathered(ranges.map(|range| match self.name_and_value(range.clone()) {
+            (key, Some(value)) => Ok(KeyValue { key, value, legacy: false }),
+            (key, None) => {
+                let message = format!("'{}' has no equals sign", shortened(&key.text));
+                Err(Diagnostic::new(key.span, message)
+                    .with_hint("write name=value; a value with spaces needs quotes: name=\"a b\""))
+            }
+        }))
     }
 
     fn run(&self) -> Result<RunInstruction> {
@@ -362,6 +367,17 @@ impl<'a> Request<'a> {
     }
 }
 
+/// Most lists have one element, for which a vector that is collected would take the room of four.
+fn gathered<T>(mut items: impl Iterator<Item = Result<T>>) -> Result<Vec<T>> {
+    let Some(first) = items.next() else { return Ok(Vec::new()) };
+    let mut all = Vec::with_capacity(1);
+    all.push(first?);
+    for item in items {
+        all.push(item?);
+    }
+    Ok(all)
+}
+
 fn stage_name(word: &Word) -> Result<Word> {
     let name = word.text.to_lowercase();
     let valid = name.starts_with(|c: char| c.is_ascii_lowercase())
@@ -401,7 +417,7 @@ fn device(word: Word) -> Result<Device> {
             ("name", Some(_)) => {
                 return Err(problem(format!("the name of the device is already '{}'", device.name)));
             }
-            _ if device.name.is_empty() => device.name = field,
+            _ if device.name.is_empty() => device.name = field.into(),
             (key, _) => {
                 return Err(problem(format!("unknown key '{key}' in --device field '{field}'"))
                     .with_suggestion(key, ["name", "required"]));

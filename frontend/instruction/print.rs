@@ -40,7 +40,9 @@ fn write_line(f: &mut fmt::Formatter<'_>, mut line: &str, escape: char) -> fmt::
         let place = |&(at, c): &(usize, char)| {
             at > 0 && at <= LONGEST && c != '#' && !c.is_whitespace() && !line[..at].ends_with(escape)
         };
-        let Some((at, _)) = line.char_indices().take_while(|(at, _)| *at <= LONGEST).filter(place).last() else { break };
+        let Some((at, _)) = line.char_indices().take_while(|(at, _)| *at <= LONGEST).filter(place).last() else {
+            break;
+        };
         writeln!(f, "{}{escape}", &line[..at])?;
         line = &line[at..];
     }

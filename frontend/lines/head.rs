@@ -13,6 +13,11 @@ pub(crate) fn is_space(byte: u8) -> bool {
     matches!(byte, b' ' | b'\t' | 0xb | 0xc | b'\r')
 }
 
+/// What separates flags. BuildKit looks at bytes here, so that blanks beyond ASCII are none to it.
+fn is_blank(c: char) -> bool {
+    matches!(c, '\t'..='\r' | ' ')
+}
+
 /// Keyword, flags and arguments of an instruction, or of the trigger in an ONBUILD.
 #[derive(Clone, Debug)]
 pub(crate) struct Head {
@@ -62,7 +67,7 @@ fn flags(text: &Joined<'_>, range: Range<usize>, escape: char) -> (Vec<Flag>, Ra
     let mut flags = Vec::new();
     let mut at = range.start;
     loop {
-        at = end - all[at..end].trim_start().len();
+        at = end - all[at..end].trim_start_matches(is_blank).len();
         if !all[at..end].starts_with("--") {
             return (flags, at..end);
         }
@@ -93,12 +98,18 @@ struct FlagWord {
 
 impl FlagWord {
     fn read(text: &str, escape: char) -> Self {
+        // Most have nothing to resolve.
+        let end = text.find(|c: char| is_blank(c) || matches!(c, '\'' | '"') || c == escape).unwrap_or(text.len());
+        if text[end..].chars().next().is_none_or(is_blank) {
+            let value_at = text[..end].find('=').map(|at| at + 1);
+            return Self { text: text[..end].to_owned(), length: end, value_at };
+        }
         let mut word = Self { text: String::new(), length: text.len(), value_at: None };
         let mut quote = None;
         let mut chars = text.char_indices();
         while let Some((at, c)) = chars.next() {
             match quote {
-                None if c.is_whitespace() => {
+                None if is_blank(c) => {
                     word.length = at;
                     break;
                 }

@@ -51,11 +51,12 @@ pub(super) fn in_line(text: &Joined<'_>) -> Result<Vec<(HeredocWord, Span)>, Dia
     // normalised, and the line as a whole has to do as place.
     let mut from = Some(0);
     for word in list.words {
-        let place = from.and_then(|from| line[from..].find(&word).map(|at| from + at..from + at + word.len()));
-        from = place.as_ref().map(|place| place.end);
+        // A word without it cannot contain one that has it, so those can be left out.
         if !word.contains("<<") {
             continue;
         }
+        let place = from.and_then(|from| line[from..].find(&word).map(|at| from + at..from + at + word.len()));
+        from = place.as_ref().map(|place| place.end);
         let span = place.map_or_else(|| text.trimmed_span(), |place| text.span(place));
         match parse_heredoc(&word) {
             Ok(Some(heredoc)) => found.push((heredoc, span)),

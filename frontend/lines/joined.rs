@@ -74,6 +74,10 @@ impl<'a> Joined<'a> {
 /// The range without the space around what it covers.
 pub(crate) fn trim(text: &str, range: Range<usize>) -> Range<usize> {
     let part = &text[range.clone()];
+    // The common case needs no look at what characters are.
+    if let (Some(b'!'..=b'~'), Some(b'!'..=b'~')) = (part.as_bytes().first(), part.as_bytes().last()) {
+        return range;
+    }
     let start = range.start + (part.len() - part.trim_start().len());
     start..start + part.trim().len()
 }
