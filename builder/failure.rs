@@ -21,7 +21,7 @@ impl From<BuildError> for Report {
                     report = report.with_excerpt(Excerpt::of_place(&source_file, span));
                 }
                 match did_you_mean {
-                    Some(name) => report.with_hint(format!("did you mean {name}?")),
+                    Some(hint) => report.with_hint(hint),
                     None => report,
                 }
             }

@@ -17,7 +17,7 @@ pub struct ImageRequest {
     pub platform: Platform,
     /// Where the image is named; `None` for one that only the command line names.
     pub span: Option<Span>,
-    /// Something that exists and is spelled much the same: a stage, or a common image.
+    /// A hint that names something that exists and is spelled much the same: a stage, or a common image.
     pub did_you_mean: Option<String>,
 }
 

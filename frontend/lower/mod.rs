@@ -101,7 +101,10 @@ pub fn lower(plan: &Plan, images: &Images) -> Result<Lowered, Diagnostics> {
     for &stage in &reach.stages {
         lowering.stage(stage)?;
     }
-    Ok(lowering.finish())
+    match lowering.problems.is_empty() {
+        true => Ok(lowering.finish()),
+        false => Err(Diagnostics(lowering.problems)),
+    }
 }
 
 /// What is under way.
@@ -121,6 +124,8 @@ struct Lowering<'a> {
     imported: HashMap<String, Option<NodeId>>,
     locals: BTreeMap<String, BTreeSet<String>>,
     warnings: Vec<Diagnostic>,
+    /// What is wrong with instructions whose failure does not lead to that of others.
+    problems: Vec<Diagnostic>,
     linter: Linter,
     /// What was used and is not set, by the instruction at hand.
     undefined: RefCell<Vec<String>>,
@@ -150,6 +155,7 @@ impl<'a> Lowering<'a> {
             imported: HashMap::new(),
             locals: BTreeMap::new(),
             warnings: plan.warnings.clone(),
+            problems: Vec::new(),
             linter: plan.linter.clone(),
             undefined: RefCell::new(Vec::new()),
             uses: BTreeMap::new(),
@@ -159,7 +165,7 @@ impl<'a> Lowering<'a> {
     }
 
     /// Works through one stage; those it is based on are done.
-    fn stage(&mut self, number: usize) -> Result<(), Diagnostic> {
+    fn stage(&mut self, number: usize) -> Result<(), Diagnostics> {
         let plan = self.plan;
         let stage = &plan.stages.list[number];
         let triggers = self.reach.triggers.get(&number).map_or(&[][..], Vec::as_slice);
@@ -171,14 +177,23 @@ impl<'a> Lowering<'a> {
                 state.place = if step.onbuild { stage.span } else { step.instruction.span };
                 let done = self.step(&mut state, step);
                 self.report_undefined(&state, step);
-                done.map_err(|problem| match step.onbuild {
+                let done = done.map_err(|problem| match step.onbuild {
                     // The places inside a trigger are not places of the Dockerfile.
                     true => {
                         let message = format!("ONBUILD {} of the base: {}", step.instruction.code(), problem.message);
                         Diagnostic { message, span: stage.span, related: Vec::new(), ..problem }
                     }
                     false => problem,
-                })?;
+                });
+                match (done, &step.instruction.kind) {
+                    (Ok(()), _) => {}
+                    // Without the variable whatever uses it would be wrong as well.
+                    (Err(problem), InstructionKind::Arg(_) | InstructionKind::Env(_)) => {
+                        self.problems.push(problem);
+                        return Err(Diagnostics(std::mem::take(&mut self.problems)));
+                    }
+                    (Err(problem), _) => self.problems.push(problem),
+                }
             }
             self.mend_commands(&state);
             self.note_scan(number, &state);

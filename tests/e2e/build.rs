@@ -295,6 +295,7 @@ fn mounts_of_run() {
             "FROM busybox AS other\nRUN echo other > /o\nFROM busybox\n\
              RUN --mount=type=bind,target=/src cat /src/f > /bind && (! touch /src/new)\n\
              RUN --mount=type=bind,from=other,source=/o,target=/o cat /o >> /bind\n\
+             RUN --mount=source=dir,target=/whole ls -A /whole >> /bind\n\
              RUN --mount=type=bind,source=dir/sub,target=/s --mount=type=bind,source=link/file,target=/l \
              ls -A /s > /part && cat /l >> /part && [ \"$(stat -c %a /s)\" = 750 ]\n\
              RUN --mount=type=tmpfs,target=/scratch echo x > /scratch/x\n\
@@ -311,7 +312,7 @@ fn mounts_of_run() {
     let secret = format!("id=key,src={}", env.path("key").display());
     env.build(&context, &["-t", "it", "--secret", &secret]).ok().lacks("hunter2");
     let sh = |line: &str| env.run("it", &["sh", "-c", line]).ok().stdout;
-    assert_eq!(sh("cat /bind /part /count /secret"), "bound\nother\nfile\nlinked\n1\n7\n");
+    assert_eq!(sh("cat /bind /part /count /secret"), "bound\nother\nother\nsub\nfile\nlinked\n1\n7\n");
     assert_eq!(sh("ls -A /scratch /src /cache /run/secrets 2>/dev/null | grep -v : | wc -w"), "0\n");
     // The cache mount outlives the build.
     env.build(&context, &["-t", "again", "--no-cache", "--secret", &secret]).ok();

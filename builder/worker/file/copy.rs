@@ -77,7 +77,9 @@ impl<'a> Copy<'a> {
             staging.make_dirs(&target, mode, self.owner)?;
         }
         let contents = is_dir && self.action.dir_contents_only;
-        let into = if is_dir { !contents && staging.get(&target).is_some() } else { staging.is_dir(&target) };
+        // The root is there even where nothing is in it yet.
+        let exists = target.is_empty() || staging.get(&target).is_some();
+        let into = if is_dir { !contents && exists } else { staging.is_dir(&target) };
         if into {
             target = join(&target, split(&root.name).1);
         }
