@@ -275,7 +275,11 @@ impl BuildWorker {
             None => None,
         };
         let (store, options) = (Arc::clone(&self.store), self.layers.options()?);
-        let id = cache.id.clone();
+        // Caches that begin as something else are others, whatever their name: what is wanted of one may not be in the other.
+        let id = match (cache.from.input, &initial.chain) {
+            (Some(_), Some(chain)) => format!("{}:{chain}", cache.id),
+            _ => cache.id.clone(),
+        };
         let new = NewDirectory { mode: cache.mode, owner: (cache.uid, cache.gid) };
         let cancelled = context.cancelled.clone();
         blocking(move || {
