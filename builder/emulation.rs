@@ -11,20 +11,28 @@ const DIRECTORIES: &[&str] = &["/usr/bin", "/usr/local/bin", "/bin", "/usr/libex
 /// Where the kernel tells what is registered for the whole machine.
 const REGISTERED: &str = "/proc/sys/fs/binfmt_misc";
 
+/// A program of the machine's by its name.
+#[must_use]
+pub fn find_program(name: &str) -> Option<PathBuf> {
+    directories().into_iter().map(|directory| directory.join(name)).find(|path| path.is_file())
+}
+
+/// Where the machine's programs are.
+fn directories() -> Vec<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut directories: Vec<PathBuf> = std::env::split_paths(&path).filter(|path| path.is_absolute()).collect();
+    for usual in DIRECTORIES {
+        if !directories.iter().any(|directory| directory == Path::new(usual)) {
+            directories.push(PathBuf::from(usual));
+        }
+    }
+    directories
+}
+
 /// An architecture with the interpreters that are installed for it. `None` if nothing is known of it.
 #[must_use]
 pub fn foreign(architecture: &str) -> Option<Foreign> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let mut directories: Vec<PathBuf> = std::env::split_paths(&path).filter(|path| path.is_absolute()).collect();
-    directories.extend(DIRECTORIES.iter().map(PathBuf::from));
-    let mut seen = Vec::new();
-    directories.retain(|directory| {
-        !seen.contains(directory) && {
-            seen.push(directory.clone());
-            true
-        }
-    });
-    Foreign::find(architecture, &directories)
+    Foreign::find(architecture, &directories())
 }
 
 /// Has a process's programs run, if they are another platform's. What is answered is why they cannot be: the image may bring

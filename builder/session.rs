@@ -79,7 +79,7 @@ impl Session {
         settings.certs_dirs.splice(0..0, config.certs_dirs.iter().cloned());
         let client = Client::new(settings, Arc::new(registry::DockerCredentials::from_env()));
         let remote = Remote::new(client, Arc::clone(&store));
-        let layers = Arc::new(Layers::new(Arc::clone(&store), remote.clone(), apply_options(&tier)));
+        let layers = Arc::new(Layers::new(Arc::clone(&store), remote.clone(), apply_options(&tier), launcher.clone()));
         Ok(Self {
             config,
             store,

@@ -130,6 +130,14 @@ pub const READONLY_PATHS: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/pr
 pub enum Root {
     /// Layers under a writable one.
     Overlay(Overlay),
+    /// The same, joined by a program as fuse-overlayfs does it, where the kernel does not.
+    Served {
+        /// The layers.
+        overlay: Overlay,
+        /// The host's path of the program; see [`crate::Launcher::try_served`].
+        #[serde(with = "host_path")]
+        program: PathBuf,
+    },
     /// A directory as it is.
     Bind(#[serde(with = "host_path")] PathBuf),
 }
@@ -183,6 +191,16 @@ pub enum Source {
     Overlay {
         /// The layers.
         overlay: Overlay,
+        /// A path beneath the layers' root, resolved there with no way out; empty is itself.
+        selector: String,
+    },
+    /// The same, joined by a program.
+    Served {
+        /// The layers.
+        overlay: Overlay,
+        /// The host's path of the program.
+        #[serde(with = "host_path")]
+        program: PathBuf,
         /// A path beneath the layers' root, resolved there with no way out; empty is itself.
         selector: String,
     },

@@ -66,7 +66,7 @@ fn remove_one(root: &OwnedFd, stub: &Stub) -> sys::Result<()> {
     let kind = FileType::from_raw_mode(before.st_mode);
     let removed = match (stub.directory, kind) {
         (true, FileType::Directory) => times_of(&parent).and_then(|times| {
-            rustix::fs::unlinkat(&parent, name, AtFlags::REMOVEDIR)?;
+            remove_empty(&parent, name)?;
             Ok(times)
         }),
         (false, FileType::RegularFile) if before.st_size == 0 => times_of(&parent).and_then(|times| {
@@ -80,6 +80,33 @@ fn remove_one(root: &OwnedFd, stub: &Stub) -> sys::Result<()> {
         // The step filled it: then it is the step's.
         Err(Errno::NOTEMPTY | Errno::EXIST) => Ok(()),
         Err(errno) => Err(errno).call(|| format!("unlinkat({path:?})")),
+    }
+}
+
+/// Removes a directory in which there is nothing, or nothing but fuse-overlayfs's marks of a new directory.
+fn remove_empty(parent: &OwnedFd, name: &str) -> Result<(), Errno> {
+    const MARKS: [&std::ffi::CStr; 2] = [c".wh..wh..opq", c".wh..opq"];
+    match rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR) {
+        Err(error @ (Errno::NOTEMPTY | Errno::EXIST)) => {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let directory = rustix::fs::openat(parent, name, flags, Mode::empty())?;
+            let mut entries = Vec::new();
+            for entry in rustix::fs::Dir::read_from(&directory)? {
+                entries.push(entry?);
+            }
+            let is_known = |name: &std::ffi::CStr| name == c"." || name == c".." || MARKS.contains(&name);
+            if !entries.iter().all(|entry| is_known(entry.file_name())) {
+                return Err(error);
+            }
+            for mark in MARKS {
+                match rustix::fs::unlinkat(&directory, mark, AtFlags::empty()) {
+                    Ok(()) | Err(Errno::NOENT) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR)
+        }
+        other => other,
     }
 }
 
@@ -110,6 +137,8 @@ mod tests {
         fs::create_dir_all(root.join("made/inner")).expect("mkdir");
         fs::create_dir_all(root.join("filled")).expect("mkdir");
         fs::create_dir_all(root.join("etc")).expect("mkdir");
+        fs::create_dir_all(root.join("marked")).expect("mkdir");
+        fs::write(root.join("marked/.wh..wh..opq"), "").expect("write");
         fs::write(root.join("filled/file"), "mine").expect("write");
         fs::write(root.join("etc/hosts"), "").expect("write");
         fs::write(root.join("etc/resolv.conf"), "mine").expect("write");
@@ -121,12 +150,14 @@ mod tests {
             stub("/made", true),
             stub("/made/inner", true),
             stub("/filled", true),
+            stub("/marked", true),
             stub("/etc/hosts", false),
             stub("/etc/resolv.conf", false),
             stub("/moved/canary", false),
             stub("/never/there", false),
         ];
         remove(&root, &stubs).expect("remove");
+        assert!(!root.join("marked").exists());
         assert!(!root.join("made").exists() && !root.join("etc/hosts").exists());
         assert!(root.join("filled/file").exists() && root.join("etc/resolv.conf").exists());
         assert!(outer.path().join("canary").exists());

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use executor::Launcher;
 use graph::Digest;
 use sha2::Digest as _;
 use snapshotter::layer::compress::Compression;
@@ -24,6 +25,7 @@ use super::file::ReadableTree;
 use super::forms::{TarAt, open_in};
 use super::growing::{Begins, growing};
 use super::places::{Place, Places};
+use super::served::Joined;
 use super::transfer::{Incoming, incoming};
 use super::{WorkError, blocking};
 use crate::export::{Descriptor, GZIP, LayerBlob, LayerCompression};
@@ -33,7 +35,7 @@ use crate::images::{ImageError, Remote};
 const PARALLEL: usize = 4;
 
 /// An overlay takes 500 lower directories; above this a stack is merged into one.
-const MOST_LOWERS: usize = 450;
+pub(super) const MOST_LOWERS: usize = 450;
 
 /// The layers of the store, and those that registries still have.
 pub struct Layers {
@@ -48,6 +50,9 @@ pub struct Layers {
     pub(super) seen: Mutex<HashSet<Digest>>,
     /// Why there are no overlays, once it was asked.
     without_overlays: OnceLock<Option<String>>,
+    /// What joins layers then.
+    pub(super) joined: tokio::sync::OnceCell<Joined>,
+    pub(super) launcher: Option<Launcher>,
     /// The person was told so.
     pub(super) noted: AtomicBool,
 }
@@ -55,7 +60,7 @@ pub struct Layers {
 impl Layers {
     /// Layers of `store`; what is missing is fetched through `remote`.
     #[must_use]
-    pub fn new(store: Arc<Store>, remote: Remote, options: ApplyOptions) -> Self {
+    pub fn new(store: Arc<Store>, remote: Remote, options: ApplyOptions, launcher: Option<Launcher>) -> Self {
         Self {
             store,
             remote,
@@ -65,6 +70,8 @@ impl Layers {
             lost: Mutex::default(),
             seen: Mutex::default(),
             without_overlays: OnceLock::new(),
+            joined: tokio::sync::OnceCell::new(),
+            launcher,
             noted: AtomicBool::new(false),
         }
     }
@@ -105,7 +112,7 @@ impl Layers {
         layers.iter().rev().map(directory).collect()
     }
 
-    fn snapshot(&self, chain: &Digest) -> Result<PathBuf, WorkError> {
+    pub(super) fn snapshot(&self, chain: &Digest) -> Result<PathBuf, WorkError> {
         let snapshot = self.store.snapshot(chain)?.ok_or(WorkError::LayerLost(*chain))?;
         Ok(snapshot.fs().to_owned())
     }
@@ -169,7 +176,7 @@ impl Layers {
     }
 
     /// Unpacks what is missing of a stack: each layer apart and at the same time, then mended from the lowest up.
-    async fn unpack(&self, context: &RunContext, layers: &[LayerRecord]) -> Result<(), WorkError> {
+    pub(super) async fn unpack(&self, context: &RunContext, layers: &[LayerRecord]) -> Result<(), WorkError> {
         let is_missing = |layer: &LayerRecord| -> Result<bool, WorkError> {
             Ok(self.store.snapshot(&layer.chain)?.is_none() || self.index(&layer.chain)?.is_none())
         };

@@ -16,6 +16,7 @@ mod merge;
 mod places;
 mod roots;
 mod secrets;
+mod served;
 mod soundness;
 mod source;
 mod step;

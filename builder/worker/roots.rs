@@ -7,12 +7,13 @@ use executor::spec::Changes;
 use executor::{Overlay, Root, Source};
 use graph::Digest;
 use snapshotter::Active;
-use snapshotter::layer::{CommitOptions, Populated, Sharing, commit_native, commit_upper};
+use snapshotter::layer::{CommitOptions, Populated, Sharing, commit_native, commit_served, commit_upper, remove_marks};
 use snapshotter::{LayerRecord, Store};
 use solver::RunContext;
 
 use super::file::ReadableTree;
 use super::layers::Layers;
+use super::served::Joined;
 use super::{WorkError, blocking};
 
 /// A stack of layers as something that can be mounted. What is written to it is kept as long as this.
@@ -20,6 +21,7 @@ pub(crate) struct StepRoot(Kind);
 
 enum Kind {
     Overlay { overlay: Overlay, changes: Option<Active> },
+    Served { overlay: Overlay, program: PathBuf, changes: Option<Active> },
     Directory { path: PathBuf, changes: Option<(Active, Populated)> },
 }
 
@@ -28,6 +30,9 @@ impl StepRoot {
     pub(crate) fn root(&self) -> Root {
         match &self.0 {
             Kind::Overlay { overlay, .. } => Root::Overlay(overlay.clone()),
+            Kind::Served { overlay, program, .. } => {
+                Root::Served { overlay: overlay.clone(), program: program.clone() }
+            }
             Kind::Directory { path, .. } => Root::Bind(path.clone()),
         }
     }
@@ -36,6 +41,9 @@ impl StepRoot {
     pub(crate) fn source(&self, selector: String) -> Source {
         match &self.0 {
             Kind::Overlay { overlay, .. } => Source::Overlay { overlay: overlay.clone(), selector },
+            Kind::Served { overlay, program, .. } => {
+                Source::Served { overlay: overlay.clone(), program: program.clone(), selector }
+            }
             Kind::Directory { path, .. } => Source::Bind { path: path.clone(), selector, recursive: false },
         }
     }
@@ -59,6 +67,17 @@ impl StepRoot {
                 super::exec::forget_parents(active.fs(), stubs, &below.tree);
                 let made = commit_upper(active.fs(), &options)?;
                 let record = LayerRecord::own(parent, made.diff_id, made.content, made.size, jiff::Timestamp::now());
+                store.commit(active, &record, &made.index.encode())?;
+                Ok(record)
+            }
+            Kind::Served { changes, .. } => {
+                let active = changes.ok_or(none)?;
+                remove(active.fs())?;
+                super::exec::forget_parents(active.fs(), stubs, &below.tree);
+                let (made, blob) = commit_served(active.fs(), &options, store.blob_writer()?)?;
+                blob.commit(Some(&made.diff_id))?;
+                let record = LayerRecord::own(parent, made.diff_id, made.content, made.size, jiff::Timestamp::now());
+                remove_marks(active.fs())?;
                 store.commit(active, &record, &made.index.encode())?;
                 Ok(record)
             }
@@ -86,11 +105,23 @@ impl Layers {
         writable: bool,
     ) -> Result<StepRoot, WorkError> {
         let Some(why) = self.without_overlays()? else { return self.overlay(context, chain, writable).await };
+        let not = match self.served().await? {
+            Joined::By(program) => {
+                if !self.noted.swap(true, Ordering::Relaxed) {
+                    context
+                        .progress
+                        .warn(format!("layers are joined by fuse-overlayfs, as overlayfs cannot be used: {why}"));
+                }
+                return self.joined_by(context, chain, program, writable).await;
+            }
+            Joined::Not(why) => why,
+        };
         if !self.noted.swap(true, Ordering::Relaxed) {
             let root = self.store.root().display();
             context.progress.warn(format!(
-                "overlayfs cannot be used in {root} ({why}): every RUN step works on a copy of its root file system, \
-                 which takes time and space. A state directory on a local disk or volume (--root) avoids that"
+                "overlayfs cannot be used in {root} ({why}), nor fuse-overlayfs ({not}): every RUN step works on a copy of \
+                 its root file system, which takes time and space. A state directory on a local disk or volume (--root) \
+                 avoids that"
             ));
         }
         let tree = self.readable(context, chain).await?;
@@ -125,6 +156,20 @@ impl Layers {
         let active = self.store.prepare()?;
         let changes = Some(Changes { upper: active.fs().to_owned(), work: active.work().to_owned() });
         Ok(StepRoot(Kind::Overlay { overlay: Overlay { lowers, changes }, changes: Some(active) }))
+    }
+
+    async fn joined_by(
+        &self,
+        context: &RunContext,
+        chain: Option<&Digest>,
+        program: &Path,
+        writable: bool,
+    ) -> Result<StepRoot, WorkError> {
+        let (lowers, program) = (self.unmarked(context, chain).await?, program.to_owned());
+        let active = if writable { Some(self.store.prepare()?) } else { None };
+        let changes = active.as_ref();
+        let changes = changes.map(|active| Changes { upper: active.fs().to_owned(), work: active.work().to_owned() });
+        Ok(StepRoot(Kind::Served { overlay: Overlay { lowers, changes }, program, changes: active }))
     }
 
     /// A stack as one directory that is only read.

@@ -60,12 +60,67 @@ pub struct Committed {
 pub fn commit_upper(upper: &Path, options: &CommitOptions<'_>) -> Result<Committed, LayerError> {
     let root = open_dir(upper)?;
     let below = options.below.map(Tree::finger);
-    let entries = Walk { options, below, names: HashMap::new(), entries: Vec::new(), path_bytes: 0 }.run(&root)?;
+    let entries =
+        Walk { options, below, served: false, names: HashMap::new(), entries: Vec::new(), path_bytes: 0 }.run(&root)?;
     let mut writer = LayerWriter::new(io::sink());
     write_entries(&mut writer, &root, &entries, Expect::Nothing, options)?;
     let (written, _) = writer.finish()?;
     Ok(Committed { diff_id: written.diff_id, content: written.content, size: written.size, index: written.index })
 }
+
+/// The layer that an upper directory of fuse-overlayfs stands for, written to `out`. That program has several ways to say what was
+/// removed: overlayfs's, and files with names of their own where the disk cannot hold those.
+///
+/// # Errors
+/// As [`commit_upper`].
+pub fn commit_served<W: Write>(
+    upper: &Path,
+    options: &CommitOptions<'_>,
+    out: W,
+) -> Result<(Committed, W), LayerError> {
+    let root = open_dir(upper)?;
+    let below = options.below.map(Tree::finger);
+    let walk = Walk { options, below, served: true, names: HashMap::new(), entries: Vec::new(), path_bytes: 0 };
+    let entries = walk.run(&root)?;
+    let mut writer = LayerWriter::new(out);
+    write_entries(&mut writer, &root, &entries, Expect::Nothing, options)?;
+    let (written, out) = writer.finish()?;
+    let committed =
+        Committed { diff_id: written.diff_id, content: written.content, size: written.size, index: written.index };
+    Ok((committed, out))
+}
+
+/// Takes the marks of removals out of an upper directory, whose index tells them.
+///
+/// # Errors
+/// The disk.
+pub fn remove_marks(upper: &Path) -> Result<(), LayerError> {
+    let root = open_dir(upper)?;
+    let mut pending = vec![(Vec::new(), root)];
+    while let Some((path, dir)) = pending.pop() {
+        for name in names(&dir, &path)? {
+            let at = join(&path, &name);
+            let io = |op| LayerError::io(op, &at);
+            let stat = fs::statat(&dir, &*name, AtFlags::SYMLINK_NOFOLLOW).map_err(|e| io("stat")(e.into()))?;
+            match FileType::from_raw_mode(stat.st_mode) {
+                FileType::Directory => {
+                    let below = file::open_dir(&dir, &name).map_err(io("open"))?;
+                    pending.push((at, below));
+                }
+                kind if name.starts_with(MARK) || (kind == FileType::CharacterDevice && stat.st_rdev == 0) => {
+                    file::unlink(&dir, &name).map_err(io("unlink"))?;
+                }
+                _ => {}
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What names of files begin with that say that something is removed, as in the tar of a layer.
+const MARK: &[u8] = b".wh.";
+/// Those that hide all that is below the directory that they are in.
+const OPAQUE: &[&[u8]] = &[b".wh..wh..opq", b".wh..opq"];
 
 /// Makes the bytes of a layer again from its directory. Whoever stores or sends them verifies the diff id.
 pub fn write_upper(dir: &Path, index: &LayerIndex, out: impl Write) -> Result<(), LayerError> {
@@ -197,6 +252,8 @@ fn write_entry<W: Write>(
 struct Walk<'a> {
     options: &'a CommitOptions<'a>,
     below: Option<Finger<'a>>,
+    /// Whether fuse-overlayfs wrote it.
+    served: bool,
     /// Files with several names, by device and inode: the first name found.
     names: HashMap<(u64, u64), Vec<u8>>,
     entries: Vec<Entry>,
@@ -210,8 +267,11 @@ impl Walk<'_> {
         let mut top = describe(Vec::new(), &stat, implicit_dir(b"").kind, xattrs);
         top.mtime.1 = 0;
         self.entries.push(top);
-        let mut stack =
-            vec![(Vec::new(), names(root, b"")?, file::open_dir(root, b".").map_err(LayerError::io("open", b""))?)];
+        let mut stack = vec![(
+            Vec::new(),
+            self.names(root, b"")?,
+            file::open_dir(root, b".").map_err(LayerError::io("open", b""))?,
+        )];
         while let Some((dir, todo, fd)) = stack.last_mut() {
             let Some(name) = todo.pop() else {
                 stack.pop();
@@ -219,30 +279,52 @@ impl Walk<'_> {
             };
             let path = join(dir, &name);
             if let Some(below) = self.entry(fd, &name, &path)? {
-                stack.push((path.clone(), names(&below, &path)?, below));
+                stack.push((path.clone(), self.names(&below, &path)?, below));
             }
         }
         Ok(self.entries)
     }
 
+    /// The names in a directory that a layer has: a mark stands where what it removes would stand.
+    fn names(&self, dir: &OwnedFd, path: &[u8]) -> Result<Vec<Vec<u8>>, LayerError> {
+        let mut names = names(dir, path)?;
+        if self.served {
+            names.retain(|name| !OPAQUE.contains(&&**name));
+            for name in &mut names {
+                if let Some(removed) = name.strip_prefix(MARK) {
+                    *name = removed.to_vec();
+                }
+            }
+            names.sort_unstable_by(|a, b| b.cmp(a));
+            names.dedup();
+        }
+        Ok(names)
+    }
+
     /// Notes one name; returns the directory if it is one.
     fn entry(&mut self, dir: &OwnedFd, name: &[u8], path: &[u8]) -> Result<Option<OwnedFd>, LayerError> {
         let io = |op| LayerError::io(op, path);
-        let stat = fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).map_err(|e| io("stat")(e.into()))?;
-        let kind = FileType::from_raw_mode(stat.st_mode);
-        let (major, minor) = (fs::major(stat.st_rdev), fs::minor(stat.st_rdev));
+        let stat = match fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+            // There is only the mark of it.
+            Err(rustix::io::Errno::NOENT) if self.served => None,
+            other => Some(other.map_err(|e| io("stat")(e.into()))?),
+        };
         self.options.check()?;
         LayerError::check_length(path)?;
         self.path_bytes += path.len() as u64;
         if self.path_bytes > MAX_PATHS {
             return Err(LayerError::TooManyPaths);
         }
-        if kind == FileType::CharacterDevice && (major, minor) == (0, 0) {
+        let removed =
+            |stat: &fs::Stat| FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == 0;
+        let Some(stat) = stat.filter(|stat| !removed(stat)) else {
             if self.below.as_mut().is_none_or(|below| below.lookup(path).is_some()) {
                 self.entries.push(Entry::new(path, EntryKind::Whiteout, 0));
             }
             return Ok(None);
-        }
+        };
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        let (major, minor) = (fs::major(stat.st_rdev), fs::minor(stat.st_rdev));
         if kind == FileType::Socket {
             return Ok(None);
         }
@@ -251,9 +333,11 @@ impl Walk<'_> {
             FileType::Symlink => (Vec::new(), false),
             FileType::Directory => {
                 let opened = file::open_dir(dir, name).map_err(io("open"))?;
-                let attributes = attributes(xattr::list(&opened), path, |key| xattr::get(&opened, key))?;
+                let (kept, mut opaque) = attributes(xattr::list(&opened), path, |key| xattr::get(&opened, key))?;
+                opaque |= self.served
+                    && OPAQUE.iter().any(|mark| fs::statat(&opened, *mark, AtFlags::SYMLINK_NOFOLLOW).is_ok());
                 fd = Some(opened);
-                attributes
+                (kept, opaque)
             }
             _ => attributes(xattr::list_at(dir, name), path, |key| xattr::get_at(dir, name, key))?,
         };
@@ -332,7 +416,8 @@ pub(super) fn attributes(
     let mut kept = Vec::new();
     let mut opaque = false;
     for name in names {
-        let own = name.strip_prefix(b"trusted.overlay.").or_else(|| name.strip_prefix(b"user.overlay."));
+        let prefixes = [&b"trusted.overlay."[..], b"user.overlay.", b"user.fuseoverlayfs."];
+        let own = prefixes.iter().find_map(|prefix| name.strip_prefix(*prefix));
         match own {
             Some(b"redirect" | b"metacopy") => {
                 let reason = "overlayfs keeps a part of it elsewhere (redirect_dir or metacopy)";
@@ -342,6 +427,7 @@ pub(super) fn attributes(
                 let value = get(&name).map_err(LayerError::io("getxattr", path))?;
                 opaque |= value.is_some_and(|value| value == b"y");
             }
+            _ if name.starts_with(b"user.fuseoverlayfs.") => {}
             _ if keeps_xattr(&name) => {
                 if let Some(value) = get(&name).map_err(LayerError::io("getxattr", path))? {
                     kept.push((name, value));

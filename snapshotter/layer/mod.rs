@@ -31,7 +31,7 @@ mod tree;
 mod write;
 
 pub use apply::{Applied, ApplyOptions, Marks, Ownership, apply, apply_upon, hash_zeros, index_tar};
-pub use commit::{CommitOptions, Committed, commit_upper, write_upper};
+pub use commit::{CommitOptions, Committed, commit_served, commit_upper, remove_marks, write_upper};
 pub(crate) use disk::opaque_key;
 pub use entry::{
     Entry, EntryKind, MAX_NAME, MAX_PATH, MAX_PATHS, ancestors, clean, cmp_paths, is_within, join, keeps_xattr, split,

@@ -8,7 +8,11 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use crate::support::{Entry, Layout, Run, TestEnv, busybox_base, require, require_root};
 
 /// Words of the warning that steps work on copies.
-const COPIES: &str = "overlayfs cannot be used";
+const COPIES: &str = "every RUN step works on a copy";
+/// Words of the warning that a program joins layers.
+const SERVED: &str = "layers are joined by fuse-overlayfs";
+/// Where the kernel does it, nothing is said.
+const NOTHING: &str = "";
 
 /// What a step can do to files, each in a way that leaves a mark in its layer.
 const DOCKERFILE: &str = "FROM busybox
@@ -35,20 +39,26 @@ fn rbuild(env: &TestEnv, setup: &str, args: &[&str]) -> Run {
     mounted(env, setup, &[&[env!("CARGO_BIN_EXE_rbuild")], args].concat())
 }
 
-const OVERLAY: &str =
-    "mkdir -p $D/low $D/up $D/work; mount -t overlay -o lowerdir=$D/low,upperdir=$D/up,workdir=$D/work overlay $S";
+/// The store is on an overlay, and there is nothing to open in place of /dev/fuse.
+const OVERLAY: &str = "mount --bind /dev/null /dev/fuse; mkdir -p $D/low $D/up $D/work; \
+                       mount -t overlay -o lowerdir=$D/low,upperdir=$D/up,workdir=$D/work overlay $S";
+
+/// The store is on an overlay, and everybody may open /dev/fuse.
+const OVERLAY_AND_FUSE: &str = "mknod $D/fuse-$$ c 10 229; chmod 666 $D/fuse-$$; mount --bind $D/fuse-$$ /dev/fuse; mkdir -p $D/low $D/up $D/work; mount -t overlay -o lowerdir=$D/low,upperdir=$D/up,workdir=$D/work overlay $S";
 
 /// Imports, builds, builds again, runs; the layers that came out, without times.
-fn usual(env: &TestEnv, run: impl Fn(&[&str]) -> Run, expect_copies: bool) -> Vec<Vec<Entry>> {
+fn usual(env: &TestEnv, run: impl Fn(&[&str]) -> Run, said: &str) -> Vec<Vec<Entry>> {
     let tar = env.path("busybox.tar").display().to_string();
     run(&["import", &tar, "busybox"]).ok();
     let context = env.dockerfile("c", DOCKERFILE).file("f", "content\n");
     let path = context.dir().display().to_string();
     let first = run(&["build", "--progress", "plain", "--target", "0", "-t", "app", &path]).ok();
-    assert_eq!(first.stderr.matches(COPIES).count(), usize::from(expect_copies), "said once: {}", first.stderr);
+    for words in [COPIES, SERVED] {
+        assert_eq!(first.stderr.matches(words).count(), usize::from(words == said), "said once: {}", first.stderr);
+    }
     let second = run(&["build", "--progress", "plain", "--target", "0", "-t", "app", &path]).ok();
     assert_eq!(second.cached(), 5, "{}", second.stderr);
-    assert!(!second.stderr.contains(COPIES), "nothing was copied: {}", second.stderr);
+    assert!(!second.stderr.contains("overlayfs"), "nothing was needed: {}", second.stderr);
     context.write("f", "changed\n");
     let third = run(&["build", "--progress", "plain", "-t", "last", "--target", "0", &path]).ok();
     assert_eq!(third.cached(), 1, "{}", third.stderr);
@@ -93,10 +103,27 @@ fn on_an_overlay_steps_work_on_copies_and_make_the_same_layers() {
         return;
     }
     let env = env_with_base();
-    let copies = usual(&env, |args| rbuild(&env, OVERLAY, args), true);
+    let copies = usual(&env, |args| rbuild(&env, OVERLAY, args), COPIES);
     let plain = env_with_base();
-    let overlays = usual(&plain, |args| plain.rbuild(args), false);
+    let overlays = usual(&plain, |args| plain.rbuild(args), NOTHING);
     same_layers(&copies, &overlays);
+}
+
+#[test]
+fn on_an_overlay_a_program_joins_layers_and_makes_the_same() {
+    if !ready() || !require(&["fuse-overlayfs", "setpriv", "newuidmap"]) {
+        return;
+    }
+    let env = env_with_base();
+    let served = usual(&env, |args| rbuild(&env, OVERLAY_AND_FUSE, args), SERVED);
+    let plain = env_with_base();
+    let overlays = usual(&plain, |args| plain.rbuild(args), NOTHING);
+    same_layers(&served, &overlays);
+    for subordinate_ids in [true, false] {
+        let env = env_of_user();
+        let layers = usual(&env, |args| as_user(&env, OVERLAY_AND_FUSE, subordinate_ids, args), SERVED);
+        same_layers(&layers, &overlays);
+    }
 }
 
 #[test]
@@ -114,7 +141,7 @@ fn where_removals_cannot_be_marked_steps_work_on_copies() {
         "{bin} import {tar} busybox && {bin} build --progress plain -t app {} && {bin} run app ls /home",
         context.dir().display()
     );
-    let setup = "mount -t ramfs -o mode=0700 ramfs $S; chmod 0700 $S";
+    let setup = "mount --bind /dev/null /dev/fuse; mount -t ramfs -o mode=0700 ramfs $S; chmod 0700 $S";
     let out = mounted(&env, setup, &["sh", "-ec", &script]).ok().contains(COPIES);
     assert!(out.stdout.ends_with("x\n"), "{}", out.stdout);
 }
@@ -172,7 +199,7 @@ fn an_ordinary_user_on_an_overlay() {
     }
     for subordinate_ids in [true, false] {
         let env = env_of_user();
-        let layers = usual(&env, |args| as_user(&env, OVERLAY, subordinate_ids, args), true);
+        let layers = usual(&env, |args| as_user(&env, OVERLAY, subordinate_ids, args), COPIES);
         assert!(layers.iter().flatten().all(|entry| (entry.uid, entry.gid) == (0, 0)), "files are root's in the image");
         assert!(layers[0].iter().any(|entry| entry.path == "bin/.wh.vi"), "{:?}", layers[0]);
     }
@@ -190,11 +217,11 @@ fn a_file_system_that_clones_files() {
     fs::File::create(&image).and_then(|file| file.set_len(1 << 30)).expect("ours");
     Run::new(program).arg("-q").arg(&image).ok();
     let setup = "mount -o loop $D/disk $S; chmod 0700 $S";
-    let overlays = usual(&env, |args| rbuild(&env, setup, args), false);
+    let overlays = usual(&env, |args| rbuild(&env, setup, args), NOTHING);
     // An overlay whose upper directory is there clones as well.
-    let upon = "mkdir -p $D/disk.dir $D/low; mount -o loop $D/disk $D/disk.dir; mkdir -p $D/disk.dir/up $D/disk.dir/work; \
+    let upon = "mount --bind /dev/null /dev/fuse; mkdir -p $D/disk.dir $D/low; mount -o loop $D/disk $D/disk.dir; mkdir -p $D/disk.dir/up $D/disk.dir/work; \
                 mount -t overlay -o lowerdir=$D/low,upperdir=$D/disk.dir/up,workdir=$D/disk.dir/work overlay $S; chmod 0700 $S";
-    let copies = usual(&env, |args| rbuild(&env, upon, args), true);
+    let copies = usual(&env, |args| rbuild(&env, upon, args), COPIES);
     same_layers(&copies, &overlays);
 }
 

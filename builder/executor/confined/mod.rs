@@ -72,7 +72,7 @@ fn put(fixture: &mut Fixture, places: &mut init::Places<'_>, mount: &spec::Mount
             fixture.lend(places, &mount.destination, path, selector).map_err(failed)
         }
         Source::Bind { .. } => Err(impossible("a directory of the host")),
-        Source::Overlay { .. } => Err(impossible("a mount of several layers")),
+        Source::Overlay { .. } | Source::Served { .. } => Err(impossible("a mount of several layers")),
         Source::File { .. } => {
             Err(impossible("a file that is on no disk, as secrets are (a secret can be given as a variable: env=NAME)"))
         }

@@ -14,6 +14,7 @@ mod system;
 mod terminal;
 mod working_directory;
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -49,6 +50,8 @@ pub(crate) struct Setup<'launcher> {
     pub(crate) network: NetworkSetup,
     /// Where an interpreter of foreign programs is registered.
     pub(crate) user_namespace: Option<OwnedFd>,
+    /// Layers that a program joins, mounted; in the order of the request.
+    pub(crate) served: VecDeque<OwnedFd>,
     pub(crate) filter: Option<Filter>,
     pub(crate) machine: &'launcher Machine,
     pub(crate) group: Group,
@@ -107,7 +110,7 @@ fn become_step(setup: &Setup<'_>) -> Result<(), Error> {
     let pid_namespace = rustix::fs::stat(c"/proc/self/ns/pid").map_or(0, |namespace| namespace.st_ino);
 
     // 2. The root, still beneath the host's.
-    let mut scratch = Scratch::new()?;
+    let mut scratch = Scratch::new(&setup.served)?;
     let root = overlay::root(&process.root, machine, &mut scratch)?;
     mounts::restrict(root.as_fd(), devices::refused(process)).doing("refuse devices in the root file system")?;
     let mut places = Places::new(root.as_fd())?;

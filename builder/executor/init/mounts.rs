@@ -58,6 +58,10 @@ pub(super) fn mount(
             let source = select(whole, selector)?;
             (calls::copy_tree(&source, c"", false)?, refused, false)
         }
+        Source::Served { selector, .. } => {
+            let source = select(overlay::served(scratch)?, selector)?;
+            (calls::copy_tree(&source, c"", false)?, refused, false)
+        }
         Source::Tmpfs { size, mode } => {
             let tmpfs = FileSystem::open("tmpfs")?;
             tmpfs.string("mode", &format!("{mode:o}"))?;

@@ -19,12 +19,20 @@ pub(super) fn root(root: &Root, machine: &Machine, scratch: &mut Scratch) -> Res
     let action = "mount the root file system";
     match root {
         Root::Overlay(overlay) => join(overlay, machine, scratch).doing(action),
+        Root::Served { .. } => served(scratch).doing(action),
         Root::Bind(path) => bind(path, scratch).doing(action),
     }
 }
 
 fn bind(path: &Path, scratch: &mut Scratch) -> sys::Result<OwnedFd> {
     let tree = copy_alone(&open_host(path)?)?;
+    scratch.attach(&tree)?;
+    Ok(tree)
+}
+
+/// The next of the file systems that the launcher has had mounted for this step.
+pub(super) fn served(scratch: &mut Scratch) -> sys::Result<OwnedFd> {
+    let tree = scratch.next_served()?;
     scratch.attach(&tree)?;
     Ok(tree)
 }

@@ -1,6 +1,7 @@
 //! A small file system in memory that exists only while a step is set up: mounts are attached to it before they go to their
 //! places, and files in memory are made in it. It is left behind with the host's root.
 
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{FileType, Mode, OFlags};
@@ -13,10 +14,12 @@ use crate::error::{Doing, Error};
 pub(super) struct Scratch {
     directory: OwnedFd,
     names: u32,
+    served: VecDeque<OwnedFd>,
 }
 
 impl Scratch {
-    pub(super) fn new() -> Result<Self, Error> {
+    /// `served` are layers that a program joins, in the order in which they will be asked for.
+    pub(super) fn new(served: &VecDeque<OwnedFd>) -> Result<Self, Error> {
         let make = || {
             let tmpfs = FileSystem::open("tmpfs")?;
             tmpfs.string("mode", "0700")?;
@@ -26,7 +29,15 @@ impl Scratch {
             mount::attach(&directory, &root)?;
             Ok(directory)
         };
-        Ok(Self { directory: make().doing("make a file system in memory")?, names: 0 })
+        let served = served.iter().map(|fd| fd.try_clone().call(|| "fcntl(F_DUPFD_CLOEXEC)".to_owned()));
+        let action = "make a file system in memory";
+        let served = served.collect::<sys::Result<_>>().doing(action)?;
+        Ok(Self { directory: make().doing(action)?, names: 0, served })
+    }
+
+    /// The next of the layers that a program joins.
+    pub(super) fn next_served(&mut self) -> sys::Result<OwnedFd> {
+        self.served.pop_front().ok_or_else(|| sys::Error::new("take the next joined layers", rustix::io::Errno::NOENT))
     }
 
     fn name(&mut self) -> String {

@@ -7,7 +7,7 @@ pub(crate) mod wire;
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -25,7 +25,7 @@ use crate::error::Error;
 use crate::machine::Fallbacks;
 use crate::network::Subnet;
 use crate::running::{Running, Stdio};
-use crate::spec::Process;
+use crate::spec::{Overlay, Process};
 use wire::{MAX_MESSAGE, PrivateNetwork, Request};
 
 /// The name the launcher is executed under, by which [`Launcher::start`] knows that it is the launcher.
@@ -185,6 +185,17 @@ impl Launcher {
         let question = fd::sealed_memory_file("foreign", &wire::encode(foreign)?).map_err(doing)?;
         let answer = self.ask(wire::EMULATE, &[question.as_fd()]).await?;
         wire::decode::<wire::Emulated>(&answer)?
+    }
+
+    /// Whether a program as fuse-overlayfs joins layers here. They must have a file `file`, a file `changed` and a directory
+    /// `directory` with something in it called `inner`, which are changed.
+    pub async fn try_served(&self, overlay: Overlay, program: PathBuf) -> Result<(), Error> {
+        self.check()?;
+        let doing = |cause: sys::Error| Error::Sandbox { action: "ask the launcher".to_owned(), cause: cause.into() };
+        let question = wire::encode(&wire::TryServed { overlay, program })?;
+        let question = fd::sealed_memory_file("served", &question).map_err(doing)?;
+        let answer = self.ask(wire::SERVE, &[question.as_fd()]).await?;
+        wire::decode::<wire::Served>(&answer)?
     }
 
     /// Sends a question with a socket for the answer before its other descriptors.

@@ -19,6 +19,7 @@ use crate::cgroup::{Cgroups, Group};
 use crate::confined::{self, Fixture};
 use crate::emulation::{Emulators, Foreign};
 use crate::error::{Doing, Error};
+use crate::fuse::{self, Server as FuseServer};
 use crate::init;
 use crate::machine::{Fallbacks, Machine};
 use crate::running::{ExitStatus, Usage};
@@ -61,6 +62,7 @@ struct Step {
     connection: Option<Connection>,
     /// Whether it had the rights to change its network.
     rules_network: bool,
+    servers: Vec<FuseServer>,
 }
 
 impl Server {
@@ -165,6 +167,14 @@ impl Server {
             }
             return true;
         }
+        if &buffer[..message.length] == wire::SERVE {
+            if let (Some(asker), Some(question)) = (descriptors.next(), descriptors.next()) {
+                let answer: wire::Served = read_request::<wire::TryServed>(question)
+                    .and_then(|trial| fuse::try_out(&trial.overlay, &trial.program).doing("try fuse-overlayfs"));
+                socket::send(&asker, &wire::encode(&answer).unwrap_or_default(), &[], true).ok();
+            }
+            return true;
+        }
         if &buffer[..message.length] == wire::EMULATE {
             if let (Some(asker), Some(question)) = (descriptors.next(), descriptors.next()) {
                 let answer: Emulated =
@@ -202,6 +212,7 @@ impl Server {
         let user_namespace = user_namespace.map(|namespace| namespace.try_clone().call(|| "dup()".to_owned()));
         let user_namespace = user_namespace.transpose().doing("start a step")?;
         let group = self.cgroups.create(&process.limits)?;
+        let (served, servers) = fuse::serve(process)?;
         if self.machine.confined {
             return self.start_confined(request, control, report, io, filter, group);
         }
@@ -243,8 +254,18 @@ impl Server {
         match cloned.doing("start a step's process")? {
             (Cloned::Child, joined) => {
                 let machine = &self.machine;
-                let setup =
-                    init::Setup { request, io, report, network, user_namespace, filter, machine, group, joined };
+                let setup = init::Setup {
+                    request,
+                    io,
+                    report,
+                    network,
+                    user_namespace,
+                    served,
+                    filter,
+                    machine,
+                    group,
+                    joined,
+                };
                 init::run(setup)
             }
             (Cloned::Parent { pid, pidfd }, _) => {
@@ -252,7 +273,17 @@ impl Server {
                     self.networks.refill(connection);
                 }
                 let fixture = None;
-                self.steps.push(Step { control, pid, pidfd, started, group, fixture, connection, rules_network });
+                self.steps.push(Step {
+                    control,
+                    pid,
+                    pidfd,
+                    started,
+                    group,
+                    fixture,
+                    connection,
+                    rules_network,
+                    servers,
+                });
                 Ok(())
             }
         }
@@ -283,6 +314,7 @@ impl Server {
                     report,
                     network,
                     user_namespace: None,
+                    served: Default::default(),
                     filter,
                     machine,
                     group,
@@ -302,6 +334,7 @@ impl Server {
                     fixture,
                     connection,
                     rules_network: false,
+                    servers: Vec::new(),
                 });
                 Ok(())
             }
@@ -340,6 +373,10 @@ impl Server {
         if let Some(fixture) = step.fixture {
             confined::end_leftovers(&[]);
             drop(fixture);
+        }
+        // Its mounts are gone, and what they have to write is written before anybody looks at it.
+        for server in step.servers {
+            server.finish();
         }
         tell(&step.control, &Outcome::Ended(status(&ended, wall, &step.group)));
         // What follows is off rbuild's path: it goes on with the next step.

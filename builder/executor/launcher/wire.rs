@@ -1,5 +1,7 @@
 //! What rbuild, the launcher and a step's process say to each other. Each is one message of a local socket.
 
+use std::path::PathBuf;
+
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -7,7 +9,7 @@ use crate::emulation::Emulation;
 use crate::error::{Error, SystemError};
 use crate::network::Subnet;
 use crate::running::ExitStatus;
-use crate::spec::{Gateway, Process, WindowSize};
+use crate::spec::{Gateway, Overlay, Process, WindowSize};
 use crate::stubs::Stub;
 
 /// Room for any message; what could be larger travels in a memory file.
@@ -32,6 +34,19 @@ pub(crate) const NETWORK: &[u8] = b"network";
 /// [`crate::Foreign`], and
 /// answer on the first with an [`Emulated`].
 pub(crate) const EMULATE: &[u8] = b"emulate";
+
+/// rbuild to launcher: try the [`TryServed`] in the second descriptor, and answer on the first with a [`Served`].
+pub(crate) const SERVE: &[u8] = b"serve";
+
+/// Layers to be joined by a program, which will be changed.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct TryServed {
+    pub(crate) overlay: Overlay,
+    pub(crate) program: PathBuf,
+}
+
+/// Launcher to rbuild: whether a program joins layers.
+pub(crate) type Served = Result<(), Error>;
 
 /// Launcher to rbuild: how programs of another architecture are run.
 pub(crate) type Emulated = Result<Emulation, Error>;
