@@ -33,5 +33,6 @@ pub mod size;
 mod ssh;
 pub mod stored;
 pub mod terminal;
+pub mod tier;
 pub mod variant;
 pub mod worker;

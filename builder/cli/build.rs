@@ -84,6 +84,9 @@ pub struct Args {
     /// Write what was built to this file, as JSON
     #[arg(long, value_name = "FILE")]
     pub metadata_file: Option<PathBuf>,
+    /// Fail unless steps get at least this; without it the best that works is taken, and said
+    #[arg(long, value_name = "TIER")]
+    pub require_tier: Option<crate::tier::Required>,
     /// Network of RUN steps: default (private where it can be had, otherwise the host's), private, none or host
     #[arg(long, value_name = "MODE")]
     pub network: Option<String>,
@@ -223,6 +226,10 @@ pub async fn run(args: &Args, session: &Session) -> Result<ExitCode, Report> {
         let report = Report::new("--on-error=shell needs a terminal on standard input and output").with_exit_code(2);
         return Err(report.with_hint("without it, rbuild shell opens the step that failed afterwards"));
     }
+    if let Some(required) = args.require_tier {
+        crate::tier::check(required, &session.tier)
+            .map_err(|why| Report::new(why).with_hint("rbuild doctor says what is missing and how to get it"))?;
+    }
     let caches = args.cache_specs().map_err(|why| Report::new(why).with_exit_code(2))?;
     let mut outputs = default_outputs(std::mem::take(&mut request.outputs), session.config.load);
     args.amend(&mut outputs).map_err(|why| Report::new(why).with_exit_code(2))?;
@@ -292,7 +299,7 @@ pub async fn run(args: &Args, session: &Session) -> Result<ExitCode, Report> {
     };
     let id = delivered.id().ok_or_else(|| Report::new("internal error: a build without a result"))?;
     let warnings = recorder.warnings();
-    write_files(args, &Metadata { built: &built, delivered: &delivered, id: &record.id, warnings }, id)?;
+    write_files(args, &Metadata { built: &built, delivered: &delivered, id: &record.id, warnings, session }, id)?;
     conclude(args, id, &delivered, &outputs);
     // The image is out; whoever waits for it need not wait for the cache.
     export_caches(session, &built, &caches, mode).await?;

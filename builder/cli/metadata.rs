@@ -5,6 +5,7 @@ use serde_json::{Map, Value, json};
 use crate::build::Built;
 use crate::outputs::Delivered;
 use crate::provenance::{Mode, ProvenanceSpec};
+use crate::session::Session;
 
 /// What there is to say.
 pub(super) struct Metadata<'a> {
@@ -13,12 +14,14 @@ pub(super) struct Metadata<'a> {
     /// Of the build.
     pub(super) id: &'a str,
     pub(super) warnings: Vec<Value>,
+    /// What steps got here.
+    pub(super) session: &'a Session,
 }
 
 impl Metadata<'_> {
     /// As JSON. As with buildx, BUILDX_METADATA_PROVENANCE and BUILDX_METADATA_WARNINGS say how much.
     pub(super) fn text(&self, var: impl Fn(&str) -> Option<String>) -> String {
-        let Self { built, delivered, id, warnings } = self;
+        let Self { built, delivered, id, warnings, session } = self;
         let mut metadata = Map::new();
         if let Some(spec) = provenance(var("BUILDX_METADATA_PROVENANCE").as_deref()) {
             let several = built.images.len() > 1;
@@ -33,6 +36,8 @@ impl Metadata<'_> {
         if is_on(var("BUILDX_METADATA_WARNINGS").as_deref()) {
             metadata.insert("buildx.build.warnings".into(), json!(warnings));
         }
+        let (tier, snapshots) = (crate::tier::name(&session.tier), session.layers.way());
+        metadata.insert("rbuild.sandbox".into(), json!({ "tier": tier, "snapshots": snapshots }));
         if !delivered.is_index {
             metadata.insert("containerimage.config.digest".into(), json!(delivered.ids.first()));
         }

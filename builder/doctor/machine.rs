@@ -3,6 +3,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+/// What AppArmor has to be told where it restricts user namespaces; packages install it as it is.
+const PROFILE: &str = include_str!("../../docs/apparmor/rbuild");
+/// Where that expects the program.
+const INSTALLED: &str = "/usr/bin/rbuild";
+
 /// What can be read without trying anything.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Machine {
@@ -75,11 +80,8 @@ impl Machine {
         if self.apparmor_restricts {
             let program = self.program.display();
             return Some(format!(
-                "as root, write /etc/apparmor.d/rbuild:\n\
-                 abi <abi/4.0>,\n\
-                 include <tunables/global>\n\
-                 profile rbuild {program} flags=(unconfined) {{\n  userns,\n}}\n\
-                 and load it: apparmor_parser -r /etc/apparmor.d/rbuild"
+                "as root, write /etc/apparmor.d/rbuild:\n{}and load it: apparmor_parser -r /etc/apparmor.d/rbuild",
+                PROFILE.replace(INSTALLED, &program.to_string())
             ));
         }
         if self.clone_forbidden {

@@ -67,7 +67,7 @@ impl Check {
 pub async fn examine(start: &Start, root: Option<PathBuf>) -> Diagnosis {
     let machine = Machine::look();
     let mut checks = vec![Check::good("machine", machine.describe())];
-    let (store, snapshots) = probes::store(root, &start.tier);
+    let (checked, store) = probes::store(root, &start.tier);
     let launcher = start.launcher.clone().unwrap_or_else(|| Launcher::none(executor::Error::LauncherGone));
     match launcher.check() {
         Ok(()) => {
@@ -78,16 +78,23 @@ pub async fn examine(start: &Start, root: Option<PathBuf>) -> Diagnosis {
             checks.push(probes::network(&launcher).await);
             if runs {
                 checks.push(probes::limits(&launcher, &start.tier).await);
+                checks.push(probes::platforms(&launcher).await);
             }
         }
         Err(error) => {
             checks.push(Check::missing("steps", error.to_string(), machine.fix_for_user_namespaces()));
         }
     }
-    checks.extend([Some(store), snapshots].into_iter().flatten());
-    checks.push(probes::names());
+    checks.push(checked);
+    let mut way = "none";
+    if let Some(store) = &store {
+        let (check, found) = probes::snapshots(store, &launcher, &start.tier).await;
+        checks.push(check);
+        way = found;
+    }
+    checks.push(probes::names(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default()));
     let usable = checks.iter().all(|check| check.state != State::Missing);
-    Diagnosis { tier: tier(&start.tier, &checks, usable), usable, checks }
+    Diagnosis { tier: tier(&start.tier, way, &checks, usable), usable, checks }
 }
 
 /// Who we are, and which ids there are.
@@ -122,7 +129,7 @@ fn identity(tier: &Tier, machine: &Machine) -> Vec<Check> {
 }
 
 /// The result in one line.
-fn tier(tier: &Tier, checks: &[Check], usable: bool) -> String {
+fn tier(tier: &Tier, snapshots: &str, checks: &[Check], usable: bool) -> String {
     if !usable {
         return "none: RUN steps cannot run here".to_owned();
     }
@@ -133,7 +140,6 @@ fn tier(tier: &Tier, checks: &[Check], usable: bool) -> String {
         Tier::Confined { .. } => "confined: steps are not isolated from one another and the container",
     };
     let limited = |name: &str| checks.iter().any(|check| check.name == name && check.state != State::Good);
-    let snapshots = if limited("snapshots") { "copies" } else { "overlay" };
     let network = if limited("network") { "the host's" } else { "private" };
     format!("{who}; snapshots: {snapshots}; network: {network}")
 }
@@ -171,7 +177,7 @@ mod tests {
             Check::limited("snapshots", "no overlays: the store is on an overlay itself", "use --root"),
             Check::limited("network", "none", "a\nb"),
         ];
-        let tier = tier(&Tier::SubordinateIds { count: 65536 }, &checks, true);
+        let tier = tier(&Tier::SubordinateIds { count: 65536 }, "copies", &checks, true);
         let diagnosis = Diagnosis { tier, usable: true, checks };
         insta::assert_snapshot!(diagnosis.text(), @r"
         ok    user       ann, as root of an own user namespace

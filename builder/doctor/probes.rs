@@ -10,9 +10,10 @@ use snapshotter::Store;
 
 use super::{Check, Machine, State};
 use crate::network::{self, StepNetwork};
+use crate::worker::served::{self, Joined};
 
-/// The store, and how snapshots are made in it.
-pub(super) fn store(root: Option<PathBuf>, tier: &Tier) -> (Check, Option<Check>) {
+/// The store, if it can be opened.
+pub(super) fn store(root: Option<PathBuf>, tier: &Tier) -> (Check, Option<Store>) {
     let root = root.or_else(|| {
         snapshotter::default_root(matches!(tier, Tier::Root | Tier::Confined { .. }), |name| std::env::var_os(name))
     });
@@ -20,24 +21,91 @@ pub(super) fn store(root: Option<PathBuf>, tier: &Tier) -> (Check, Option<Check>
         let fix = Some("set HOME, or name a directory with --root".to_owned());
         return (Check::missing("store", "neither XDG_DATA_HOME nor HOME is set", fix), None);
     };
-    let store = match Store::open(&root) {
-        Ok(store) => store,
+    match Store::open(&root) {
+        Ok(store) => (Check::good("store", root.display().to_string()), Some(store)),
         Err(error) => {
             let fix = Some("name another directory with --root".to_owned());
-            return (Check::missing("store", chain(&error), fix), None);
+            (Check::missing("store", chain(&error), fix), None)
         }
+    }
+}
+
+/// How stacks of layers become file systems in the store, and a word for it.
+pub(super) async fn snapshots(store: &Store, launcher: &Launcher, tier: &Tier) -> (Check, &'static str) {
+    let why = match store.without_overlays(crate::session::apply_options(tier).marks) {
+        Ok(None) => return (Check::good("snapshots", "overlayfs works there"), "overlay"),
+        Ok(Some(why)) => why,
+        Err(error) => return (Check::missing("snapshots", chain(&error), None), "none"),
     };
-    let check = Check::good("store", root.display().to_string());
-    let snapshots = match store.without_overlays(crate::session::apply_options(tier).marks) {
-        Ok(None) => Check::good("snapshots", "overlayfs works there"),
-        Ok(Some(why)) => Check::limited(
-            "snapshots",
-            format!("overlayfs cannot be used there: {why}; every step works on a copy"),
-            "put the store on a local disk or a volume: --root DIR",
-        ),
-        Err(error) => Check::missing("snapshots", chain(&error), None),
+    let elsewhere = "put the store on a local disk or a volume: --root DIR";
+    let not = match served::examine(store, Some(launcher)).await {
+        Ok(Joined::By(program)) => {
+            let found = format!("overlayfs cannot be used there: {why}; {} joins layers instead", program.display());
+            return (Check::limited("snapshots", found, elsewhere), "fuse-overlayfs");
+        }
+        Ok(Joined::Not(not)) => not,
+        Err(error) => return (Check::missing("snapshots", chain(&error), None), "none"),
     };
-    (check, Some(snapshots))
+    let (word, way) = match clones(store) {
+        true => ("clones", "every step works on a clone, whose files share their data"),
+        false => ("copies", "every step works on a copy"),
+    };
+    let found = format!("overlayfs cannot be used there: {why}; nor fuse-overlayfs: {not}; {way}");
+    (Check::limited("snapshots", found, format!("{elsewhere}\n{}", fix_for_fuse(&not))), word)
+}
+
+fn fix_for_fuse(not: &str) -> &'static str {
+    if not.contains("installed") {
+        "or install fuse-overlayfs (Debian: apt-get install fuse-overlayfs)"
+    } else if not.contains("/dev/fuse") {
+        "or let rbuild open /dev/fuse (docker run --device /dev/fuse; as root, chmod 666 /dev/fuse)"
+    } else {
+        "or a file system that clones files: xfs, btrfs"
+    }
+}
+
+/// Whether files of the store can be cloned.
+fn clones(store: &Store) -> bool {
+    let Ok(active) = store.prepare() else { return false };
+    let make = |name: &str| std::fs::File::create_new(active.fs().join(name));
+    let (Ok(mut from), Ok(to)) = (make("from"), make("to")) else { return false };
+    std::io::Write::write_all(&mut from, &[1; 4096]).is_ok() && rustix::fs::ioctl_ficlone(&to, &from).is_ok()
+}
+
+/// Programs of which other platforms run here, each tried.
+pub(super) async fn platforms(launcher: &Launcher) -> Check {
+    let own = graph::Platform::host().architecture;
+    let (mut kernel, mut interpreted, mut missing) = (Vec::new(), Vec::new(), Vec::new());
+    let mut reason = None;
+    for architecture in executor::Foreign::architectures().filter(|architecture| *architecture != own) {
+        let Some(foreign) = crate::emulation::foreign(architecture) else { continue };
+        match launcher.emulation(&foreign).await {
+            Ok(executor::Emulation::Kernel) => kernel.push(architecture),
+            Ok(executor::Emulation::Own { .. }) => interpreted.push(architecture),
+            Err(error) => {
+                missing.push(architecture);
+                reason.get_or_insert(error);
+            }
+        }
+    }
+    let part = |names: &[&str], how: &str| (!names.is_empty()).then(|| format!("{} {how}", names.join(", ")));
+    let parts = [
+        Some(format!("{own} is this machine's")),
+        part(&kernel, "by the kernel or what is registered for the machine"),
+        part(&interpreted, "by QEMU, registered for steps alone"),
+        part(&missing, "not at all"),
+    ];
+    let found = parts.into_iter().flatten().collect::<Vec<_>>().join("; ");
+    match reason {
+        None => Check::good("platforms", found),
+        Some(error) => {
+            let why = match &error {
+                Error::Emulation { why, .. } => why.clone(),
+                other => other.to_string(),
+            };
+            Check::limited("platforms", format!("{found}: {why}"), error.hint().unwrap_or_default())
+        }
+    }
 }
 
 /// Runs this program itself as a step, in all its namespaces, under the filter, on an empty root.
@@ -135,15 +203,26 @@ pub(super) async fn limits(launcher: &Launcher, tier: &Tier) -> Check {
 }
 
 /// Where names are asked for.
-pub(super) fn names() -> Check {
-    let text = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+pub(super) fn names(resolv_conf: &str) -> Check {
     let servers: Vec<&str> =
-        text.lines().filter_map(|line| line.trim().strip_prefix("nameserver")).map(str::trim).collect();
+        resolv_conf.lines().filter_map(|line| line.trim().strip_prefix("nameserver")).map(str::trim).collect();
     if servers.is_empty() {
         let fix = "name one in /etc/resolv.conf";
         return Check::limited("names", "/etc/resolv.conf names no server: 127.0.0.1 is asked", fix);
     }
-    Check::good("names", format!("asked of {}", servers.join(", ")))
+    let own = |server: &&&str| server.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback());
+    let own: Vec<&str> = servers.iter().filter(own).copied().collect();
+    let found = format!("asked of {}", servers.join(", "));
+    match own.is_empty() {
+        true => Check::good("names", found),
+        false => {
+            let own = own.join(", ");
+            Check::good(
+                "names",
+                format!("{found}; steps with a private network reach {own} by an address that stands for it"),
+            )
+        }
+    }
 }
 
 fn chain(error: &dyn std::error::Error) -> String {
@@ -157,4 +236,24 @@ fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_on_loopback_is_said_to_be_reached() {
+        let stub = names("# systemd-resolved\nnameserver 127.0.0.53\noptions edns0\nsearch example.test\n");
+        assert_eq!(stub.state, State::Good);
+        assert!(stub.found.contains("127.0.0.53") && stub.found.contains("stands for it"), "{}", stub.found);
+        assert_eq!(names("nameserver 192.0.2.1\nnameserver 2001:db8::1\n").found, "asked of 192.0.2.1, 2001:db8::1");
+        assert_eq!(names("search example.test\n").state, State::Limited);
+    }
+
+    #[test]
+    fn what_keeps_fuse_away_decides_the_fix() {
+        assert!(fix_for_fuse("fuse-overlayfs is not installed").contains("apt-get install fuse-overlayfs"));
+        assert!(fix_for_fuse("cannot try: open(\"/dev/fuse\", O_RDWR): no").contains("--device /dev/fuse"));
+    }
 }

@@ -86,6 +86,11 @@ impl Layers {
         Ok(self.without_overlays.get().and_then(Option::as_deref))
     }
 
+    /// The same, if anybody asked.
+    pub(super) fn known_without_overlays(&self) -> Option<bool> {
+        self.without_overlays.get().map(Option::is_some)
+    }
+
     /// How layers are unpacked here.
     pub(super) fn options(&self) -> Result<ApplyOptions, WorkError> {
         let marks = if self.without_overlays()?.is_some() { Marks::None } else { self.options.marks };

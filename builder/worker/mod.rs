@@ -16,7 +16,7 @@ mod merge;
 mod places;
 mod roots;
 mod secrets;
-mod served;
+pub(crate) mod served;
 mod soundness;
 mod source;
 mod step;

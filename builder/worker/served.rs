@@ -5,10 +5,11 @@
 
 use std::path::PathBuf;
 
+use executor::Launcher;
 use executor::spec::{Changes, Overlay};
 use graph::Digest;
-use snapshotter::LayerRecord;
 use snapshotter::layer::{EntryKind, LayerIndex};
+use snapshotter::{LayerRecord, Store};
 use solver::RunContext;
 
 use super::WorkError;
@@ -29,34 +30,17 @@ pub(crate) enum Joined {
 impl Layers {
     /// Whether fuse-overlayfs can be used here, tried once.
     pub(crate) async fn served(&self) -> Result<&Joined, WorkError> {
-        self.joined.get_or_try_init(|| self.try_served()).await
+        self.joined.get_or_try_init(|| examine(&self.store, self.launcher.as_ref())).await
     }
 
-    async fn try_served(&self) -> Result<Joined, WorkError> {
-        let Some(launcher) = self.launcher.as_ref().filter(|launcher| !launcher.is_confined()) else {
-            return Ok(Joined::Not("no file system can be mounted".to_owned()));
-        };
-        let Some(program) = crate::emulation::find_program(PROGRAM) else {
-            return Ok(Joined::Not(format!("{PROGRAM} is not installed")));
-        };
-        let active = self.store.prepare()?;
-        let lower = active.fs().join("lower");
-        let upper = active.fs().join("upper");
-        let make = || -> std::io::Result<()> {
-            std::fs::create_dir_all(lower.join("directory/inner"))?;
-            std::fs::write(lower.join("file"), "lower")?;
-            std::fs::write(lower.join("changed"), "lower")?;
-            std::fs::create_dir(&upper)
-        };
-        if let Err(error) = make() {
-            return Ok(Joined::Not(error.to_string()));
-        }
-        let changes = Some(Changes { upper: upper.clone(), work: active.work().to_owned() });
-        let overlay = Overlay { lowers: vec![lower], changes };
-        match launcher.try_served(overlay, program.clone()).await {
-            Ok(()) if upper.join("changed").exists() => Ok(Joined::By(program)),
-            Ok(()) => Ok(Joined::Not(format!("what is changed through {PROGRAM} does not arrive"))),
-            Err(error) => Ok(Joined::Not(error.to_string())),
+    /// How stacks become file systems here: `overlay`, `fuse-overlayfs` or `copies`. None before anybody needed one.
+    #[must_use]
+    pub fn way(&self) -> Option<&'static str> {
+        match (self.known_without_overlays()?, self.joined.get()) {
+            (false, _) => Some("overlay"),
+            (true, Some(Joined::By(_))) => Some(PROGRAM),
+            (true, Some(Joined::Not(_))) => Some("copies"),
+            (true, None) => None,
         }
     }
 
@@ -84,6 +68,37 @@ impl Layers {
             directories.push(self.flat(context, &layer.chain, tree).await?);
         }
         Ok(directories)
+    }
+}
+
+/// Tries whether fuse-overlayfs joins layers of this store.
+///
+/// # Errors
+/// The store, not the trial.
+pub(crate) async fn examine(store: &Store, launcher: Option<&Launcher>) -> Result<Joined, WorkError> {
+    let Some(launcher) = launcher.filter(|launcher| !launcher.is_confined()) else {
+        return Ok(Joined::Not("no file system can be mounted".to_owned()));
+    };
+    let Some(program) = crate::emulation::find_program(PROGRAM) else {
+        return Ok(Joined::Not(format!("{PROGRAM} is not installed")));
+    };
+    let active = store.prepare()?;
+    let (lower, upper) = (active.fs().join("lower"), active.fs().join("upper"));
+    let make = || -> std::io::Result<()> {
+        std::fs::create_dir_all(lower.join("directory/inner"))?;
+        std::fs::write(lower.join("file"), "lower")?;
+        std::fs::write(lower.join("changed"), "lower")?;
+        std::fs::create_dir(&upper)
+    };
+    if let Err(error) = make() {
+        return Ok(Joined::Not(error.to_string()));
+    }
+    let changes = Some(Changes { upper: upper.clone(), work: active.work().to_owned() });
+    let overlay = Overlay { lowers: vec![lower], changes };
+    match launcher.try_served(overlay, program.clone()).await {
+        Ok(()) if upper.join("changed").exists() => Ok(Joined::By(program)),
+        Ok(()) => Ok(Joined::Not(format!("what is changed through {PROGRAM} does not arrive"))),
+        Err(error) => Ok(Joined::Not(error.to_string())),
     }
 }
 

@@ -22,6 +22,8 @@ fn a_good_machine_is_said_to_be_good() {
         assert_eq!(check(&diagnosis, name)["state"], "good", "{diagnosis:#}");
     }
     assert_eq!(diagnosis["tier"], "root; snapshots: overlay; network: private");
+    let platforms = check(&diagnosis, "platforms")["found"].as_str().expect("a list").to_owned();
+    assert!(platforms.contains("arm64") && platforms.contains("s390x"), "{platforms}");
     let text = env.rbuild(["doctor"]).ok();
     assert!(text.stdout.ends_with("\ntier: root; snapshots: overlay; network: private\n"), "{}", text.stdout);
 }

@@ -103,6 +103,26 @@ fn users_run_programs_of_another_machine() {
 }
 
 #[test]
+fn less_than_a_build_requires_is_an_error_and_what_there_was_is_recorded() {
+    if !require(&["unshare", "setpriv", "newuidmap"]) || !require_root() {
+        return;
+    }
+    let env = env_of_user();
+    let path = env.dockerfile("c", "FROM scratch\nCOPY Dockerfile /\n").dir().display().to_string();
+    let metadata = env.path("home/metadata.json").display().to_string();
+    let build = |subordinate_ids: bool, tier: &str| {
+        let args = ["build", "--require-tier", tier, "--metadata-file", &metadata, &path];
+        as_user(&env, subordinate_ids, &args).run()
+    };
+    assert_eq!(build(true, "rootless").code, Some(0));
+    let written = fs::read_to_string(&metadata).expect("written");
+    assert!(written.contains("\"tier\": \"rootless\""), "{written}");
+    build(true, "root").exits(1).contains("tier rootless, which is less than was required");
+    build(false, "single-id").exits(0);
+    build(false, "rootless").exits(1).contains("rbuild doctor");
+}
+
+#[test]
 fn a_store_of_somebody_else_is_refused() {
     if !require(&["unshare", "setpriv"]) || !require_root() {
         return;

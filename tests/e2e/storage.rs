@@ -127,6 +127,22 @@ fn on_an_overlay_a_program_joins_layers_and_makes_the_same() {
 }
 
 #[test]
+fn doctor_says_how_layers_are_joined() {
+    if !ready() || !require(&["fuse-overlayfs"]) {
+        return;
+    }
+    let env = env_with_base();
+    for (setup, way, fix) in [
+        (OVERLAY, "snapshots: copies", "clones files"),
+        (OVERLAY_AND_FUSE, "snapshots: fuse-overlayfs", "--root DIR"),
+        ("true", "snapshots: overlay", ""),
+    ] {
+        let out = rbuild(&env, setup, &["doctor"]).ok();
+        assert!(out.stdout.contains(way) && out.stdout.contains(fix), "{}", out.stdout);
+    }
+}
+
+#[test]
 fn where_removals_cannot_be_marked_steps_work_on_copies() {
     if !ready() {
         return;

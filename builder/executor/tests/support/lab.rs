@@ -155,7 +155,7 @@ impl Lab {
     pub(crate) fn run(&self, process: Process) -> Result<Done, Error> {
         let upper = match &process.root {
             Root::Overlay(Overlay { changes: Some(changes), .. }) => changes.upper.clone(),
-            Root::Overlay(_) => PathBuf::new(),
+            Root::Overlay(_) | Root::Served { .. } => PathBuf::new(),
             Root::Bind(path) => path.clone(),
         };
         let (io, stdout, stderr) = Stdio::piped().expect("pipes");

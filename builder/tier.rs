@@ -1,0 +1,64 @@
+//! What steps get on this machine, by name: for `--require-tier`, metadata and doctor.
+
+use executor::rootless::Tier;
+
+/// The least that a build accepts.
+#[derive(clap::ValueEnum, Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[value(rename_all = "kebab-case")]
+pub enum Required {
+    /// Another root directory at least
+    Confined,
+    /// Namespaces, and one id for all files
+    SingleId,
+    /// Namespaces, and the ids of an image's users
+    Rootless,
+    /// As the machine's root
+    Root,
+}
+
+/// The name of what there is.
+#[must_use]
+pub fn name(tier: &Tier) -> &'static str {
+    match tier {
+        Tier::Root => "root",
+        Tier::SubordinateIds { .. } => "rootless",
+        Tier::SingleId { .. } => "single-id",
+        Tier::Confined { .. } => "confined",
+    }
+}
+
+/// Whether there is enough, and if not, what there is and why.
+///
+/// # Errors
+/// There is less than is required.
+pub fn check(required: Required, tier: &Tier) -> Result<(), String> {
+    let (found, why) = match tier {
+        Tier::Root => (Required::Root, None),
+        Tier::SubordinateIds { .. } => (Required::Rootless, None),
+        Tier::SingleId { reason } => (Required::SingleId, Some(reason)),
+        Tier::Confined { reason } => (Required::Confined, Some(reason)),
+    };
+    if found >= required {
+        return Ok(());
+    }
+    let name = name(tier);
+    Err(match why {
+        Some(why) => format!("this machine gives steps the tier {name}, which is less than was required: {why}"),
+        None => format!("this machine gives steps the tier {name}, which is less than was required"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_than_is_required_is_enough() {
+        let single = Tier::SingleId { reason: "no table".into() };
+        assert_eq!(check(Required::SingleId, &single), Ok(()));
+        assert_eq!(check(Required::Confined, &Tier::Root), Ok(()));
+        assert_eq!(check(Required::Rootless, &Tier::SubordinateIds { count: 1 }), Ok(()));
+        let error = check(Required::Rootless, &single).expect_err("one id is less");
+        assert!(error.contains("single-id") && error.ends_with("no table"), "{error}");
+    }
+}
