@@ -86,6 +86,12 @@ pub fn enter() -> Result<Tier, RootlessError> {
 fn enter_namespace() -> Result<Tier, RootlessError> {
     let ids = Ids { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() };
     let failed = |cause: sys::Error| RootlessError::Failed(cause.into());
+    // Once in a namespace without ids there is no way back.
+    let own_map = fs::File::options().write(true).open("/proc/self/uid_map");
+    if let Err(cause) = own_map.call(|| "open(\"/proc/self/uid_map\", O_WRONLY)".to_owned()) {
+        let hint = Some("/proc is read-only or missing here, and ids are mapped by writing there");
+        return Err(RootlessError::Forbidden { cause: cause.into(), hint });
+    }
     // Maps of more than the own id are written by programs with the right to, from outside of the namespace.
     let (ours, theirs) = socket::pair().map_err(failed)?;
     let target = std::process::id();

@@ -12,8 +12,8 @@ use graph::Digest;
 use sha2::Digest as _;
 use snapshotter::layer::compress::Compression;
 use snapshotter::layer::{
-    Applied, ApplyOptions, CommitOptions, LayerError, LayerIndex, Marks, Mended, Tree, WRITER_VERSION, apply,
-    commit_upper, compress, mend,
+    Applied, ApplyOptions, CommitOptions, LayerError, LayerIndex, Marks, Mended, Ownership, Tree, WRITER_VERSION,
+    apply, commit_upper, compress, mend,
 };
 use snapshotter::{Active, LayerRecord, Store};
 use solver::RunContext;
@@ -84,6 +84,11 @@ impl Layers {
             let _ = self.without_overlays.set(why);
         }
         Ok(self.without_overlays.get().and_then(Option::as_deref))
+    }
+
+    /// Whether files on the disk belong to whom they belong to in layers.
+    pub(super) fn ownership(&self) -> Ownership {
+        self.options.ownership
     }
 
     /// The same, if anybody asked.
@@ -251,9 +256,10 @@ impl Layers {
     /// Makes the index of a step's layer from its directory. That it is the directory of this layer shows by the diff id.
     async fn index_again(&self, context: &RunContext, layer: &LayerRecord, below: Tree) -> Result<(), WorkError> {
         let (directory, token) = (self.snapshot(&layer.chain)?, context.cancelled.clone());
+        let ownership = self.ownership();
         let made = blocking(move || {
             let cancelled = || token.is_cancelled();
-            let options = CommitOptions { below: Some(&below), cancelled: Some(&cancelled) };
+            let options = CommitOptions { below: Some(&below), ownership, cancelled: Some(&cancelled) };
             Ok(commit_upper(&directory, &options)?)
         })
         .await?;

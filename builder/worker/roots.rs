@@ -7,7 +7,9 @@ use executor::spec::Changes;
 use executor::{Overlay, Root, Source};
 use graph::Digest;
 use snapshotter::Active;
-use snapshotter::layer::{CommitOptions, Populated, Sharing, commit_native, commit_served, commit_upper, remove_marks};
+use snapshotter::layer::{
+    CommitOptions, Ownership, Populated, Sharing, commit_native, commit_served, commit_upper, remove_marks,
+};
 use snapshotter::{LayerRecord, Store};
 use solver::RunContext;
 
@@ -17,7 +19,10 @@ use super::served::Joined;
 use super::{WorkError, blocking};
 
 /// A stack of layers as something that can be mounted. What is written to it is kept as long as this.
-pub(crate) struct StepRoot(Kind);
+pub(crate) struct StepRoot {
+    kind: Kind,
+    ownership: Ownership,
+}
 
 enum Kind {
     Overlay { overlay: Overlay, changes: Option<Active> },
@@ -28,7 +33,7 @@ enum Kind {
 impl StepRoot {
     /// As the root of a step.
     pub(crate) fn root(&self) -> Root {
-        match &self.0 {
+        match &self.kind {
             Kind::Overlay { overlay, .. } => Root::Overlay(overlay.clone()),
             Kind::Served { overlay, program, .. } => {
                 Root::Served { overlay: overlay.clone(), program: program.clone() }
@@ -39,7 +44,7 @@ impl StepRoot {
 
     /// As something mounted into a step.
     pub(crate) fn source(&self, selector: String) -> Source {
-        match &self.0 {
+        match &self.kind {
             Kind::Overlay { overlay, .. } => Source::Overlay { overlay: overlay.clone(), selector },
             Kind::Served { overlay, program, .. } => {
                 Source::Served { overlay: overlay.clone(), program: program.clone(), selector }
@@ -57,10 +62,10 @@ impl StepRoot {
         stubs: &[executor::Stub],
         cancelled: &(dyn Fn() -> bool + Sync),
     ) -> Result<LayerRecord, WorkError> {
-        let options = CommitOptions { below: Some(&below.tree), cancelled: Some(cancelled) };
+        let options = CommitOptions { below: Some(&below.tree), ownership: self.ownership, cancelled: Some(cancelled) };
         let remove = |from: &Path| executor::stubs::remove(from, stubs).map_err(WorkError::Stubs);
         let none = WorkError::Internal("a step without a place for its changes");
-        match self.0 {
+        match self.kind {
             Kind::Overlay { changes, .. } => {
                 let active = changes.ok_or(none)?;
                 remove(active.fs())?;
@@ -104,6 +109,7 @@ impl Layers {
         chain: Option<&Digest>,
         writable: bool,
     ) -> Result<StepRoot, WorkError> {
+        let ownership = self.ownership();
         let Some(why) = self.without_overlays()? else { return self.overlay(context, chain, writable).await };
         let not = match self.served().await? {
             Joined::By(program) => {
@@ -132,7 +138,7 @@ impl Layers {
                 let stop = || cancelled.is_cancelled();
                 let populated = tree.populate(active.fs(), &options, Sharing::Private, &stop)?;
                 let path = active.fs().to_owned();
-                Ok(StepRoot(Kind::Directory { path, changes: Some((active, populated)) }))
+                Ok(StepRoot { kind: Kind::Directory { path, changes: Some((active, populated)) }, ownership })
             })
             .await;
         }
@@ -140,7 +146,7 @@ impl Layers {
             None => store.empty_directory()?,
             Some(chain) => self.flat(context, chain, tree).await?,
         };
-        Ok(StepRoot(Kind::Directory { path, changes: None }))
+        Ok(StepRoot { kind: Kind::Directory { path, changes: None }, ownership })
     }
 
     async fn overlay(
@@ -149,13 +155,16 @@ impl Layers {
         chain: Option<&Digest>,
         writable: bool,
     ) -> Result<StepRoot, WorkError> {
-        let lowers = self.directories(context, chain).await?;
+        let (lowers, ownership) = (self.directories(context, chain).await?, self.ownership());
         if !writable {
-            return Ok(StepRoot(Kind::Overlay { overlay: Overlay { lowers, changes: None }, changes: None }));
+            return Ok(StepRoot {
+                kind: Kind::Overlay { overlay: Overlay { lowers, changes: None }, changes: None },
+                ownership,
+            });
         }
         let active = self.store.prepare()?;
         let changes = Some(Changes { upper: active.fs().to_owned(), work: active.work().to_owned() });
-        Ok(StepRoot(Kind::Overlay { overlay: Overlay { lowers, changes }, changes: Some(active) }))
+        Ok(StepRoot { kind: Kind::Overlay { overlay: Overlay { lowers, changes }, changes: Some(active) }, ownership })
     }
 
     async fn joined_by(
@@ -166,10 +175,14 @@ impl Layers {
         writable: bool,
     ) -> Result<StepRoot, WorkError> {
         let (lowers, program) = (self.unmarked(context, chain).await?, program.to_owned());
+        let ownership = self.ownership();
         let active = if writable { Some(self.store.prepare()?) } else { None };
         let changes = active.as_ref();
         let changes = changes.map(|active| Changes { upper: active.fs().to_owned(), work: active.work().to_owned() });
-        Ok(StepRoot(Kind::Served { overlay: Overlay { lowers, changes }, program, changes: active }))
+        Ok(StepRoot {
+            kind: Kind::Served { overlay: Overlay { lowers, changes }, program, changes: active },
+            ownership,
+        })
     }
 
     /// A stack as one directory that is only read.

@@ -13,6 +13,7 @@ use sys::file;
 use sys::path::{Links, open};
 use sys::xattr;
 
+use super::apply::Ownership;
 use super::entry::{Entry, EntryKind, MAX_PATHS, join, keeps_xattr, show};
 use super::error::LayerError;
 use super::index::{LayerIndex, implicit_dir};
@@ -30,11 +31,25 @@ pub struct CommitOptions<'a> {
     /// The layers that were below, to drop whiteouts and opaque marks that hide nothing (overlay marks every new
     /// directory). Without it they are all kept.
     pub below: Option<&'a Tree>,
+    /// Whose files are: where all belong to one id on the disk, what was there before still belongs to whom it did.
+    pub ownership: Ownership,
     /// Asked for every entry; once it says yes, that is the end.
     pub cancelled: Option<&'a (dyn Fn() -> bool + Sync)>,
 }
 
 impl CommitOptions<'_> {
+    /// A step cannot give files away where there is one id. What it changed, the disk says, belongs to that id, whoever it
+    /// belonged to before; the layers below know better.
+    pub(super) fn keep_owners(&self, entries: &mut [Entry]) {
+        let (Ownership::Skip, Some(below)) = (self.ownership, self.below) else { return };
+        let mut finger = below.finger();
+        for entry in entries.iter_mut().filter(|entry| !matches!(entry.kind, EntryKind::Whiteout)) {
+            let Some(found) = finger.lookup(&entry.path) else { continue };
+            let was = below.file_of(found).map_or(found.entry, |file| file.entry);
+            (entry.uid, entry.gid) = (was.uid, was.gid);
+        }
+    }
+
     pub(super) fn check(&self) -> Result<(), LayerError> {
         if self.cancelled.is_some_and(|cancelled| cancelled()) { Err(LayerError::Cancelled) } else { Ok(()) }
     }
@@ -60,8 +75,9 @@ pub struct Committed {
 pub fn commit_upper(upper: &Path, options: &CommitOptions<'_>) -> Result<Committed, LayerError> {
     let root = open_dir(upper)?;
     let below = options.below.map(Tree::finger);
-    let entries =
-        Walk { options, below, served: false, names: HashMap::new(), entries: Vec::new(), path_bytes: 0 }.run(&root)?;
+    let walk = Walk { options, below, served: false, names: HashMap::new(), entries: Vec::new(), path_bytes: 0 };
+    let mut entries = walk.run(&root)?;
+    options.keep_owners(&mut entries);
     let mut writer = LayerWriter::new(io::sink());
     write_entries(&mut writer, &root, &entries, Expect::Nothing, options)?;
     let (written, _) = writer.finish()?;
@@ -81,7 +97,8 @@ pub fn commit_served<W: Write>(
     let root = open_dir(upper)?;
     let below = options.below.map(Tree::finger);
     let walk = Walk { options, below, served: true, names: HashMap::new(), entries: Vec::new(), path_bytes: 0 };
-    let entries = walk.run(&root)?;
+    let mut entries = walk.run(&root)?;
+    options.keep_owners(&mut entries);
     let mut writer = LayerWriter::new(out);
     write_entries(&mut writer, &root, &entries, Expect::Nothing, options)?;
     let (written, out) = writer.finish()?;

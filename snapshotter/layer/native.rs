@@ -370,7 +370,8 @@ pub fn commit_native<W: Write>(
         entries: Vec::new(),
         path_bytes: 0,
     };
-    let entries = diff.run(&root)?;
+    let mut entries = diff.run(&root)?;
+    options.keep_owners(&mut entries);
     let mut writer = LayerWriter::new(out);
     write_entries(&mut writer, &root, &entries, Expect::Nothing, options)?;
     let (written, out) = writer.finish()?;

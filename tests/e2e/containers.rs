@@ -147,3 +147,55 @@ fn root_of_a_container_makes_a_namespace_with_the_ids_it_has() {
     let pid = image.find("pid").expect("made");
     assert_eq!(String::from_utf8_lossy(&pid.body), "1\n", "processes have a namespace of their own");
 }
+
+/// What is around rbuild differs from machine to machine; each of these has stopped some builder.
+#[test]
+fn odd_surroundings_do_not_matter() {
+    if !require_root() || !require(&["setpriv", "unshare"]) {
+        return;
+    }
+    let env = TestEnv::busybox();
+    let place =
+        baggage(&env, &format!("{BASE}RUN id -u > /who\nRUN --mount=type=tmpfs,target=/t touch /t/x && cat /who\n"));
+    std::os::unix::fs::chown(&place, Some(12345), Some(12345)).expect("root may");
+    let devices = "mount -t tmpfs none /mnt && for n in null zero full random urandom tty; do touch /mnt/$n && \
+                   mount --bind /dev/$n /mnt/$n || exit 1; done; mount --move /mnt /dev";
+    let user = "setpriv --reuid=12345 --regid=12345 --clear-groups";
+    for (number, (setup, prefix)) in [
+        // Nobody has this id.
+        ("true", format!("env -u HOME {user}")),
+        ("mount --bind /proc /proc && mount -o remount,ro,bind /proc", String::new()),
+        ("mount -t tmpfs none /sys", user.to_owned()),
+        ("mount -t tmpfs none /sys", String::new()),
+        ("mount -t tmpfs -o ro none /var/tmp", format!("{user} prlimit --nproc=60")),
+        (devices, user.to_owned()),
+        ("true", format!("{user} unshare -r -m")),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let line = format!(
+            "{setup} && cd {} && exec {prefix} ./rbuild --root s{number} build --progress plain context",
+            place.display()
+        );
+        env.program("unshare").args(["-m", "--propagation", "private", "sh", "-c", &line]).ok().contains("RUN id -u");
+    }
+}
+
+/// Without a /proc that can be written, ids cannot be mapped: root gets what a container without namespaces gives.
+#[test]
+fn root_with_a_read_only_proc_and_no_rights_is_confined() {
+    if !require_root() || !require(&["setpriv", "unshare"]) {
+        return;
+    }
+    let env = TestEnv::busybox();
+    let place = baggage(&env, &format!("{BASE}RUN echo made > /made\n"));
+    let script = "mount --bind /proc /proc && mount -o remount,ro,bind /proc && \
+                  exec setpriv --bounding-set -sys_admin --inh-caps -all --no-new-privs sh -c \"$1\"";
+    let line = format!(
+        "cd {} && ./rbuild --root store build --progress plain -o type=oci,dest=out.tar context",
+        place.display()
+    );
+    Run::new("unshare").args(["-m", "sh", "-c", script, "-", &line]).env("HOME", env.dir()).ok().contains("chroot");
+    assert_eq!(image(&place).find("made").expect("made").body, b"made\n");
+}

@@ -82,6 +82,30 @@ fn a_user_with_one_id_builds_and_runs_and_is_told_what_is_missing() {
     );
 }
 
+/// Who has one id cannot give files away; what others own stays theirs all the same.
+#[test]
+fn files_of_others_stay_theirs_when_a_step_changes_them() {
+    if !require(&["unshare", "setpriv", "newuidmap"]) || !require_root() {
+        return;
+    }
+    let env = env_of_user();
+    let tar = env.path("busybox.tar").display().to_string();
+    let text = "FROM busybox\nCOPY --chown=33:44 --chmod=640 f /d/f\n\
+                RUN echo more >> /d/f && touch /d/new && chmod 6711 /d/new && mkdir -m 1777 /d/sub && ln /d/f /d/also\n";
+    let path = env.dockerfile("c", text).file("f", "content\n").dir().display().to_string();
+    let out = env.path("home/app.tar").display().to_string();
+    for subordinate_ids in [true, false] {
+        as_user(&env, subordinate_ids, &["import", &tar, "busybox"]).ok();
+        as_user(&env, subordinate_ids, &["build", "--no-cache", "-o", &format!("type=oci,dest={out}"), &path]).ok();
+        let image = Layout::from_archive(&env.path("home/app.tar")).image();
+        let seen = |path: &str| image.find(path).map(|e| (e.uid, e.gid, e.mode & 0o7777)).expect("there");
+        assert_eq!(seen("d"), (33, 44, 0o755));
+        assert_eq!(seen("d/f"), (33, 44, 0o640));
+        assert_eq!(seen("d/new"), (0, 0, 0o6711));
+        assert_eq!(seen("d/sub"), (0, 0, 0o1777));
+    }
+}
+
 #[test]
 fn users_run_programs_of_another_machine() {
     if !require(&["unshare", "setpriv", "newuidmap", "qemu-aarch64-static"]) || !require_root() {

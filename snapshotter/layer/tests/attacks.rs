@@ -274,7 +274,9 @@ fn a_layer_as_deep_as_paths_go() {
     let mut applied = apply(&*tar, temp.path(), &options(), &|| false).expect("legal");
     let open_below = |_: usize, _: &[u8]| Err(std::io::ErrorKind::NotFound.into());
     mend(temp.path(), &mut applied.index, &tree, &options(), open_below, || Ok(&*tar), &|| false).expect("legal");
-    let committed = commit_upper(temp.path(), &CommitOptions { below: Some(&tree), cancelled: None }).expect("legal");
+    let committed =
+        commit_upper(temp.path(), &CommitOptions { below: Some(&tree), cancelled: None, ..CommitOptions::default() })
+            .expect("legal");
     assert_eq!(committed.index.entries().len(), 4201);
     sys::file::remove_all(sys::file::open_root(temp.path()).expect("open"), b"a").expect("removed");
     sys::file::remove_all(sys::file::open_root(temp.path()).expect("open"), b"b").expect("removed");
@@ -355,6 +357,9 @@ fn unpacking_ends_when_asked_to() {
     asked.set(0);
     let tar = archive(&[Raw::pax(&records), Raw::file("hole", "")]);
     assert!(matches!(index_tar(&*tar, &cancelled), Err(LayerError::Cancelled)));
-    let committed = commit_upper(temp.path(), &CommitOptions { below: None, cancelled: Some(&|| true) });
+    let committed = commit_upper(
+        temp.path(),
+        &CommitOptions { below: None, cancelled: Some(&|| true), ..CommitOptions::default() },
+    );
     assert!(matches!(committed, Err(LayerError::Cancelled)));
 }

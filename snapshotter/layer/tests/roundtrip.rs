@@ -292,7 +292,9 @@ fn as_root_umoci_unpacks_our_layers() {
     upper(&source);
     let below = index_tar(&*archive(&lower), &|| false).expect("index");
     let tree = Tree::new(vec![below.index.clone().into()]);
-    let committed = commit_upper(&source, &CommitOptions { below: Some(&tree), cancelled: None }).expect("commit");
+    let committed =
+        commit_upper(&source, &CommitOptions { below: Some(&tree), cancelled: None, ..CommitOptions::default() })
+            .expect("commit");
     let mut tar = Vec::new();
     write_upper(&source, &committed.index, &mut tar).expect("write");
 

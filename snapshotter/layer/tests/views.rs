@@ -178,7 +178,7 @@ fn as_root_overlay_marks_that_hide_nothing_are_dropped() {
     };
     let dir = |opaque| format!("Dir {{ opaque: {opaque}, implicit: false }}");
     assert_eq!(
-        kinds(CommitOptions { below: Some(&below), cancelled: None }),
+        kinds(CommitOptions { below: Some(&below), cancelled: None, ..CommitOptions::default() }),
         [
             format!("fresh {}", dir(false)),
             "removed Whiteout".to_owned(),
