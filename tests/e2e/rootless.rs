@@ -90,7 +90,7 @@ fn files_of_others_stay_theirs_when_a_step_changes_them() {
     }
     let env = env_of_user();
     let tar = env.path("busybox.tar").display().to_string();
-    let text = "FROM busybox\nCOPY --chown=33:44 --chmod=640 f /d/f\n\
+    let text = "FROM busybox\nCOPY --chown=33:44 --chmod=755 f /d/f\n\
                 RUN echo more >> /d/f && touch /d/new && chmod 6711 /d/new && mkdir -m 1777 /d/sub && ln /d/f /d/also\n";
     let path = env.dockerfile("c", text).file("f", "content\n").dir().display().to_string();
     let out = env.path("home/app.tar").display().to_string();
@@ -100,7 +100,7 @@ fn files_of_others_stay_theirs_when_a_step_changes_them() {
         let image = Layout::from_archive(&env.path("home/app.tar")).image();
         let seen = |path: &str| image.find(path).map(|e| (e.uid, e.gid, e.mode & 0o7777)).expect("there");
         assert_eq!(seen("d"), (33, 44, 0o755));
-        assert_eq!(seen("d/f"), (33, 44, 0o640));
+        assert_eq!(seen("d/f"), (33, 44, 0o755));
         assert_eq!(seen("d/new"), (0, 0, 0o6711));
         assert_eq!(seen("d/sub"), (0, 0, 0o1777));
     }
