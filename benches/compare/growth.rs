@@ -122,12 +122,9 @@ fn large(context: &Path, mebibytes: usize) -> Result<(), String> {
 
 /// Measures all of it and prints tables of Markdown.
 #[expect(clippy::print_stdout, reason = "the figures are the result")]
-pub(crate) fn run(directory: &Path, runs: usize) -> Result<(), String> {
-    for series in all() {
-        println!(
-            "\n### {}\n\n| {} | seconds | ms per {} | peak MB |\n|---|---|---|---|",
-            series.title, series.unit, series.unit
-        );
+pub(crate) fn run(directory: &Path, runs: usize, of: &str) -> Result<(), String> {
+    for series in all().iter().filter(|series| of == "all" || of == series.unit) {
+        println!("\n### {}\n\n| {} | seconds | ms for each | peak MB |\n|---|---|---|---|", series.title, series.unit);
         for &size in series.sizes {
             let (context, store) = (directory.join("growth/context"), directory.join("growth/store"));
             (series.prepare)(&context, size)?;
@@ -149,7 +146,7 @@ pub(crate) fn run(directory: &Path, runs: usize) -> Result<(), String> {
             let _ = fs::remove_dir_all(directory.join("growth"));
         }
     }
-    at_once(directory)
+    if of == "all" || of == "builds" { at_once(directory) } else { Ok(()) }
 }
 
 fn build(context: &Path, store: &Path) -> Command {

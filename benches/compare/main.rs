@@ -2,7 +2,7 @@
 //!
 //! `cargo bench --bench compare [-- [--runs N] [--scenes noop,steps,…] [--engines rbuild,buildah,…] [--picture FILE.svg]]`
 //!
-//! With `--growth yes` it is only rbuild, with more and more to do.
+//! With `--growth all|stages|files|layers|MiB|builds` it is only rbuild, with more and more to do.
 //!
 //! Peers are found on PATH: buildah (with runc), docker's classic builder (dockerd is started for the time of the benchmark),
 //! BuildKit (buildkitd likewise); where images are only moved, skopeo. Scenes that move images need docker-registry, one needs Debian's mirrors. Medians, ratios and
@@ -27,15 +27,15 @@ struct Options {
     scenes: Option<Vec<String>>,
     engines: Option<Vec<String>>,
     picture: Option<String>,
-    growth: bool,
+    growth: Option<String>,
 }
 
 #[expect(clippy::print_stdout, reason = "the figures are the result")]
 fn main() {
     let options = options();
     let directory = tempfile::Builder::new().prefix("rbuild-compare-").tempdir().expect("a temporary directory");
-    if options.growth {
-        growth::run(directory.path(), options.runs).expect("measure");
+    if let Some(of) = &options.growth {
+        growth::run(directory.path(), options.runs, of).expect("measure");
         return;
     }
     let registry = servers::Registry::start(directory.path());
@@ -64,7 +64,7 @@ fn main() {
 }
 
 fn options() -> Options {
-    let mut options = Options { runs: 3, scenes: None, engines: None, picture: None, growth: false };
+    let mut options = Options { runs: 3, scenes: None, engines: None, picture: None, growth: None };
     // Cargo itself adds --bench.
     let mut words = std::env::args().skip(1).filter(|word| word != "--bench");
     while let Some(word) = words.next() {
@@ -75,7 +75,7 @@ fn options() -> Options {
             "--scenes" => options.scenes = list(),
             "--engines" => options.engines = list(),
             "--picture" => options.picture = Some(value),
-            "--growth" => options.growth = value == "yes",
+            "--growth" => options.growth = Some(value),
             other => panic!("unknown option {other}: --runs, --scenes, --engines, --picture, --growth"),
         }
     }
