@@ -127,8 +127,11 @@ impl Store {
         }
         for digest in held {
             graph.mark(*digest, &mut marked);
-            // Somebody has found an image by its config, and will ask for its layers next.
-            for chain in chains_of(&self.layout, &Digest::from_bytes(*digest)).unwrap_or_default() {
+            // Somebody has found an image, and will ask next for what its manifest or config names.
+            let mut configs = reached_from(&self.layout, *digest, &mut marked.blobs);
+            marked.blobs.extend(configs.iter().map(|config| *config.as_bytes()));
+            configs.push(Digest::from_bytes(*digest));
+            for chain in configs.iter().flat_map(|config| chains_of(&self.layout, config).unwrap_or_default()) {
                 graph.mark(*chain.as_bytes(), &mut marked);
             }
         }
@@ -157,24 +160,21 @@ impl Store {
     }
 
     fn mark_images(&self, db: &Connection, graph: &Layers, marked: &mut Marked) -> rusqlite::Result<()> {
-        let mut configs = Vec::new();
+        let (mut configs, mut manifests) = (Vec::new(), Vec::new());
         let mut statement = db.prepare("SELECT config, manifest, previous FROM images")?;
         let mut images = statement.query([])?;
         while let Some(row) = images.next()? {
             configs.push(Digest::from_bytes(row.get(0)?));
-            marked.blobs.extend(row.get::<_, Option<[u8; 32]>>(1)?);
+            manifests.extend(row.get::<_, Option<Bytes>>(1)?);
             let previous = row.get::<_, Option<String>>(2)?;
             if let Some(previous) = previous.and_then(|text| crate::image::Previous::decode(&text)) {
                 configs.push(previous.config);
-                marked.blobs.extend(previous.manifest.map(|(digest, _, _)| *digest.as_bytes()));
+                manifests.extend(previous.manifest.map(|(digest, _, _)| *digest.as_bytes()));
             }
         }
-        let indexes: Vec<Bytes> = db
-            .prepare("SELECT manifest FROM images WHERE manifest_type LIKE '%index%' OR manifest_type LIKE '%list%'")?
-            .query_map([], |row| row.get(0))?
-            .collect::<rusqlite::Result<_>>()?;
-        for index in indexes {
-            configs.extend(reached_from(&self.layout, index, &mut marked.blobs));
+        for manifest in manifests {
+            marked.blobs.insert(manifest);
+            configs.extend(reached_from(&self.layout, manifest, &mut marked.blobs));
         }
         for config in configs {
             marked.blobs.insert(*config.as_bytes());
@@ -284,7 +284,13 @@ pub(crate) fn reached_from(layout: &Layout, manifest: Bytes, noted: &mut HashSet
 }
 
 fn named_in(layout: &Layout, manifest: &Digest) -> Option<Named> {
-    serde_json::from_slice(&fs::read(layout.blob(manifest)).ok()?).ok()
+    /// More than any manifest has.
+    const LIMIT: u64 = 4 << 20;
+    let path = layout.blob(manifest);
+    if fs::metadata(&path).ok()?.len() > LIMIT {
+        return None;
+    }
+    serde_json::from_slice(&fs::read(path).ok()?).ok()
 }
 
 type Bytes = [u8; 32];

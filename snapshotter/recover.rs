@@ -188,17 +188,35 @@ fn drop_dangling(db: &Connection, layout: &Layout) -> rusqlite::Result<()> {
     let orphans = "DELETE FROM layers WHERE parent IS NOT NULL AND parent NOT IN (SELECT chain FROM layers)";
     while db.execute(orphans, [])? > 0 {}
     db.execute("DELETE FROM records WHERE chain IS NOT NULL AND chain NOT IN (SELECT chain FROM layers)", [])?;
-    let images: Vec<(String, [u8; 32], Option<String>)> = db
-        .prepare("SELECT name, config, previous FROM images")?
-        .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
+    let images: Vec<(String, [u8; 32], Option<[u8; 32]>, Option<String>)> = db
+        .prepare("SELECT name, config, manifest, previous FROM images")?
+        .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))?
         .collect::<rusqlite::Result<_>>()?;
-    for (name, config, previous) in images {
-        if is_whole(db, layout, &Digest::from_bytes(config))? {
+    for (name, config, manifest, previous) in images {
+        let is_there = |manifest: Option<[u8; 32]>| match manifest {
+            Some(manifest) => db
+                .prepare_cached("SELECT 1 FROM files WHERE kind = ?1 AND digest = ?2")?
+                .exists(rusqlite::params![FileKind::Blob as i64, manifest]),
+            None => Ok(true),
+        };
+        let whole = is_whole(db, layout, &Digest::from_bytes(config))?;
+        if whole && is_there(manifest)? {
             continue;
         }
         let previous = previous.and_then(|text| crate::image::Previous::decode(&text));
         match previous {
-            Some(previous) if is_whole(db, layout, &previous.config)? => previous.restore(db, &name)?,
+            Some(previous)
+                if is_whole(db, layout, &previous.config)?
+                    && is_there(previous.manifest.as_ref().map(|(manifest, _, _)| *manifest.as_bytes()))? =>
+            {
+                previous.restore(db, &name)?;
+            }
+            // A manifest can be made again.
+            _ if whole => {
+                let sql =
+                    "UPDATE images SET manifest = NULL, manifest_type = NULL, manifest_size = NULL WHERE name = ?1";
+                db.execute(sql, [&name])?;
+            }
             _ => {
                 db.execute("DELETE FROM images WHERE name = ?1", [&name])?;
             }

@@ -387,3 +387,42 @@ fn notes_are_kept() {
     store.put_note("etag", "https://example.com", "\"2\"").unwrap();
     assert_eq!(store.note("etag", "https://example.com").unwrap().as_deref(), Some("\"2\""));
 }
+
+#[test]
+fn what_the_index_behind_an_image_names_stays() {
+    let lab = Lab::new();
+    let store = lab.open();
+    let put = |text: &str| {
+        let config = store.put_blob(format!("{{\"of\": \"{text}\"}}").as_bytes()).unwrap();
+        let manifest = store.put_blob(format!("{{\"config\": {{\"digest\": \"{config}\"}}}}").as_bytes()).unwrap();
+        let index = format!("{{\"manifests\": [{{\"digest\": \"{manifest}\"}}], \"of\": \"{text}\"}}");
+        let digest = store.put_blob(index.as_bytes()).unwrap();
+        let name = "docker.io/library/app:latest".to_owned();
+        let size = index.len() as u64;
+        let manifest_ref = crate::ManifestRef { digest, media_type: "an index".into(), size };
+        let kind = ImageKind::Tagged;
+        store.put_image(&ImageRecord { name, config, manifest: Some(manifest_ref), kind }).unwrap();
+        (config, manifest)
+    };
+    let (old_config, old_manifest) = put("old");
+    store.make_durable().unwrap();
+    let (config, manifest) = put("new");
+    drop(store);
+    // The name falls back to what it was before, should the machine die now: that is kept too.
+    let store = lab.open();
+    store.collect(&CollectPolicy::default()).unwrap();
+    for digest in [old_config, old_manifest, config, manifest] {
+        assert!(store.blob_path(&digest).is_some(), "{digest}");
+    }
+    // And what somebody has found, though another takes it away.
+    let (one, other) = (lab.open(), lab.open());
+    assert!(one.image("docker.io/library/app:latest").unwrap().is_some());
+    drop(store);
+    let names: Vec<String> = other.images().unwrap().into_iter().map(|image| image.name).collect();
+    names.iter().for_each(|name| assert!(other.remove_image(name).unwrap()));
+    other.collect(&CollectPolicy::default()).unwrap();
+    assert!(one.blob_path(&manifest).is_some() && one.blob_path(&config).is_some());
+    drop(one);
+    other.collect(&CollectPolicy::default()).unwrap();
+    assert!(other.blob_path(&manifest).is_none());
+}
