@@ -28,6 +28,27 @@ pub struct PrunePolicy {
     pub bases: bool,
     /// Only as much as brings the store down to so many bytes, the least recently used first.
     pub keep: Option<u64>,
+    /// Only as much as leaves so many bytes of the disk free, likewise.
+    pub free: Option<u64>,
+    /// So many bytes stay, whatever [`Self::keep`] and [`Self::free`] say.
+    pub reserved: Option<u64>,
+}
+
+impl PrunePolicy {
+    /// To how many bytes the store is to come down; `None`: whatever fits goes. As BuildKit reckons it.
+    fn goal(&self, total: u64, disk_free: u64) -> Option<u64> {
+        let Self { keep, free, reserved, .. } = self;
+        if keep.is_none() && free.is_none() && reserved.is_none() {
+            return None;
+        }
+        let for_disk = free.map(|free| total.saturating_sub(free.saturating_sub(disk_free)));
+        let goal = match (*keep, for_disk) {
+            (Some(keep), Some(for_disk)) => keep.min(for_disk),
+            (None, Some(goal)) | (Some(goal), None) => goal,
+            (None, None) => 0,
+        };
+        Some(goal.max(reserved.unwrap_or(0)))
+    }
 }
 
 /// What was taken.
@@ -78,6 +99,9 @@ impl Store {
     /// The database or the disk.
     pub fn prune(&self, policy: &PrunePolicy) -> Result<Pruned, StoreError> {
         let before = self.usage()?;
+        let disk = rustix::fs::statvfs(self.root());
+        let disk = disk.map_err(|error| StoreError::io("examine", self.root())(error.into()))?;
+        let policy = &PrunePolicy { keep: policy.goal(before.total, disk.f_bavail * disk.f_frsize), ..policy.clone() };
         let mut sizes = Sizes { total: before.total, ..Sizes::default() };
         for item in &before.items {
             match item.kind {
@@ -326,5 +350,30 @@ impl Facts {
         let mut marked = Marked::default();
         self.layers.mark(chain, &mut marked);
         marked.layers.into_iter().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn goals_are_reckoned_as_in_buildkit() {
+        // Of a store of 100 bytes on a disk with 50 free ones: kept, to be free, reserved, and what is left of it.
+        for (keep, free, reserved, goal) in [
+            (None, None, None, None),
+            (Some(60), None, None, Some(60)),
+            (Some(200), None, None, Some(200)),
+            (None, None, Some(60), Some(60)),
+            (Some(60), None, Some(80), Some(80)),
+            (None, Some(40), None, Some(100)),
+            (None, Some(70), None, Some(80)),
+            (Some(60), Some(70), None, Some(60)),
+            (Some(90), Some(70), None, Some(80)),
+            (None, Some(1000), Some(30), Some(30)),
+        ] {
+            let policy = PrunePolicy { keep, free, reserved, ..PrunePolicy::default() };
+            assert_eq!(policy.goal(100, 50), goal, "{policy:?}");
+        }
     }
 }

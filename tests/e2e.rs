@@ -32,6 +32,8 @@ mod formats;
 mod hostile;
 #[path = "e2e/images.rs"]
 mod images;
+#[path = "e2e/keys.rs"]
+mod keys;
 #[path = "e2e/kills.rs"]
 mod kills;
 #[path = "e2e/layers.rs"]

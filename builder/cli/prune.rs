@@ -27,8 +27,14 @@ pub struct Args {
     #[arg(long = "filter", value_name = "FILTER")]
     pub filters: Vec<String>,
     /// Only as much as brings the store down to this size, the least recently used first
-    #[arg(long, alias = "keep-storage", alias = "reserved-space", value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE")]
     pub max_used_space: Option<Size>,
+    /// Only as much as leaves this much of the disk free, the least recently used first
+    #[arg(long, value_name = "SIZE")]
+    pub min_free_space: Option<Size>,
+    /// This much stays, the most recently used
+    #[arg(long, alias = "keep-storage", value_name = "SIZE")]
+    pub reserved_space: Option<Size>,
     /// Do not ask
     #[arg(short, long)]
     pub force: bool,
@@ -100,7 +106,13 @@ pub async fn run(args: &Args, session: &Session) -> Result<ExitCode, Report> {
     if !args.force && !agreed(&[what])? {
         return Ok(ExitCode::FAILURE);
     }
-    let policy = filters.policy(args.all, args.max_used_space)?;
+    let bytes = |size: Option<Size>| size.map(|Size(bytes)| bytes);
+    let policy = PrunePolicy {
+        keep: bytes(args.max_used_space),
+        free: bytes(args.min_free_space),
+        reserved: bytes(args.reserved_space),
+        ..filters.policy(args.all)?
+    };
     let pruned = prune(session, policy).await?;
     report(&pruned, args.verbose, &[]);
     Ok(ExitCode::SUCCESS)
@@ -161,7 +173,7 @@ pub async fn system(command: &System, session: &Session) -> Result<ExitCode, Rep
     }
     let start = usage(session).await?.total;
     let deleted = forget_images(session, args.all, filters.until)?;
-    let mut pruned = prune(session, filters.policy(true, None)?).await?;
+    let mut pruned = prune(session, filters.policy(true)?).await?;
     pruned.freed = start.saturating_sub(pruned.left);
     report(&pruned, false, &deleted);
     Ok(ExitCode::SUCCESS)
@@ -214,7 +226,7 @@ impl Filters {
             && self.until.is_none_or(|until| used.is_some_and(|used| used < until))
     }
 
-    fn policy(self, bases: bool, keep: Option<Size>) -> Result<PrunePolicy, Report> {
+    fn policy(self, bases: bool) -> Result<PrunePolicy, Report> {
         if self.in_use == Some(true) {
             return Err(Report::new("--filter inuse=true: what is in use is never removed").with_exit_code(2));
         }
@@ -223,8 +235,8 @@ impl Filters {
                 Report::new(format!("--filter type={}: this is not removed by pruning the cache", kind.name()));
             return Err(report.with_hint("images are removed by rbuild rmi and rbuild image prune").with_exit_code(2));
         }
-        let keep = keep.map(|Size(bytes)| bytes);
-        Ok(PrunePolicy { unused_since: self.until, kinds: self.kinds, ids: self.ids, bases, keep })
+        let (unused_since, kinds, ids) = (self.until, self.kinds, self.ids);
+        Ok(PrunePolicy { unused_since, kinds, ids, bases, ..PrunePolicy::default() })
     }
 }
 

@@ -83,7 +83,7 @@ impl BuildWorker {
             return self.import(context, local).await;
         }
         let content = local.tree.tree.digest_exact(path.as_bytes())?;
-        let key = KeyHasher::new("import-part/1").field(path.as_bytes()).field(content.as_bytes()).finish();
+        let key = KeyHasher::new("import-part/2").field(path.as_bytes()).field(content.as_bytes()).finish();
         self.copied(context, key, &local.tree, &format!("/{path}"), true).await
     }
 

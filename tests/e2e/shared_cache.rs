@@ -429,3 +429,21 @@ fn a_cache_that_gives_other_bytes_for_a_layer_is_a_miss() {
     assert_eq!(two.run("it", &["cat", "/all"]).ok().stdout, "one\ntwo\n");
     two.rbuild(["inspect", "--validate", "it"]).ok();
 }
+
+/// What needs to know nothing of its base does not have it fetched.
+#[test]
+fn a_linked_copy_upon_a_base_moves_no_layer_of_it() {
+    if !require(NEEDED) {
+        return;
+    }
+    let registry = Registry::plain();
+    let base = put_base(&registry);
+    let env = TestEnv::new();
+    let context = env.dockerfile("c", &format!("FROM {base}\nCOPY --link app /app\nENV A=b\n")).file("app", "app");
+    let before = registry.requests().len();
+    let app = registry.name("team/app:1");
+    build(&env, &context, &["-t", &app, "--push"]);
+    let own = layers(&raw(&registry, "--raw", "team/base:1"));
+    assert!(downloads(&registry, before).is_disjoint(&own));
+    assert_eq!(env.run(&app, &["cat", "/app"]).ok().stdout, "app");
+}
