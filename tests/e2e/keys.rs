@@ -122,9 +122,9 @@ fn each_input_of_a_step_counts_for_it_and_what_follows_and_for_nothing_else() {
     check("how it is mounted", &[], &["left2"]);
     dockerfile("RUN echo right1", "RUN --security=insecure echo right1");
     check("what it may do", &["--allow", "security.insecure"], &["right1"]);
-    dockerfile("tree /tree", "COPY --chown=5 tree");
+    dockerfile("COPY tree", "COPY --chown=5 tree");
     check("an owner", &[], everything_left);
-    dockerfile("tree /tree", "COPY --chmod=700 tree");
+    dockerfile("COPY tree", "COPY --chmod=700 tree");
     check("a mode for all", &[], everything_left);
     check("a host", &["--add-host", "there:10.1.2.3"], &["left1", "left2", "right1", "last"]);
     // What says nothing of the result does not count.
