@@ -132,7 +132,10 @@ pub async fn deliver(
         output.notes.iter().for_each(|note| progress.warn(note.clone()));
         let vertex = progress.vertex(&describe(&output.kind));
         let context = RunContext { progress: vertex.clone(), cancelled: cancelled.clone() };
-        vertex.during(one(session, built, output, &names, &context, &mut delivered)).await?;
+        let done = vertex.during(one(session, built, output, &names, &context, &mut delivered)).await;
+        if let Err(error) = done {
+            return Err(refused(session, built, &context, error).await);
+        }
     }
     if delivered.ids.is_empty() {
         delivered.ids = built.images.iter().map(|image| image.id).collect();
@@ -402,6 +405,22 @@ async fn files(
         context.progress.warn(format!("{} device nodes were left out: only root can make them", skipped.len()));
     }
     Ok(())
+}
+
+/// A registry takes no blob whose bytes are not those of its digest. Where it refused one they are looked at, and what is
+/// damaged is taken away.
+async fn refused(session: &Session, built: &Built, context: &RunContext, error: OutputError) -> OutputError {
+    let OutputError::Push(PushError::Registry { source, .. }) = &error else { return error };
+    let is_theirs = matches!(**source, registry::Error::Unauthorized { .. } | registry::Error::Denied { .. });
+    if is_theirs || source.is_transient() {
+        return error;
+    }
+    for layer in built.images.iter().filter_map(|image| image.rootfs.chain) {
+        if session.layers.check(context, Some(&layer)).await.unwrap_or(false) {
+            return WorkError::LayerGone { layer, source: Box::new(WorkError::LayerLost(layer)) }.into();
+        }
+    }
+    error
 }
 
 /// Layers never change by themselves. What is damaged is taken away.

@@ -239,3 +239,17 @@ fn files_that_go_out_are_those_that_the_step_made() {
     let found = entries.iter().find(|entry| entry.path == "deep/er/first").expect("it is there");
     assert_eq!(found.body, b"first\n");
 }
+
+#[test]
+fn a_damaged_blob_that_a_registry_refuses_is_made_again() {
+    if !crate::support::require(&["docker-registry", "setpriv"]) {
+        return;
+    }
+    let (env, context, before) = prepared();
+    of_kind(&env, "blobs", &before).iter().for_each(|file| flip(file));
+    let registry = crate::support::Registry::plain();
+    let out = env.build(&context, &["-t", &registry.name("app:1"), "--push"]).ok();
+    assert!(out.stderr.contains("is damaged"), "{}", out.stderr);
+    let other = TestEnv::new();
+    assert_eq!(other.run(&registry.name("app:1"), &["head", "-c", "3", "/copied"]).ok().stdout, "fff");
+}
