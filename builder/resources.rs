@@ -1,10 +1,11 @@
 //! Limits for RUN steps as the command line has them, in docker's words.
 
+use std::io::Read;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use executor::Process;
-use executor::spec::{Limits, Resource, Rlimit, Seccomp};
+use executor::spec::{Limits, Resource, Rlimit, Seccomp, SeccompProfile};
 use serde::{Deserialize, Serialize};
 
 /// Options of `rbuild build` and `rbuild run` about what a step may use.
@@ -41,7 +42,11 @@ pub struct ResourceArgs {
     /// A limit of the kind set by ulimit: `nofile=1024:2048`
     #[arg(long = "ulimit", value_name = "NAME=SOFT[:HARD]")]
     pub ulimits: Vec<String>,
-    /// `seccomp=unconfined`, `no-new-privileges`
+    /// One of the limits in buildx's form: `memory=2g`, `memory-swap=4g`, `cpu-shares=N`, `cpu-period=N`, `cpu-quota=N`,
+    /// `cpuset-cpus=LIST`, `cpuset-mems=LIST`; may be given several times
+    #[arg(long = "resource", value_name = "NAME=VALUE")]
+    pub resources: Vec<String>,
+    /// `seccomp=FILE` (a profile in docker's form), `seccomp=unconfined`, `seccomp=builtin`, `no-new-privileges`
     #[arg(long = "security-opt", value_name = "OPTION")]
     pub security_opts: Vec<String>,
 }
@@ -55,10 +60,23 @@ pub struct Resources {
     pub shm_size: Option<u64>,
     /// By setrlimit.
     pub rlimits: Vec<Rlimit>,
-    /// All system calls.
-    pub unconfined: bool,
+    /// System calls.
+    pub filter: Filter,
     /// Setuid programs have no effect.
     pub no_new_privileges: bool,
+}
+
+/// `--security-opt seccomp=`
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Filter {
+    /// Docker's default profile.
+    #[default]
+    Builtin,
+    /// All system calls.
+    Unconfined,
+    /// The profile of a file.
+    File(Box<SeccompProfile>),
 }
 
 /// How long a step may take.
@@ -79,6 +97,9 @@ impl ResourceArgs {
     /// # Errors
     /// A value that cannot be, in words.
     pub fn resources(&self) -> Result<Resources, String> {
+        if !self.resources.is_empty() {
+            return self.with_buildx_resources()?.resources();
+        }
         let size = |option: &str, text: &Option<String>| {
             text.as_ref()
                 .map(|text| bytes(text).ok_or_else(|| format!("--{option} {text:?} is no size, as 512m is")))
@@ -126,21 +147,55 @@ impl ResourceArgs {
     }
 }
 
+impl ResourceArgs {
+    /// What `--resource` says counts more than the option of the same name, and later more than earlier.
+    fn with_buildx_resources(&self) -> Result<Self, String> {
+        let mut args = self.clone();
+        for text in std::mem::take(&mut args.resources) {
+            let (name, value) = text.split_once('=').ok_or_else(|| format!("--resource {text:?} is not NAME=VALUE"))?;
+            let (name, value) = (name.trim(), value.trim().to_owned());
+            let wrong = |_| format!("--resource {text:?}: {value:?} is no number");
+            match name {
+                "memory" => args.memory = Some(value),
+                "memory-swap" => args.memory_swap = Some(value),
+                "cpu-shares" => args.cpu_shares = Some(value.parse().map_err(wrong)?),
+                "cpu-period" => args.cpu_period = Some(value.parse().map_err(wrong)?),
+                "cpu-quota" => args.cpu_quota = Some(value.parse().map_err(wrong)?),
+                "cpuset-cpus" => args.cpuset_cpus = Some(value),
+                "cpuset-mems" => args.cpuset_mems = Some(value),
+                _ => {
+                    return Err(format!(
+                        "--resource {text:?}: there is memory, memory-swap, cpu-shares, cpu-period, cpu-quota, cpuset-cpus \
+                         and cpuset-mems"
+                    ));
+                }
+            }
+        }
+        Ok(args)
+    }
+}
+
+/// Largest profile of system calls that is read.
+const MOST_PROFILE: u64 = 4 << 20;
+
+fn profile(path: &str) -> Result<SeccompProfile, String> {
+    let mut text = Vec::new();
+    let read = std::fs::File::open(path).and_then(|file| file.take(MOST_PROFILE).read_to_end(&mut text));
+    read.map_err(|error| format!("--security-opt seccomp={path}: cannot read it: {error}"))?;
+    SeccompProfile::parse(&text).map_err(|why| format!("--security-opt seccomp={path}: {why}"))
+}
+
 impl Resources {
     fn security_option(&mut self, option: &str) -> Result<(), String> {
         match option.split_once(['=', ':']).unwrap_or((option, "")) {
             ("no-new-privileges", "" | "true") => self.no_new_privileges = true,
             ("no-new-privileges", "false") => self.no_new_privileges = false,
-            ("seccomp", "unconfined") => self.unconfined = true,
-            ("seccomp", "builtin") => self.unconfined = false,
-            ("seccomp", _) => {
-                return Err(format!(
-                    "--security-opt {option:?}: profiles from files are not supported yet; unconfined and builtin are"
-                ));
-            }
+            ("seccomp", "unconfined") => self.filter = Filter::Unconfined,
+            ("seccomp", "builtin") => self.filter = Filter::Builtin,
+            ("seccomp", path) if !path.is_empty() => self.filter = Filter::File(Box::new(profile(path)?)),
             _ => {
                 return Err(format!(
-                    "--security-opt {option:?} is neither seccomp=unconfined|builtin nor no-new-privileges"
+                    "--security-opt {option:?} is neither seccomp=FILE|unconfined|builtin nor no-new-privileges"
                 ));
             }
         }
@@ -153,9 +208,11 @@ impl Resources {
         process.rlimits.clone_from(&self.rlimits);
         process.shm_size = self.shm_size.unwrap_or(process.shm_size);
         process.no_new_privileges |= self.no_new_privileges;
-        if self.unconfined {
-            process.seccomp = Seccomp::Unconfined;
-        }
+        process.seccomp = match &self.filter {
+            Filter::Builtin => Seccomp::Default,
+            Filter::Unconfined => Seccomp::Unconfined,
+            Filter::File(profile) => Seccomp::Profile(profile.clone()),
+        };
     }
 }
 
@@ -295,9 +352,14 @@ mod tests {
             Rlimit { resource: Resource::Nofile, soft: Some(10), hard: Some(20) },
             Rlimit { resource: Resource::Core, soft: None, hard: None },
         ];
-        let want = Resources { limits, shm_size: Some(1 << 20), rlimits, unconfined: false, no_new_privileges: true };
+        let want =
+            Resources { limits, shm_size: Some(1 << 20), rlimits, filter: Filter::Builtin, no_new_privileges: true };
         assert_eq!(got, want);
         assert_eq!(parse(""), Ok(Resources::default()));
+        let buildx =
+            parse("-m 1g --resource memory=64m --resource cpu-quota=5 --resource memory=32m --resource cpuset-cpus=0");
+        let limits = buildx.expect("valid").limits;
+        assert_eq!((limits.memory, limits.cpu_quota, limits.cpuset_cpus), (Some(32 << 20), Some(5), Some("0".into())));
     }
 
     #[test]
@@ -315,7 +377,12 @@ mod tests {
             "--ulimit nofile=-1:4",
             "--ulimit files=5",
             "--security-opt apparmor=x",
-            "--security-opt seccomp=/profile.json",
+            "--security-opt seccomp=",
+            "--security-opt seccomp=/no/such/profile.json",
+            "--resource memory",
+            "--resource memory=x",
+            "--resource cpu-shares=-1",
+            "--resource pids=5",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }

@@ -62,6 +62,8 @@ mod shared_cache;
 mod shell;
 #[path = "e2e/sources.rs"]
 mod sources;
+#[path = "e2e/ssh.rs"]
+mod ssh;
 #[path = "e2e/storage.rs"]
 mod storage;
 mod support;

@@ -143,7 +143,8 @@ pub struct Args {
     /// step: a keyed hash of it counts, whose key never leaves the store
     #[arg(long = "secret", value_name = "SPEC")]
     pub secrets: Vec<String>,
-    /// ssh agent for `RUN --mount=type=ssh`: `default` or `ID=SOCKET`
+    /// ssh agent for `RUN --mount=type=ssh`: `default` (that of SSH_AUTH_SOCK), or `ID=SOCKET|KEY[,KEY]`. Steps can ask which
+    /// keys there are and for signatures, and nothing else; keys themselves never reach them
     #[arg(long = "ssh", value_name = "SPEC")]
     pub ssh: Vec<String>,
     /// Add a line to /etc/hosts of RUN steps: `host:ip`; for `host-gateway` as the ip, this machine
@@ -299,7 +300,9 @@ pub async fn run(args: &Args, session: &Session) -> Result<ExitCode, Report> {
     };
     let id = delivered.id().ok_or_else(|| Report::new("internal error: a build without a result"))?;
     let warnings = recorder.warnings();
-    write_files(args, &Metadata { built: &built, delivered: &delivered, id: &record.id, warnings, session }, id)?;
+    let metadata =
+        Metadata { built: &built, delivered: &delivered, record: &record, warnings, session };
+    write_files(args, &metadata, id)?;
     conclude(args, id, &delivered, &outputs);
     // The image is out; whoever waits for it need not wait for the cache.
     export_caches(session, &built, &caches, mode).await?;

@@ -29,7 +29,7 @@ pub struct Args {
 /// The subcommands.
 #[derive(clap::Subcommand, Debug, Clone)]
 pub enum Command {
-    /// Show the steps of a build: times, hits, bytes
+    /// Show the steps of a build: times, hits, bytes, and what they used
     Inspect {
         /// Its id, the beginning or the end of it, or `latest`
         #[arg(value_name = "ID", default_value = "latest")]
@@ -122,11 +122,14 @@ fn steps_table(record: &BuildRecord) -> String {
             step.duration().map(seconds).unwrap_or_default(),
             found.to_owned(),
             step.bytes.map(bytes).unwrap_or_default(),
+            step.used.map(|used| format!("{:.1}s", used.cpu_seconds)).unwrap_or_default(),
+            step.used.map(|used| bytes(used.peak_memory_bytes)).unwrap_or_default(),
+            step.used.map(|used| bytes(used.read_bytes + used.written_bytes)).unwrap_or_default(),
             if step.printed > 0 { bytes(step.printed) } else { String::new() },
         ]
     };
     let rows = record.steps.iter().enumerate().map(row).collect();
-    table(&["#", "STEP", "TOOK", "CACHE", "SIZE", "PRINTED"], rows)
+    table(&["#", "STEP", "TOOK", "CACHE", "SIZE", "CPU", "MEMORY", "DISK", "PRINTED"], rows)
 }
 
 fn plain(text: &str) -> String {

@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use crate::build::Built;
+use crate::builds::BuildRecord;
 use crate::outputs::Delivered;
 use crate::provenance::{Mode, ProvenanceSpec};
 use crate::session::Session;
@@ -11,8 +12,8 @@ use crate::session::Session;
 pub(super) struct Metadata<'a> {
     pub(super) built: &'a Built,
     pub(super) delivered: &'a Delivered,
-    /// Of the build.
-    pub(super) id: &'a str,
+    /// What is remembered of the build.
+    pub(super) record: &'a BuildRecord,
     pub(super) warnings: Vec<Value>,
     /// What steps got here.
     pub(super) session: &'a Session,
@@ -21,7 +22,7 @@ pub(super) struct Metadata<'a> {
 impl Metadata<'_> {
     /// As JSON. As with buildx, BUILDX_METADATA_PROVENANCE and BUILDX_METADATA_WARNINGS say how much.
     pub(super) fn text(&self, var: impl Fn(&str) -> Option<String>) -> String {
-        let Self { built, delivered, id, warnings, session } = self;
+        let Self { built, delivered, record, warnings, session } = self;
         let mut metadata = Map::new();
         if let Some(spec) = provenance(var("BUILDX_METADATA_PROVENANCE").as_deref()) {
             let several = built.images.len() > 1;
@@ -32,7 +33,7 @@ impl Metadata<'_> {
             }
         }
         // Builder, node and build: `rbuild builds` knows the last of them.
-        metadata.insert("buildx.build.ref".into(), json!(format!("rbuild/local/{id}")));
+        metadata.insert("buildx.build.ref".into(), json!(format!("rbuild/local/{}", record.id)));
         if is_on(var("BUILDX_METADATA_WARNINGS").as_deref()) {
             metadata.insert("buildx.build.warnings".into(), json!(warnings));
         }
@@ -51,6 +52,12 @@ impl Metadata<'_> {
         if !names.is_empty() {
             metadata.insert("image.name".into(), json!(names.join(",")));
         }
+        // What each step took is told by nobody else.
+        let steps = record.steps.iter().filter(|step| step.op.is_some()).map(|step| {
+            let seconds = step.duration().map(|took| took.as_secs_f64());
+            json!({ "name": step.name, "cached": step.cached, "seconds": seconds, "used": step.used })
+        });
+        metadata.insert("rbuild.steps".into(), steps.collect());
         format!("{:#}\n", Value::Object(metadata))
     }
 }

@@ -61,6 +61,12 @@ pub enum Error {
         /// Why it cannot be had.
         why: String,
     },
+    /// A profile of system calls cannot be used.
+    #[error("the seccomp profile cannot be used: {why}")]
+    Filter {
+        /// Why.
+        why: String,
+    },
     /// This machine gives a step no more than another root directory.
     #[error("{what} cannot be had here: this machine permits neither mounts nor namespaces")]
     Confined {

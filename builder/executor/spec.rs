@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::seccomp::SeccompProfile;
+
 /// One process and the world it sees.
 ///
 /// [`Process::new`] gives what a `RUN` gets by default; the fields are then changed at will.
@@ -275,11 +277,13 @@ pub enum Capabilities {
 }
 
 /// Which system calls exist.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Seccomp {
     /// Docker's default profile.
     Default,
+    /// That of a file.
+    Profile(Box<SeccompProfile>),
     /// All.
     Unconfined,
 }

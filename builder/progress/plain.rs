@@ -9,7 +9,7 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::time::{Duration, SystemTime};
 
-use solver::{Event, VertexId};
+use solver::{Event, Usage, VertexId};
 
 use super::Render;
 use super::text::{self, Colours};
@@ -156,7 +156,10 @@ impl Plain {
                     }
                 }
                 _ if vertex.cached => line(out, number, "CACHED"),
-                _ => line(out, number, &format!("DONE {:.1}s", vertex.elapsed(now).as_secs_f64())),
+                _ => {
+                    let used = vertex.used.and_then(|usage| used(&usage)).unwrap_or_default();
+                    line(out, number, &format!("DONE {:.1}s{used}", vertex.elapsed(now).as_secs_f64()));
+                }
             }
         }
         self.current = None;
@@ -256,4 +259,18 @@ impl Render for Plain {
             let _ = writeln!(out, "WARN: {warning}");
         }
     }
+}
+/// What a step used, where it was enough to be of interest.
+fn used(usage: &Usage) -> Option<String> {
+    const SHORT: Duration = Duration::from_secs(1);
+    if usage.wall < SHORT && usage.cpu < SHORT {
+        return None;
+    }
+    let mut shown = format!(" (cpu {:.1}s, memory {}", usage.cpu.as_secs_f64(), text::bytes(usage.peak_memory));
+    for (what, amount) in [("read", usage.read), ("written", usage.written)] {
+        if amount > 0 {
+            shown.push_str(&format!(", {what} {}", text::bytes(amount)));
+        }
+    }
+    Some(shown + ")")
 }

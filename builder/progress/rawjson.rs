@@ -45,6 +45,9 @@ struct JsonVertex {
     cached: bool,
     #[serde(skip_serializing_if = "String::is_empty")]
     error: String,
+    /// What the step's process used; BuildKit's readers pass over it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage: Option<crate::builds::Used>,
 }
 
 #[derive(Serialize)]
@@ -210,6 +213,7 @@ fn json_vertex(trace: &Trace, vertex: &Vertex) -> JsonVertex {
             Some(End::Cancelled) => "context canceled".to_owned(),
             Some(End::Done) | None => String::new(),
         },
+        usage: vertex.used.map(Into::into),
     }
 }
 

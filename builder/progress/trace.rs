@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, SystemTime};
 
 use graph::{ContentDigest, Span};
-use solver::{Event, LogStream, VertexId};
+use solver::{Event, LogStream, Usage, VertexId};
 
 use super::lines::{Assembler, Tail};
 use super::text::{self, Colours};
@@ -42,6 +42,8 @@ pub(super) struct Vertex {
     pub(super) completed: Option<SystemTime>,
     pub(super) cached: bool,
     pub(super) end: Option<End>,
+    /// What its process used.
+    pub(super) used: Option<Usage>,
     pub(super) statuses: Vec<Part>,
     pub(super) warnings: Vec<String>,
     pub(super) log: Tail,
@@ -154,6 +156,7 @@ impl Trace {
                     completed: None,
                     cached: false,
                     end: None,
+                    used: None,
                     statuses: Vec::new(),
                     warnings: Vec::new(),
                     log: Tail::default(),
@@ -192,7 +195,12 @@ impl Trace {
                 }
             }
             Event::Completed { vertex, at, error } => self.complete(*vertex, *at, error.as_deref(), lines),
-            Event::Keyed { .. } | Event::Used { .. } => {}
+            Event::Used { vertex, usage } => {
+                if let Some(vertex) = self.vertices.get_mut(vertex) {
+                    vertex.used = Some(*usage);
+                }
+            }
+            Event::Keyed { .. } => {}
         }
     }
 

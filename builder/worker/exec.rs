@@ -233,10 +233,11 @@ impl BuildWorker {
                 None if secret.required => return Err(WorkError::NoSecret { id: secret.id.clone() }),
                 None => {}
             },
-            MountKind::Ssh(ssh) => match self.policy.ssh.get(&ssh.id) {
-                Some(path) => {
-                    add(Source::Bind { path: path.to_owned(), selector: "/".into(), recursive: false }, false);
+            MountKind::Ssh(ssh) => match self.policy.ssh.serve(ssh, &self.scratch).map_err(WorkError::Agent)? {
+                Some(socket) => {
+                    add(Source::Bind { path: socket.path(), selector: "/".into(), recursive: false }, false);
                     process.env.push(format!("SSH_AUTH_SOCK={}", mount.dest));
+                    held.agents.push(socket);
                 }
                 None if ssh.required => return Err(WorkError::NoSsh { id: ssh.id.clone() }),
                 None => {}
@@ -322,6 +323,7 @@ pub(super) struct Held {
     /// Binds; what was written to them nobody will see.
     roots: Vec<StepRoot>,
     caches: Vec<snapshotter::CacheMountDir>,
+    agents: Vec<crate::ssh::Socket>,
     /// Values that the step was given and that its log must not show.
     secrets: Vec<Vec<u8>>,
     /// By mount, the layers that it shows something of.

@@ -84,6 +84,8 @@ pub enum WorkError {
     Secret(SecretError),
     #[error("there is no secret {id:?}")]
     NoSecret { id: String },
+    #[error("cannot listen for requests to an ssh agent")]
+    Agent(#[source] std::io::Error),
     #[error("there is no ssh agent {id:?}")]
     NoSsh { id: String },
     #[error("there is no CDI device {0:?} on this machine")]

@@ -198,8 +198,9 @@ impl Server {
         let control = control.try_clone().call(|| "dup()".to_owned()).doing("start a step")?;
         let request: Request = read_request(request)?;
         let process = &request.process;
-        let filter = match process.seccomp {
+        let filter = match &process.seccomp {
             spec::Seccomp::Default => Some(self.filters.default_profile(self.machine.step_capabilities(process))),
+            spec::Seccomp::Profile(file) => Some(self.filters.of_file(file, self.machine.step_capabilities(process))?),
             spec::Seccomp::Unconfined => None,
         };
         let user_namespace =

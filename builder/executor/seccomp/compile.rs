@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 
 use sys::seccomp::Instruction;
 
-use super::profile::{Action, Condition, Profile, Test};
-use super::{Abi, Machine};
+use super::profile::{Action, Compare, Condition, Profile, Test};
+use super::{Abi, ENOSYS, EPERM, Machine};
 
 // The operations used, by their names in linux/filter.h.
 const LD_W_ABS: u16 = 0x20;
@@ -25,16 +25,19 @@ const AUDIT: u32 = 4;
 /// The lower half of the first argument; both machines are little-endian.
 const ARGUMENTS: u32 = 16;
 
-const RETURN_ALLOW: u32 = 0x7fff_0000;
+// What a program can return, by the names of linux/seccomp.h.
+const RETURN_KILL_PROCESS: u32 = 0x8000_0000;
+const RETURN_KILL_THREAD: u32 = 0x0000_0000;
+const RETURN_TRAP: u32 = 0x0003_0000;
 const RETURN_ERRNO: u32 = 0x0005_0000;
+const RETURN_TRACE: u32 = 0x7ff0_0000;
+const RETURN_LOG: u32 = 0x7ffc_0000;
+const RETURN_ALLOW: u32 = 0x7fff_0000;
 
-const EPERM: u16 = 1;
-const ENOSYS: u16 = 38;
-
-/// What is done with one number: conditions in order, then what happens when none holds.
+/// What is done with one number: clauses in order, of which all conditions must hold, then what happens when none does.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Fate {
-    conditions: Vec<(Condition, Action)>,
+    clauses: Vec<(Vec<Condition>, Action)>,
     otherwise: Action,
 }
 
@@ -42,7 +45,10 @@ struct Fate {
 pub(super) fn filter(machine: Machine, profile: &Profile) -> Vec<Instruction> {
     let mut program = vec![load(AUDIT)];
     for abi in machine.abis() {
-        let section = section(abi, profile);
+        let section = match &profile.audits {
+            Some(audits) if !audits.contains(&abi.audit) => vec![give(Action::KillProcess)],
+            _ => section(abi, profile),
+        };
         // Not this ABI: on to the next.
         program.push(jump(JMP_JEQ_K, abi.audit, 1, 0));
         program.push(always(section.len()));
@@ -60,7 +66,7 @@ fn section(abi: Abi, profile: &Profile) -> Vec<Instruction> {
         code.push(jump(JMP_JGE_K, ceiling, 0, 1));
         code.push(give(Action::Errno(ENOSYS)));
     }
-    code.extend(search(&ranges(&fates(abi, profile))));
+    code.extend(search(&ranges(&fates(abi, profile), profile)));
     code
 }
 
@@ -68,15 +74,13 @@ fn section(abi: Abi, profile: &Profile) -> Vec<Instruction> {
 fn fates(abi: Abi, profile: &Profile) -> BTreeMap<u32, Fate> {
     let mut fates = BTreeMap::new();
     for (name, number) in abi.calls() {
-        let mut fate = Fate { conditions: Vec::new(), otherwise: Action::Errno(EPERM) };
-        for rule in profile.rules.iter().filter(|rule| rule.calls.contains(&name)) {
-            match rule.condition {
-                Some(condition) => fate.conditions.push((condition, rule.action)),
-                None => {
-                    fate.otherwise = rule.action;
-                    break;
-                }
+        let mut fate = Fate { clauses: Vec::new(), otherwise: profile.default };
+        for rule in profile.rules.iter().filter(|rule| rule.calls.iter().any(|call| *call == name)) {
+            if rule.conditions.is_empty() {
+                fate.otherwise = rule.action;
+                break;
             }
+            fate.clauses.push((rule.conditions.clone(), rule.action));
         }
         fates.insert(number, fate);
     }
@@ -84,8 +88,8 @@ fn fates(abi: Abi, profile: &Profile) -> BTreeMap<u32, Fate> {
 }
 
 /// Ranges by their first number, without gaps from 0 on.
-fn ranges(fates: &BTreeMap<u32, Fate>) -> Vec<(u32, Fate)> {
-    let simple = |errno| Fate { conditions: Vec::new(), otherwise: Action::Errno(errno) };
+fn ranges(fates: &BTreeMap<u32, Fate>, profile: &Profile) -> Vec<(u32, Fate)> {
+    let simple = |action| Fate { clauses: Vec::new(), otherwise: action };
     let mut ranges: Vec<(u32, Fate)> = Vec::new();
     let mut add = |number: u32, fate: Fate| {
         if ranges.last().is_none_or(|(_, last)| *last != fate) {
@@ -95,13 +99,12 @@ fn ranges(fates: &BTreeMap<u32, Fate>) -> Vec<(u32, Fate)> {
     let mut next = 0;
     for (&number, fate) in fates {
         if number > next {
-            add(next, simple(EPERM));
+            add(next, simple(profile.default));
         }
         add(number, fate.clone());
         next = number + 1;
     }
-    // Calls newer than our list: programs expect to be told that they do not exist, and then do without.
-    add(next, simple(ENOSYS));
+    add(next, simple(profile.newer));
     ranges
 }
 
@@ -128,21 +131,73 @@ fn search(ranges: &[(u32, Fate)]) -> Vec<Instruction> {
 
 fn decide(fate: &Fate) -> Vec<Instruction> {
     let mut code = Vec::new();
-    for (condition, action) in &fate.conditions {
-        code.push(load(ARGUMENTS + 8 * condition.argument));
-        match condition.test {
-            Test::Equal(value) => code.push(jump(JMP_JEQ_K, value, 0, 1)),
-            Test::Less(value) => code.push(jump(JMP_JGE_K, value, 1, 0)),
-            Test::Greater(value) => code.push(jump(JMP_JGT_K, value, 0, 1)),
-            Test::MaskedEqual { mask, value } => {
-                code.push(Instruction { code: ALU_AND_K, jump_true: 0, jump_false: 0, operand: mask });
-                code.push(jump(JMP_JEQ_K, value, 0, 1));
-            }
+    for (conditions, action) in &fate.clauses {
+        // From the last: each has to know how far it is to the next clause.
+        let mut clause = vec![give(*action)];
+        for condition in conditions.iter().rev() {
+            let rest = u8::try_from(clause.len()).expect("six conditions of at most six instructions, and one more");
+            let mut tested = test(condition, rest);
+            tested.append(&mut clause);
+            clause = tested;
         }
-        code.push(give(*action));
+        code.append(&mut clause);
     }
     code.push(give(fate.otherwise));
     code
+}
+
+/// Falls through when the condition holds, and leaps over `rest` more instructions when it does not.
+fn test(condition: &Condition, rest: u8) -> Vec<Instruction> {
+    let low = ARGUMENTS + 8 * condition.argument;
+    let narrow = |code, value, (yes, no)| vec![load(low), jump(code, value, yes, no)];
+    match condition.test {
+        Test::Equal(value) => narrow(JMP_JEQ_K, value, (0, rest)),
+        Test::Less(value) => narrow(JMP_JGE_K, value, (rest, 0)),
+        Test::Greater(value) => narrow(JMP_JGT_K, value, (0, rest)),
+        Test::MaskedEqual { mask, value } => vec![load(low), and(mask), jump(JMP_JEQ_K, value, 0, rest)],
+        Test::Wide { compare, mask, value } => wide(low, compare, mask, value, rest),
+    }
+}
+
+/// The upper halves decide unless they are equal, then the lower ones do.
+fn wide(low: u32, compare: Compare, mask: u64, value: u64, rest: u8) -> Vec<Instruction> {
+    let halves = |number: u64| ((number >> 32) as u32, number as u32);
+    let ((mask_high, mask_low), (high, lower)) = (halves(mask), halves(value));
+    let ordered = |code, (above, below): (u8, u8), (yes, no)| {
+        vec![
+            load(low + 4),
+            jump(JMP_JGT_K, high, above, 0),
+            jump(JMP_JEQ_K, high, 0, below),
+            load(low),
+            jump(code, lower, yes, no),
+        ]
+    };
+    // From the second instruction there are three more of this test, from the third two.
+    let (from_second, from_third) = (3, 2);
+    match compare {
+        Compare::Equal if mask == u64::MAX => {
+            vec![load(low + 4), jump(JMP_JEQ_K, high, 0, rest + 2), load(low), jump(JMP_JEQ_K, lower, 0, rest)]
+        }
+        Compare::Equal => vec![
+            load(low + 4),
+            and(mask_high),
+            jump(JMP_JEQ_K, high, 0, rest + 3),
+            load(low),
+            and(mask_low),
+            jump(JMP_JEQ_K, lower, 0, rest),
+        ],
+        Compare::NotEqual => {
+            vec![load(low + 4), jump(JMP_JEQ_K, high, 0, 2), load(low), jump(JMP_JEQ_K, lower, rest, 0)]
+        }
+        Compare::Greater => ordered(JMP_JGT_K, (from_second, rest + from_third), (0, rest)),
+        Compare::GreaterOrEqual => ordered(JMP_JGE_K, (from_second, rest + from_third), (0, rest)),
+        Compare::Less => ordered(JMP_JGE_K, (rest + from_second, from_third), (rest, 0)),
+        Compare::LessOrEqual => ordered(JMP_JGT_K, (rest + from_second, from_third), (rest, 0)),
+    }
+}
+
+fn and(mask: u32) -> Instruction {
+    Instruction { code: ALU_AND_K, jump_true: 0, jump_false: 0, operand: mask }
 }
 
 fn load(offset: u32) -> Instruction {
@@ -162,6 +217,11 @@ fn give(action: Action) -> Instruction {
     let operand = match action {
         Action::Allow => RETURN_ALLOW,
         Action::Errno(errno) => RETURN_ERRNO | u32::from(errno),
+        Action::KillThread => RETURN_KILL_THREAD,
+        Action::KillProcess => RETURN_KILL_PROCESS,
+        Action::Trap => RETURN_TRAP,
+        Action::Log => RETURN_LOG,
+        Action::Trace(data) => RETURN_TRACE | u32::from(data),
     };
     Instruction { code: RET_K, jump_true: 0, jump_false: 0, operand }
 }
@@ -186,6 +246,7 @@ mod tests {
             match code {
                 LD_W_ABS if operand == NUMBER => accumulator = number,
                 LD_W_ABS if operand == AUDIT => accumulator = audit,
+                LD_W_ABS if operand % 8 == 4 => accumulator = (arguments[(operand as usize - 16) / 8] >> 32) as u32,
                 LD_W_ABS => accumulator = arguments[(operand as usize - 16) / 8] as u32,
                 ALU_AND_K => accumulator &= operand,
                 JMP_JA => at += operand as usize,
@@ -201,14 +262,23 @@ mod tests {
     /// What the rules say, read in the plainest way.
     fn judge(rules: &[Rule], name: &str, arguments: [u64; 6]) -> u32 {
         let holds = |rule: &&Rule| {
-            rule.calls.contains(&name)
-                && rule.condition.is_none_or(|condition| {
-                    let argument = arguments[condition.argument as usize] as u32;
+            rule.calls.iter().any(|call| *call == name)
+                && rule.conditions.iter().all(|condition| {
+                    let whole = arguments[condition.argument as usize];
+                    let argument = whole as u32;
                     match condition.test {
                         Test::Equal(value) => argument == value,
                         Test::Less(value) => argument < value,
                         Test::Greater(value) => argument > value,
                         Test::MaskedEqual { mask, value } => argument & mask == value,
+                        Test::Wide { compare, mask, value } => match compare {
+                            Compare::Equal => whole & mask == value,
+                            Compare::NotEqual => whole != value,
+                            Compare::Less => whole < value,
+                            Compare::LessOrEqual => whole <= value,
+                            Compare::Greater => whole > value,
+                            Compare::GreaterOrEqual => whole >= value,
+                        },
                     }
                 })
         };
@@ -246,6 +316,45 @@ mod tests {
                     );
                 }
             }
+        }
+    }
+
+    fn condition() -> impl Strategy<Value = Condition> {
+        let number = || prop_oneof![0..4_u64, Just(1 << 32), Just((1 << 32) + 1), Just(u64::MAX), any::<u64>()];
+        let compare = prop_oneof![
+            Just(Compare::Equal),
+            Just(Compare::NotEqual),
+            Just(Compare::Less),
+            Just(Compare::LessOrEqual),
+            Just(Compare::Greater),
+            Just(Compare::GreaterOrEqual),
+        ];
+        (0..6_u32, compare, number(), prop::option::of(number())).prop_map(|(argument, compare, value, mask)| {
+            let test = match mask {
+                Some(mask) => Test::Wide { compare: Compare::Equal, mask, value },
+                None => Test::Wide { compare, mask: u64::MAX, value },
+            };
+            Condition { argument, test }
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn wide_conditions_together_and_one_after_the_other(
+            clauses in prop::collection::vec(prop::collection::vec(condition(), 1..6), 1..5),
+            arguments in proptest::array::uniform6(prop_oneof![0..4_u64, Just(1 << 32), Just((1 << 32) + 1), Just(u64::MAX)]),
+        ) {
+            let actions = [Action::Allow, Action::Trap, Action::KillThread, Action::Trace(7), Action::Log].into_iter();
+            let calls = vec!["read".into()];
+            let rules = clauses.into_iter().zip(actions.cycle());
+            let rules = rules.map(|(conditions, action)| Rule { calls: calls.clone(), action, conditions }).collect();
+            let (default, newer) = (Action::Errno(EPERM), Action::KillProcess);
+            let profile = Profile { rules, default, newer, audits: Some([0xc000_003e].into()) };
+            let program = filter(Machine::X86_64, &profile);
+            prop_assert_eq!(execute(&program, 0xc000_003e, 0, arguments), judge(&profile.rules, "read", arguments));
+            prop_assert_eq!(execute(&program, 0xc000_003e, 1, arguments), RETURN_ERRNO | 1);
+            prop_assert_eq!(execute(&program, 0xc000_003e, 9999, arguments), RETURN_KILL_PROCESS);
+            prop_assert_eq!(execute(&program, 0x4000_0003, 3, arguments), RETURN_KILL_PROCESS, "no program of 32 bits");
         }
     }
 

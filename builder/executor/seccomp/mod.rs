@@ -2,6 +2,7 @@
 //! that it also executes.
 
 mod compile;
+mod file;
 mod profile;
 
 use std::collections::HashMap;
@@ -10,6 +11,15 @@ use std::rc::Rc;
 use rustix::thread::CapabilitySet;
 use sys::seccomp::Instruction;
 
+pub use file::SeccompProfile;
+
+use crate::error::Error;
+
+const EPERM: u16 = 1;
+const ENOSYS: u16 = 38;
+/// Instructions that the kernel takes.
+const MOST_INSTRUCTIONS: usize = 4096;
+
 /// A filter, ready to be installed.
 pub(crate) type Filter = Rc<[Instruction]>;
 
@@ -17,6 +27,8 @@ pub(crate) type Filter = Rc<[Instruction]>;
 #[derive(Debug, Default)]
 pub(crate) struct Cache {
     filters: HashMap<u64, Filter>,
+    /// That of a file, which all steps of a build have.
+    latest: Option<(SeccompProfile, u64, Filter)>,
 }
 
 impl Cache {
@@ -26,6 +38,25 @@ impl Cache {
             compile::filter(Machine::OWN, &profile::default_profile(Machine::OWN, capabilities)).into()
         });
         Rc::clone(compiled)
+    }
+
+    /// A profile of a file for a step with these capabilities.
+    pub(crate) fn of_file(&mut self, file: &SeccompProfile, capabilities: CapabilitySet) -> Result<Filter, Error> {
+        if let Some((profile, bits, filter)) = &self.latest
+            && (profile, *bits) == (file, capabilities.bits())
+        {
+            return Ok(Rc::clone(filter));
+        }
+        let kernel = file::release(&rustix::system::uname().release().to_string_lossy());
+        let profile = file.compile(Machine::OWN, capabilities, kernel).map_err(|why| Error::Filter { why })?;
+        let program = compile::filter(Machine::OWN, &profile);
+        if program.len() > MOST_INSTRUCTIONS {
+            let why = format!("it takes {} instructions, and the kernel takes {MOST_INSTRUCTIONS}", program.len());
+            return Err(Error::Filter { why });
+        }
+        let filter: Filter = program.into();
+        self.latest = Some((file.clone(), capabilities.bits(), Rc::clone(&filter)));
+        Ok(filter)
     }
 }
 
@@ -60,6 +91,14 @@ impl Machine {
         match self {
             Self::X86_64 => "x86_64",
             Self::Aarch64 => "aarch64",
+        }
+    }
+
+    /// What Go calls the programs that it runs, by whose names Docker's profiles know them.
+    fn go_names(self) -> &'static [&'static str] {
+        match self {
+            Self::X86_64 => &["amd64"],
+            Self::Aarch64 => &["arm64"],
         }
     }
 

@@ -1,21 +1,31 @@
 //! Reading a profile: which rules hold for a machine and a set of capabilities.
 
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+
 use rustix::thread::CapabilitySet;
 
-use super::Machine;
+use super::{ENOSYS, EPERM, Machine};
 
-/// The rules that hold, in order; what none allows is refused.
+/// The rules that hold, in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Profile {
     pub(super) rules: Vec<Rule>,
+    /// What happens to a call for which there is no rule.
+    pub(super) default: Action,
+    /// What happens to calls that are newer than our list.
+    pub(super) newer: Action,
+    /// The kernel's constants of the architectures whose programs may run; none: all of the machine's.
+    pub(super) audits: Option<BTreeSet<u32>>,
 }
 
 /// One rule for several calls.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Rule {
-    pub(super) calls: Vec<&'static str>,
+    pub(super) calls: Vec<Cow<'static, str>>,
     pub(super) action: Action,
-    pub(super) condition: Option<Condition>,
+    /// All of them must hold.
+    pub(super) conditions: Vec<Condition>,
 }
 
 /// What happens to a call.
@@ -24,9 +34,17 @@ pub(super) enum Action {
     Allow,
     /// It fails with this number, without the kernel doing anything.
     Errno(u16),
+    KillThread,
+    KillProcess,
+    /// The process gets a signal.
+    Trap,
+    /// As allowed, and the kernel's log has it.
+    Log,
+    /// Whoever traces the process is told; without a tracer the call does not exist.
+    Trace(u16),
 }
 
-/// What an argument must be. Only its lower 32 bits count.
+/// What an argument must be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Condition {
     pub(super) argument: u32,
@@ -38,7 +56,27 @@ pub(super) enum Test {
     Equal(u32),
     Less(u32),
     Greater(u32),
-    MaskedEqual { mask: u32, value: u32 },
+    MaskedEqual {
+        mask: u32,
+        value: u32,
+    },
+    /// All 64 bits count, the others compare the lower 32.
+    Wide {
+        compare: Compare,
+        mask: u64,
+        value: u64,
+    },
+}
+
+/// How two numbers of 64 bits are compared. With a mask only [`Compare::Equal`] makes sense.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Compare {
+    Equal,
+    NotEqual,
+    Less,
+    LessOrEqual,
+    GreaterOrEqual,
+    Greater,
 }
 
 /// Docker's default profile.
@@ -48,15 +86,17 @@ pub(super) fn default_profile(machine: Machine, capabilities: CapabilitySet) -> 
         let parsed = parse_line(line, machine, capabilities);
         parsed.unwrap_or_else(|| unreachable!("a line of the built-in profile, all of which a test parses: {line}"))
     });
-    Profile { rules: rules.collect() }
+    let (default, newer) = (Action::Errno(EPERM), Action::Errno(ENOSYS));
+    // Calls newer than our list: programs expect to be told that they do not exist, and then do without.
+    Profile { rules: rules.collect(), default, newer, audits: None }
 }
 
 /// The rule of a line, `Some(None)` when it does not hold here, `None` when the line makes no sense.
 fn parse_line(line: &'static str, machine: Machine, capabilities: CapabilitySet) -> Option<Option<Rule>> {
     let (head, names) = line.split_once(':')?;
-    let (head, condition) = match head.split_once(" if ") {
-        Some((head, condition)) => (head, Some(parse_condition(condition)?)),
-        None => (head, None),
+    let (head, conditions) = match head.split_once(" if ") {
+        Some((head, condition)) => (head, vec![parse_condition(condition)?]),
+        None => (head, Vec::new()),
     };
     let mut words = head.split_whitespace();
     let action = match words.next()? {
@@ -74,8 +114,8 @@ fn parse_line(line: &'static str, machine: Machine, capabilities: CapabilitySet)
             _ => return None,
         };
     }
-    let calls = names.split_whitespace().collect();
-    Some(holds.then_some(Rule { calls, action, condition }))
+    let calls = names.split_whitespace().map(Cow::Borrowed).collect();
+    Some(holds.then_some(Rule { calls, action, conditions }))
 }
 
 fn parse_condition(text: &str) -> Option<Condition> {
@@ -101,7 +141,6 @@ fn parse_number(text: &str) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::BTreeSet;
 
     #[test]
     fn every_line_of_the_default_profile_is_understood() {
@@ -125,8 +164,10 @@ mod tests {
             .rules
             .into_iter()
             .chain(default_profile(Machine::Aarch64, CapabilitySet::empty()).rules);
-        let unknown: BTreeSet<&str> =
-            all.flat_map(|rule| rule.calls).filter(|name| !known.contains(name) && !elsewhere.contains(name)).collect();
+        let unknown: BTreeSet<Cow<'_, str>> = all
+            .flat_map(|rule| rule.calls)
+            .filter(|name| !known.contains(&**name) && !elsewhere.contains(&&**name))
+            .collect();
         assert_eq!(unknown, BTreeSet::new());
     }
 
