@@ -4,6 +4,8 @@
 mod apt;
 #[path = "e2e/attestations.rs"]
 mod attestations;
+#[path = "e2e/attacks.rs"]
+mod attacks;
 #[path = "e2e/build.rs"]
 mod build;
 #[path = "e2e/cache.rs"]
