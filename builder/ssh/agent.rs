@@ -136,4 +136,25 @@ mod tests {
         ours.write_all(&[0xff; 8]).await.expect("written");
         assert!(receive(&mut theirs).await.is_err());
     }
+
+    #[tokio::test]
+    async fn an_agent_survives_what_a_step_sends_it() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("agent");
+        let listener = UnixListener::bind(&path).expect("a socket");
+        let answering = tokio::spawn(answer_all(listener, Arc::new(Backend::Keys(Vec::new()))));
+        let connect = || async { UnixStream::connect(&path).await.expect("somebody listens") };
+        for nonsense in [vec![0xff; 100_000], vec![0; 8], vec![0, 0, 0, 9, 1], Vec::new()] {
+            // It may be cut off while it still talks.
+            let _ = connect().await.write_all(&nonsense).await;
+        }
+        let mut silent = Vec::new();
+        for _ in 0..CONNECTIONS - 8 {
+            silent.push(connect().await);
+        }
+        let mut asking = connect().await;
+        send(&mut asking, &[REQUEST_IDENTITIES]).await.expect("sent");
+        assert_eq!(receive(&mut asking).await.expect("answered"), Some(vec![IDENTITIES, 0, 0, 0, 0]));
+        answering.abort();
+    }
 }
