@@ -2,10 +2,10 @@
 
 #[path = "e2e/apt.rs"]
 mod apt;
-#[path = "e2e/attestations.rs"]
-mod attestations;
 #[path = "e2e/attacks.rs"]
 mod attacks;
+#[path = "e2e/attestations.rs"]
+mod attestations;
 #[path = "e2e/build.rs"]
 mod build;
 #[path = "e2e/cache.rs"]
