@@ -117,8 +117,8 @@ fn what_a_step_used_is_told_everywhere() {
         let mut used = steps.as_array().into_iter().flatten().map(|step| step["used"].clone());
         used.find(|used| !used.is_null()).unwrap_or_default()
     };
-    let vertices = raw.iter().flat_map(|line| line["vertexes"].as_array().cloned().unwrap_or_default());
-    let vertex = vertices.filter(|vertex| !vertex["usage"].is_null()).last().expect("a step that used something");
+    let mut vertices = raw.iter().flat_map(|line| line["vertexes"].as_array().cloned().unwrap_or_default());
+    let vertex = vertices.rfind(|vertex| !vertex["usage"].is_null()).expect("a step that used something");
     for used in [used(&metadata["rbuild.steps"]), used(&record["steps"]), vertex["usage"].clone()] {
         let number = |name: &str| used[name].as_f64().unwrap_or(-1.0);
         assert!(number("cpuSeconds") > 0.01 && number("wallSeconds") >= 1.0, "{used}");
