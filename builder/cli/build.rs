@@ -300,8 +300,7 @@ pub async fn run(args: &Args, session: &Session) -> Result<ExitCode, Report> {
     };
     let id = delivered.id().ok_or_else(|| Report::new("internal error: a build without a result"))?;
     let warnings = recorder.warnings();
-    let metadata =
-        Metadata { built: &built, delivered: &delivered, record: &record, warnings, session };
+    let metadata = Metadata { built: &built, delivered: &delivered, record: &record, warnings, session };
     write_files(args, &metadata, id)?;
     conclude(args, id, &delivered, &outputs);
     // The image is out; whoever waits for it need not wait for the cache.
