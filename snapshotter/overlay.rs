@@ -14,7 +14,6 @@ use sys::mount::{Attributes, FileSystem};
 
 use crate::db::{FileKind, add_file, forget_file, has_file};
 use crate::layer::Marks;
-use crate::reaper::remove_tree;
 use crate::recover::boot_id;
 use crate::{Snapshot, Store, StoreError};
 
@@ -121,7 +120,7 @@ impl Store {
             self.reaper.discard(&target).map_err(StoreError::io("remove", &target))?;
             let active = self.prepare()?;
             fill(active.fs())?;
-            remove_tree(active.work()).map_err(StoreError::io("remove", active.work()))?;
+            self.reaper.discard(active.work()).map_err(StoreError::io("remove", active.work()))?;
             // Files that it shares with layers count there.
             let size = own_size(active.directory());
             self.db.write_files(|db| {

@@ -12,7 +12,7 @@ use graph::Digest;
 
 use crate::blob::write_file;
 use crate::db::{FileKind, add_file, forget_file, has_file};
-use crate::reaper::{Reaper, remove_tree};
+use crate::reaper::Reaper;
 use crate::store::insert_layer;
 use crate::usage::measure;
 use crate::{LayerRecord, Store, StoreError};
@@ -98,7 +98,8 @@ impl Store {
         let (kind, target) = self.unpacked_as(&layer.chain);
         let encoded = active.directory.join("index");
         fs::write(&encoded, index).map_err(StoreError::io("write", &encoded))?;
-        remove_tree(&active.work).map_err(StoreError::io("remove", &active.work))?;
+        // Its removal would be waited for here: where the file system discards freed blocks at once, each directory costs.
+        self.reaper.discard(&active.work).map_err(StoreError::io("remove", &active.work))?;
         // As the disk has it: overlays and sparse files make it another number than the tar's.
         let size = measure(&active.directory, &mut HashSet::new());
         self.db.write_files(|db| {

@@ -218,7 +218,8 @@ impl Engine {
                     command.arg("--local").arg(format!("{name}={}", place.context.display()));
                 }
                 match result {
-                    Output::Kept => &mut command,
+                    // An image under a name, as the others keep one: without it BuildKit would not make layers at all.
+                    Output::Kept => command.arg("--output").arg(format!("type=image,name={image}")),
                     Output::Archive => command.arg("--output").arg(format!("type=oci,dest={destination}")),
                     _ => command.arg("--output").arg(format!("type=image,name={image},push=true")),
                 };

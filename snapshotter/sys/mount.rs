@@ -7,7 +7,7 @@ use std::ffi::{CStr, CString};
 use std::fmt::Debug;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{AtFlags, CWD, StatxFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
@@ -194,11 +194,16 @@ pub fn make_all_private() -> Result<()> {
 /// The directory must be the root of a mount that is attached.
 pub fn pivot_root(root: impl AsFd) -> Result<()> {
     let root = root.as_fd();
+    // Not what lies on top of it, which a path would lead to.
+    let old = rustix::fs::open(c"/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .call(|| "open(\"/\", O_PATH | O_DIRECTORY)".to_owned())?;
     rustix::process::fchdir(root).call(|| format!("fchdir({})", root.as_raw_fd()))?;
     rustix::process::pivot_root(c".", c".").call(|| "pivot_root(\".\", \".\")".to_owned())?;
-    // The old root now lies on top of the new one, and whatever was mounted on "/" before on top of that: `..` of the root
-    // leads to the topmost. All of it goes, until the root's parent is the root itself.
+    // The old root now lies on top of the new one. It goes with all that is mounted in it: each call waits for the kernel.
+    rustix::process::fchdir(&old).call(|| "fchdir(the old root)".to_owned())?;
+    rustix::mount::unmount(c".", UnmountFlags::DETACH).call(|| "umount2(\".\", MNT_DETACH)".to_owned())?;
     rustix::process::chdir(c"/").call(|| "chdir(\"/\")".to_owned())?;
+    // Roots may have lain on roots: `..` leads to the topmost. The root's parent must be the root itself.
     let own = mount_identity(c"/")?;
     while mount_identity(c"/..")? != own {
         rustix::mount::unmount(c"/..", UnmountFlags::DETACH).call(|| "umount2(\"/..\", MNT_DETACH)".to_owned())?;

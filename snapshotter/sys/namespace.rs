@@ -1,10 +1,10 @@
 //! Namespaces: what a new process gets of its own, and joining one that exists.
 
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 use rustix::thread::{LinkNameSpaceType, UnshareFlags};
 
-use crate::error::{Named, Result};
+use crate::error::{Named, Result, check};
 
 /// A set of namespaces, as in clone(2) and unshare(2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -69,4 +69,17 @@ pub fn join_network(namespace: impl AsFd) -> Result<()> {
     let fd = namespace.as_fd();
     rustix::thread::move_into_link_name_space(fd, Some(LinkNameSpaceType::Network))
         .call(|| format!("setns({}, CLONE_NEWNET)", fd.as_raw_fd()))
+}
+
+/// The mount namespace of the process of a pidfd (`PIDFD_GET_MNT_NAMESPACE`, Linux 6.11; `ENOTTY` before). While the descriptor
+/// is open its mounts stay, even when the process has ended.
+pub fn mounts_of(pidfd: impl AsFd) -> Result<OwnedFd> {
+    /// `_IO(0xFF, 3)` of linux/pidfd.h.
+    const PIDFD_GET_MNT_NAMESPACE: libc::c_ulong = 0xFF03;
+    let pidfd = pidfd.as_fd().as_raw_fd();
+    // SAFETY: the call reads no memory of ours; what is not a pidfd answers an error.
+    let fd = check(i64::from(unsafe { libc::ioctl(pidfd, PIDFD_GET_MNT_NAMESPACE as _, 0) }) as _)
+        .call(|| format!("ioctl({pidfd}, PIDFD_GET_MNT_NAMESPACE)"))?;
+    // SAFETY: the kernel has just opened it for us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as _) })
 }

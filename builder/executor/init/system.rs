@@ -118,7 +118,8 @@ pub(super) fn protect(
     let existing = |path: &str| existing(places, path, system.outer_proc);
     if !process.masked_paths.is_empty() {
         let null = null_device(places).doing("find the null device")?;
-        let nothing = scratch.empty_directory().doing("make an empty directory")?;
+        // No mount of its own: one that is never attached is waited for when it is let go.
+        let (_, nothing) = scratch.mount_point().doing("make an empty directory")?;
         for path in &process.masked_paths {
             let Some(place) = existing(path)? else { continue };
             // The null device has to stay a device, so that what is hidden reads as empty.

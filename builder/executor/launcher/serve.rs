@@ -9,7 +9,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use rustix::thread::CapabilitySet;
-use sys::namespace::Namespaces;
+use sys::namespace::{self, Namespaces};
 use sys::process::{Cloned, Ended};
 use sys::{Named, fd, process, socket};
 
@@ -54,6 +54,8 @@ struct Step {
     control: OwnedFd,
     pid: i32,
     pidfd: OwnedFd,
+    /// Its mounts, held so that its end need not wait until the kernel has taken them down.
+    mounts: Option<OwnedFd>,
     started: Instant,
     group: Group,
     /// What has to be taken out of its root.
@@ -274,10 +276,13 @@ impl Server {
                     self.networks.refill(connection);
                 }
                 let fixture = None;
+                // What a program serves has to be written back before anybody looks at it, and that is at its unmounting.
+                let mounts = if servers.is_empty() { namespace::mounts_of(&pidfd).ok() } else { None };
                 self.steps.push(Step {
                     control,
                     pid,
                     pidfd,
+                    mounts,
                     started,
                     group,
                     fixture,
@@ -330,6 +335,7 @@ impl Server {
                     control,
                     pid,
                     pidfd,
+                    mounts: None,
                     started,
                     group,
                     fixture,
@@ -380,7 +386,9 @@ impl Server {
             server.finish();
         }
         tell(&step.control, &Outcome::Ended(status(&ended, wall, &step.group)));
-        // What follows is off rbuild's path: it goes on with the next step.
+        // What follows is off rbuild's path, which goes on with what the step has changed: nobody is left to change it again.
+        // The next step starts when this one's mounts are gone, so that no layer is ever in two overlays at the same time.
+        drop(step.mounts);
         self.leaving.push(step.group);
         if let Some(connection) = step.connection {
             self.networks.give_back(connection, step.rules_network);
