@@ -64,7 +64,7 @@ fn all() -> Vec<Series> {
         Series {
             title: "COPY of a large file into an empty store",
             unit: "MiB",
-            sizes: &[100, 1_000, 4_000],
+            sizes: &[100, 1_000, 10_000],
             prepare: large,
             from_nothing: true,
             ..stages
