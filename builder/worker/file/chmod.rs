@@ -1,21 +1,27 @@
-//! Symbolic modes of `--chmod`, as chmod(1) (POSIX) defines them, with a umask of 0.
+//! Symbolic modes of `--chmod`, with a umask of 0. BuildKit has them of BSD's setmode(3), which is not chmod(1) of GNU in
+//! all corners: `=` takes setuid and setgid from directories, too, and leaves the sticky bit to whoever names it.
 
 /// `clauses` applied to a file's permission bits.
 ///
 /// # Errors
 /// The part that is no symbolic mode.
 pub(crate) fn apply(clauses: &str, mode: u32, directory: bool) -> Result<u32, String> {
+    // Whether X means something is decided by what the file was before all of them.
+    let executable = directory || mode & EXECUTE != 0;
     clauses.split(',').try_fold(mode, |mode, clause| {
-        apply_clause(clause, mode, directory).ok_or_else(|| format!("{clause:?} is not a mode such as u+x or go=rX"))
+        apply_clause(clause, mode, executable).ok_or_else(|| format!("{clause:?} is not a mode such as u+x or go=rX"))
     })
 }
 
 const USER: u32 = 0o4700;
 const GROUP: u32 = 0o2070;
 const OTHER: u32 = 0o0007;
+const ALL: u32 = USER | GROUP | OTHER;
+const SET_ID: u32 = 0o6000;
 const STICKY: u32 = 0o1000;
+const EXECUTE: u32 = 0o111;
 
-fn apply_clause(clause: &str, mut mode: u32, directory: bool) -> Option<u32> {
+fn apply_clause(clause: &str, mut mode: u32, executable: bool) -> Option<u32> {
     let operator = clause.find(['+', '-', '='])?;
     let (who, mut actions) = clause.split_at(operator);
     let mut classes = 0;
@@ -24,55 +30,102 @@ fn apply_clause(clause: &str, mut mode: u32, directory: bool) -> Option<u32> {
             'u' => USER,
             'g' => GROUP,
             'o' => OTHER,
-            'a' => USER | GROUP | OTHER | STICKY,
+            'a' => ALL,
             _ => return None,
         };
-    }
-    if who.is_empty() {
-        classes = USER | GROUP | OTHER | STICKY;
     }
     while !actions.is_empty() {
         let operator = actions.chars().next()?;
         let rest = &actions[1..];
         let end = rest.find(['+', '-', '=']).unwrap_or(rest.len());
-        let bits = permissions(&rest[..end], mode, directory)?;
-        // The sticky bit belongs to no class: it is set or cleared by whoever names it.
-        let selected = bits & (classes | (bits & STICKY));
-        mode = match operator {
-            '+' => mode | selected,
-            '-' => mode & !selected,
-            // A directory keeps setuid and setgid unless they are named (GNU chmod).
-            '=' => (mode & !(classes & if directory { 0o0777 | STICKY } else { 0o7777 })) | selected,
-            _ => return None,
-        };
+        mode = Action { operator, classes, mode, executable }.apply(&rest[..end])?;
         actions = &rest[end..];
     }
     Some(mode & 0o7777)
 }
 
-/// The bits that letters stand for, in all classes.
-fn permissions(letters: &str, mode: u32, directory: bool) -> Option<u32> {
-    let copied = |bits: u32| bits * 0o111;
-    match letters {
-        "u" => return Some(copied(mode >> 6 & 7)),
-        "g" => return Some(copied(mode >> 3 & 7)),
-        "o" => return Some(copied(mode & 7)),
-        _ => {}
+/// An operator and what it works on.
+struct Action {
+    operator: char,
+    /// The bits of those who are named, none if nobody is.
+    classes: u32,
+    mode: u32,
+    executable: bool,
+}
+
+impl Action {
+    fn apply(mut self, letters: &str) -> Option<u32> {
+        // Others have neither setuid, setgid nor the sticky bit.
+        let special = self.classes != OTHER;
+        let (mut bits, mut execute) = (0, 0);
+        // `=` alone takes everything away; a copied class has done so already.
+        let mut assigned = false;
+        for letter in letters.chars() {
+            match letter {
+                'r' => bits |= 0o444,
+                'w' => bits |= 0o222,
+                'x' => bits |= EXECUTE,
+                'X' if self.operator == '-' => bits |= EXECUTE,
+                'X' => execute = EXECUTE,
+                's' if special => bits |= SET_ID,
+                't' if special => {
+                    self.classes |= STICKY;
+                    bits |= STICKY;
+                }
+                's' | 't' => {}
+                'u' | 'g' | 'o' => {
+                    if bits != 0 {
+                        self.change(std::mem::take(&mut bits));
+                    }
+                    self.add_execute(std::mem::take(&mut execute));
+                    self.copy(letter);
+                    assigned = true;
+                }
+                _ => return None,
+            }
+        }
+        if bits != 0 || (self.operator == '=' && !assigned) {
+            self.change(bits);
+        }
+        self.add_execute(execute);
+        Some(self.mode)
     }
-    let mut bits = 0;
-    for letter in letters.chars() {
-        bits |= match letter {
-            'r' => 0o444,
-            'w' => 0o222,
-            'x' => 0o111,
-            'X' if directory || mode & 0o111 != 0 => 0o111,
-            'X' => 0,
-            's' => 0o6000,
-            't' => STICKY,
-            _ => return None,
+
+    /// `bits` as far as they belong to those who are named.
+    fn selected(&self, bits: u32) -> u32 {
+        if self.classes == 0 { bits } else { bits & self.classes }
+    }
+
+    fn change(&mut self, bits: u32) {
+        let selected = self.selected(bits);
+        match self.operator {
+            '+' => self.mode |= selected,
+            '-' => self.mode &= !selected,
+            _ => self.mode = (self.mode & !self.selected(ALL | STICKY & self.classes)) | selected,
+        }
+    }
+
+    fn add_execute(&mut self, bits: u32) {
+        if self.executable {
+            self.mode |= self.selected(bits);
+        }
+    }
+
+    /// The permissions of one class, given to or taken from those who are named.
+    fn copy(&mut self, class: char) {
+        let shift = match class {
+            'u' => 6,
+            'g' => 3,
+            _ => 0,
         };
+        let bits = (self.mode >> shift & 7) * 0o111;
+        let named = self.selected(0o777);
+        match self.operator {
+            '+' => self.mode |= bits & named,
+            '-' => self.mode &= !(bits & named),
+            _ => self.mode = (self.mode & !named) | (bits & named),
+        }
     }
-    Some(bits)
 }
 
 #[cfg(test)]
@@ -80,7 +133,7 @@ mod tests {
     use super::apply;
 
     #[test]
-    fn modes_change_as_with_chmod() {
+    fn modes_change_as_with_setmode() {
         for (clauses, before, directory, after) in [
             ("u+x", 0o644, false, 0o744),
             ("+x", 0o644, false, 0o755),
@@ -94,6 +147,18 @@ mod tests {
             ("+t", 0o777, true, 0o1777),
             ("ug+rw-x", 0o711, false, 0o661),
             ("g+s", 0o755, true, 0o2755),
+            // What setmode(3) has of its own.
+            ("a=rX", 0o2750, true, 0o555),
+            ("a=rX", 0o1777, true, 0o1555),
+            ("u=rwx", 0o4700, false, 0o700),
+            ("u=g", 0o4640, false, 0o4440),
+            ("o+t", 0o777, true, 0o777),
+            ("u+t", 0o777, true, 0o1777),
+            ("+rt", 0o000, false, 0o1000),
+            ("u+x,go+X", 0o600, false, 0o700),
+            ("a-X", 0o755, false, 0o644),
+            ("u=rwg", 0o070, false, 0o770),
+            ("=", 0o7777, false, 0o1000),
         ] {
             assert_eq!(apply(clauses, before, directory), Ok(after), "{clauses} {before:o}");
         }
