@@ -67,6 +67,8 @@ struct Shown {
     steps: Vec<(usize, bool)>,
 }
 
+const SETGID: u32 = 0o2000;
+
 /// As many links as BuildKit follows.
 const MAX_LINKS: usize = 255;
 
@@ -228,7 +230,13 @@ impl<'a> Staging<'a> {
                 return Err(FileError::NotADirectory { path: lossy(part) });
             }
             let mut entry = self.directory(part, mode);
-            (entry.uid, entry.gid) = owner.unwrap_or((0, 0));
+            // As the kernel has it: in a directory with setgid what is made belongs to its group, and has setgid as well.
+            if let Some(parent) = self.get(split(part).0).filter(|parent| parent.mode & SETGID != 0) {
+                (entry.gid, entry.mode) = (parent.gid, entry.mode | SETGID);
+            }
+            if let Some(owner) = owner {
+                (entry.uid, entry.gid) = owner;
+            }
             self.put(Planned::new(entry, Content::None));
         }
         Ok(())

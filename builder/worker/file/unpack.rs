@@ -206,7 +206,8 @@ impl Merge<'_, '_, '_> {
         if matches!(entry.kind, EntryKind::Symlink { .. }) {
             self.last = None;
         }
-        self.staging.make_dirs(snapshotter::layer::split(&entry.path).0, 0o755, None)?;
+        // Directories that the archive does not name are root's, whatever the group of those around them.
+        self.staging.make_dirs(snapshotter::layer::split(&entry.path).0, 0o755, Some((0, 0)))?;
         self.staging.put(Planned { entry, content, inode });
         Ok(())
     }

@@ -20,6 +20,9 @@ fn working_directories() {
         ("a/ 700 1:1\nl -> /a", "/l/b", None, "a/ 700 1:1\na/b/\n"),
         ("l -> /gone", "/l", None, "gone/\n"),
         ("", "/", None, ""),
+        // A directory with setgid hands down its group, also below what was just made.
+        ("a/ 2775 1:50", "/a/b/c", None, "a/ 2775 1:50\na/b/ 2755 0:50\na/b/c/ 2755 0:50\n"),
+        ("a/ 2775 1:50", "/a/b", Some("3:4"), "a/ 2775 1:50\na/b/ 2755 3:4\n"),
     ] {
         assert_eq!(workdir(base, path, owner).expect(path), want, "{path} on {base}");
     }
