@@ -85,6 +85,8 @@ pub struct TarReader<R> {
     /// Offset of the stream at the start of `ready`.
     position: u64,
     ended: bool,
+    /// What went wrong behind the bytes that are ready.
+    failed: Option<io::Error>,
     /// Stored bytes of the current member that were not consumed.
     stored: u64,
     padding: usize,
@@ -101,6 +103,7 @@ impl<R: Read> TarReader<R> {
             ready: 0..0,
             position: 0,
             ended: false,
+            failed: None,
             stored: 0,
             padding: 0,
             holes: Holes::default(),
@@ -173,11 +176,15 @@ impl<R: Read> TarReader<R> {
 
     /// Reads and hashes more, for an empty `ready`. 0 at the end.
     fn refill(&mut self) -> Result<usize, LayerError> {
+        if let Some(error) = self.failed.take() {
+            return Err(LayerError::Read(error));
+        }
         if self.ended {
             return Ok(0);
         }
         let mut filled = 0;
-        // Filling the buffer makes hashing cheaper, as decompressors give small pieces.
+        // Filling the buffer makes hashing cheaper, as decompressors give small pieces. Those that came before an error are
+        // still good: they tell a damaged archive from a file that is none.
         while filled < self.buffer.len() {
             match self.input.read(&mut self.buffer[filled..]) {
                 Ok(0) => {
@@ -186,6 +193,10 @@ impl<R: Read> TarReader<R> {
                 }
                 Ok(got) => filled += got,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if filled > 0 => {
+                    self.failed = Some(error);
+                    break;
+                }
                 Err(error) => return Err(LayerError::Read(error)),
             }
         }
