@@ -47,7 +47,8 @@ impl FromStr for Platform {
             |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.'));
         let bad = || PlatformError(text.chars().take(100).collect());
         let parts: Vec<&str> = text.split('/').collect();
-        if !parts.iter().copied().all(valid) {
+        // Only architectures and variants have versions with dots.
+        if !parts.iter().copied().all(valid) || (parts.len() > 1 && parts[0].contains('.')) {
             return Err(bad());
         }
         let lower: Vec<String> = parts.iter().map(|p| p.to_ascii_lowercase()).collect();
@@ -126,7 +127,7 @@ mod tests {
         ] {
             assert_eq!(text.parse::<Platform>().unwrap().to_string(), want, "{text}");
         }
-        for text in ["", "x", "amd46", "linux/", "a/b/c/d", "linux/am d64"] {
+        for text in ["", "x", "amd46", "linux/", "a/b/c/d", "linux/am d64", "../up", "li.nux/amd64"] {
             assert!(text.parse::<Platform>().is_err(), "{text}");
         }
     }
