@@ -121,10 +121,16 @@ impl Lowering<'_> {
     ) -> Result<(), Diagnostic> {
         let instruction = &step.instruction;
         let (words, mut history) = self.copy_words(state, request)?;
+        let link = request.link && words.chmod.is_none();
         let title = self.display(state, instruction.code());
         let name = state.numbered(&title);
         let meta = self.meta(state, name.clone(), instruction);
-        let link = request.link && words.chmod.is_none();
+        if let Some(name) = words.chown.as_ref().and_then(owner::name)
+            && (link || state.root.is_none())
+        {
+            let place = request.chown.map_or(instruction.span, |word| word.span);
+            return Err(owner::unknown(name, place, link));
+        }
 
         let mut builder = Builder::default();
         if let (Some(root), false) = (state.root, link) {

@@ -2,6 +2,8 @@
 
 use graph::{ChmodSpec, ChownSpec, UserSpec};
 
+use crate::{Diagnostic, Span};
+
 /// `user[:group]`, each by name or number.
 pub(crate) fn chown(text: &str) -> ChownSpec {
     let (user, group) = match text.split_once(':') {
@@ -20,6 +22,26 @@ fn user_spec(text: &str) -> UserSpec {
             _ => UserSpec::Name(text.to_owned()),
         },
     }
+}
+
+/// The user or group that must be looked up.
+pub(crate) fn name(owner: &ChownSpec) -> Option<&str> {
+    [Some(&owner.user), owner.group.as_ref()].into_iter().flatten().find_map(|spec| match spec {
+        UserSpec::Name(name) => Some(name.as_str()),
+        UserSpec::Id(_) => None,
+    })
+}
+
+/// A name where there are no files yet that say whose it is. Root would be a silent guess.
+pub(crate) fn unknown(name: &str, place: Span, link: bool) -> Diagnostic {
+    let (why, hint) = match link {
+        true => (
+            "with --link the files below are not looked at",
+            "give numbers, as in --chown=1000:1000, or leave out --link",
+        ),
+        false => ("the image is still empty", "give numbers, as in 1000:1000"),
+    };
+    Diagnostic::new(place, format!("{name:?} cannot be looked up: {why}")).with_hint(hint)
 }
 
 /// Octal digits, or the symbolic form of chmod(1).

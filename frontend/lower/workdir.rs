@@ -38,12 +38,11 @@ impl Lowering<'_> {
             return Ok(());
         }
         let user = &state.image.config.user;
-        let mkdir = MkdirAction {
-            path: path::clean(&dir),
-            mode: 0o755,
-            make_parents: true,
-            chown: (!user.is_empty()).then(|| owner::chown(user)),
-        };
+        let chown = (!user.is_empty()).then(|| owner::chown(user));
+        if let (Some(name), None) = (chown.as_ref().and_then(owner::name), state.root) {
+            return Err(owner::unknown(name, workdir.path.span, false));
+        }
+        let mkdir = MkdirAction { path: path::clean(&dir), mode: 0o755, make_parents: true, chown };
         let op = FileOp { base: state.root.map(|_| 0), actions: vec![FileAction::Mkdir(mkdir)] };
         let name = self.display(state, instruction.code());
         let name = state.numbered(&name);
