@@ -2,6 +2,7 @@
 
 mod ignore;
 mod load;
+pub(crate) mod missing;
 mod named;
 mod scan;
 #[cfg(test)]
@@ -153,14 +154,11 @@ impl LocalContext {
         if let Some(why) = self.ignore.why_ignored(relative) {
             return Some(why);
         }
-        let Place::Directory(root, _) = &self.place else { return None };
-        let wanted = std::path::Path::new(relative);
-        let directory = root.join(wanted.parent()?);
-        let name = wanted.file_name()?.to_str()?;
-        let names = std::fs::read_dir(directory).ok()?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-        let near = names.map(|found| (strsim::damerau_levenshtein(&found.to_lowercase(), &name.to_lowercase()), found));
-        let (distance, best) = near.min()?;
-        (distance <= 2).then(|| format!("did you mean {}?", wanted.with_file_name(best).display()))
+        match &self.place {
+            Place::Nothing => None,
+            Place::Directory(root, _) => missing::explain(&missing::Directory { root, ignore: &self.ignore }, relative),
+            Place::Archive(_, index) => missing::explain(&Tree::new(vec![Arc::clone(index)]), relative),
+        }
     }
 
     /// For messages.

@@ -443,7 +443,7 @@ impl BuildWorker {
         let mut hasher = graph::KeyHasher::new("copied/1");
         for action in copies(op, position) {
             let digest = file::copied_digest(&tree.tree, action);
-            let digest = digest.map_err(|error| self.explain_missing(output, error))?;
+            let digest = digest.map_err(|error| self.explain_missing(output, &tree, error))?;
             hasher.field(digest.as_bytes());
         }
         Ok(Some(hasher.finish()))
@@ -484,7 +484,7 @@ impl BuildWorker {
     }
 
     /// Says why a source is missing, if that can be known.
-    fn explain_missing(&self, output: &Output, error: FileError) -> WorkError {
+    fn explain_missing(&self, output: &Output, tree: &ReadableTree, error: FileError) -> WorkError {
         let FileError::NotFound { path } = error else { return WorkError::File(error) };
         match output {
             Output::Local(local) => {
@@ -492,7 +492,8 @@ impl BuildWorker {
                 WorkError::NoSource { path, place: local.context.describe(), hint }
             }
             Output::Layers(_) | Output::Hollow(_) => {
-                WorkError::NoSource { path, place: "the source image or stage".into(), hint: None }
+                let hint = crate::context::missing::explain(tree.tree.as_ref(), &path);
+                WorkError::NoSource { path, place: "the source image or stage".into(), hint }
             }
         }
     }
@@ -503,7 +504,7 @@ impl BuildWorker {
         for path in paths {
             let digest = match tree.tree.digest(path.as_bytes()) {
                 Err(LayerError::Missing { .. }) => {
-                    return Err(self.explain_missing(output, FileError::NotFound { path: path.clone() }));
+                    return Err(self.explain_missing(output, tree, FileError::NotFound { path: path.clone() }));
                 }
                 other => other?,
             };

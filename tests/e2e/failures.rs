@@ -51,6 +51,10 @@ fn a_missing_file_names_itself_and_its_line() {
     let context = env.dockerfile("m", text).file("conf.yml", "");
     let out = env.build(&context, &[]).run().exits(1).contains("/conf.yaml: not found in the build context");
     out.contains("Dockerfile:2").contains("did you mean conf.yml");
+    // Also in another stage, and where the slip is in a directory's name.
+    let text = "FROM busybox AS build\nRUN mkdir -p /app/bin && touch /app/bin/tool\nFROM busybox\nCOPY --from=build /ap/bin/tool /\n";
+    let out = env.build(&env.dockerfile("s", text), &[]).run().exits(1);
+    out.contains("/ap/bin/tool: not found in the source image or stage").contains("did you mean app/bin/tool?");
 }
 
 #[test]
