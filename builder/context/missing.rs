@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use snapshotter::layer::{EntryKind, Tree};
 
 use super::Ignore;
+use crate::worker::wildcard;
 
-/// Files, as far as an explanation needs them. Paths are relative, and none leads through a symbolic link.
+/// Files, as far as an explanation needs them. Paths are relative.
 pub(crate) trait View {
     /// What is at `path`.
     fn kind(&self, path: &str) -> Option<Kind>;
@@ -25,20 +26,36 @@ pub(crate) enum Kind {
 /// How many slips make another name of it.
 const NEAR: usize = 2;
 
+/// So many links are followed before it is a circle.
+const MAX_LINKS: usize = 40;
+
 /// What to do about `path`, which is missing.
 pub(crate) fn explain(view: &dyn View, path: &str) -> Option<String> {
     let mut above = String::new();
-    let mut rest = path.trim_matches('/');
+    let mut rest = path.trim_matches('/').to_owned();
+    let mut links = Vec::new();
     while !rest.is_empty() {
-        let (name, below) = rest.split_once('/').unwrap_or((rest, ""));
+        let (name, below) = rest.split_once('/').unwrap_or((&rest, ""));
         let here = under(&above, name);
         match view.kind(&here) {
-            Some(Kind::Link(target)) => return Some(about_link(view, &above, &here, &target)),
-            Some(Kind::Other) => (above, rest) = (here, below),
+            Some(Kind::Link(target)) => {
+                let led = lead(&above, &target);
+                if !led.is_empty() && view.kind(&led).is_none() {
+                    return Some(format!("{here} is a symbolic link to {target}, which is not there"));
+                }
+                links.push(here);
+                if links.len() > MAX_LINKS {
+                    return None;
+                }
+                (above, rest) = (String::new(), under(&led, below));
+            }
+            Some(Kind::Other) => (above, rest) = (here, below.to_owned()),
+            None if wildcard::is_pattern(name) => return None,
             None => return similar(view, &above, name, below).map(|found| format!("did you mean {found}?")),
         }
     }
-    None
+    // All of it is there, for somebody who follows links.
+    links.first().map(|link| format!("{link} is a symbolic link, and is not followed here: name {above} instead"))
 }
 
 /// The path with another name in place of `name`: one that is spelled much the same and has the rest below it.
@@ -54,8 +71,9 @@ fn similar(view: &dyn View, above: &str, name: &str, below: &str) -> Option<Stri
     near.min().map(|(_, path)| path)
 }
 
-fn about_link(view: &dyn View, above: &str, link: &str, target: &str) -> String {
-    let mut path = if target.starts_with('/') { Vec::new() } else { parts(above).collect() };
+/// Where a link in the directory `above` leads, inside the root.
+fn lead(above: &str, target: &str) -> String {
+    let mut path: Vec<&str> = if target.starts_with('/') { Vec::new() } else { parts(above).collect() };
     for part in parts(target) {
         if part == ".." {
             path.pop();
@@ -63,12 +81,7 @@ fn about_link(view: &dyn View, above: &str, link: &str, target: &str) -> String 
             path.push(part);
         }
     }
-    let path = path.join("/");
-    if view.kind(&path).is_some() {
-        format!("{link} is a symbolic link, and is not followed here: name {path} instead")
-    } else {
-        format!("{link} is a symbolic link to {target}, which is not there")
-    }
+    path.join("/")
 }
 
 fn parts(path: &str) -> impl Iterator<Item = &str> {
@@ -110,7 +123,7 @@ impl View for Directory<'_> {
 
 impl View for Tree {
     fn kind(&self, path: &str) -> Option<Kind> {
-        Some(match &self.lookup(path.as_bytes())?.entry.kind {
+        Some(match &self.resolve(path.as_bytes(), false).ok()?.found?.entry.kind {
             EntryKind::Symlink { target } => Kind::Link(String::from_utf8_lossy(target).into_owned()),
             _ => Kind::Other,
         })
@@ -137,9 +150,14 @@ mod tests {
         for path in ["src/main.go", "src/deep/x", "Makefile", "ab", "gone.txt"] {
             fs::write(at(path), "").expect("file");
         }
-        for (link, target) in
-            [("dangling", "nowhere"), ("out", "../../etc"), ("code", "src"), ("src/up", "../Makefile"), ("abs", "/src")]
-        {
+        for (link, target) in [
+            ("dangling", "nowhere"),
+            ("out", "../../etc"),
+            ("code", "src"),
+            ("src/up", "../Makefile"),
+            ("abs", "/src"),
+            ("round", "round"),
+        ] {
             symlink(target, at(link)).expect("link");
         }
         let ignore = Ignore::parse(".dockerignore", b"gone.txt").expect("rules");
@@ -159,9 +177,12 @@ mod tests {
             ("/gone.text", None),
             ("/dangling", Some("dangling is a symbolic link to nowhere, which is not there".to_owned())),
             ("/out/passwd", Some("out is a symbolic link to ../../etc, which is not there".to_owned())),
-            ("/code/main.go", link("code", "src")),
+            ("/code/main.go", link("code", "src/main.go")),
+            ("/code/mian.go", Some("did you mean src/main.go?".to_owned())),
+            ("/code/*.c", None),
             ("/src/up", link("src/up", "Makefile")),
-            ("/abs/main.go", link("abs", "src")),
+            ("/abs/deep/x", link("abs", "src/deep/x")),
+            ("/round/x", None),
             ("/", None),
         ] {
             assert_eq!(explain(&view, path), want, "{path}");

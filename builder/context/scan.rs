@@ -89,7 +89,8 @@ struct Seen {
     /// Of a symbolic link.
     target: Vec<u8>,
     xattrs: Vec<(Vec<u8>, Vec<u8>)>,
-    ignored: bool,
+    /// A directory that is there only if something in it is: it is ignored, or only what is in it is wanted.
+    passed: bool,
     /// Of a directory that is to be read.
     below: Option<Pending>,
 }
@@ -117,7 +118,8 @@ struct Walk<'a> {
     files: Vec<Found>,
     /// First path of files with several names.
     links: HashMap<(u64, u64), Vec<u8>>,
-    /// Ignored directories that are read for an exception's sake: part of the context if they hold something that is.
+    /// Directories that are part of the context if they hold something that is. Those that hold nothing that a pattern names
+    /// are not there for BuildKit either, so that a pattern which leads nowhere is an error.
     passed: HashMap<Vec<u8>, Entry>,
 }
 
@@ -190,6 +192,10 @@ impl<'a> Walk<'a> {
         let patterns = self.ignore.patterns();
         let text = String::from_utf8_lossy(&path);
         let (mut ignored, mut below) = (false, None);
+        // What has nothing in it does not lead to what is wanted.
+        if reach == Reach::Below && !metadata.is_dir() && !metadata.is_symlink() {
+            return Ok(None);
+        }
         if metadata.is_dir() {
             let decided = patterns.directory(&directory.state, &text);
             ignored = decided.verdict.ignored;
@@ -209,7 +215,8 @@ impl<'a> Walk<'a> {
         } else if !known.is_some_and(|known| known.is_plain) {
             xattrs = self.xattrs(&path, &full).map_err(read)?;
         }
-        Ok(Some(Seen { path, metadata, known, target, xattrs, ignored, below }))
+        let passed = ignored || (reach == Reach::Below && metadata.is_dir());
+        Ok(Some(Seen { path, metadata, known, target, xattrs, passed, below }))
     }
 
     fn xattrs(&self, path: &[u8], full: &Path) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
@@ -234,13 +241,13 @@ impl<'a> Walk<'a> {
 
     /// Makes it part of the context; gives back the directory that is to be read.
     fn keep(&mut self, seen: Seen) -> Option<Pending> {
-        let Seen { path, metadata, known, target, xattrs, ignored, below } = seen;
+        let Seen { path, metadata, known, target, xattrs, passed, below } = seen;
         let entry = Entry {
             mtime: (metadata.mtime(), u32::try_from(metadata.mtime_nsec()).unwrap_or(0)),
             xattrs,
             ..Entry::new(path.clone(), self.kind(&path, &metadata, target), metadata.mode() & 0o7777)
         };
-        if ignored {
+        if passed {
             self.passed.insert(path, entry);
             return below;
         }

@@ -131,6 +131,8 @@ fn only_what_is_wanted_is_looked_at() {
     // What the link leads to is wanted, too.
     let want = ["other 755", "other/c 644", "src 755", "src/deep 755", "src/deep/b 644", "src/l -> ../other/c"];
     assert_eq!(names(&tree), want);
+    // A directory that has nothing of what is wanted is not there, nor is a file in a directory's place.
+    assert_eq!(names(&read(place(directory.path()), "", &["src/none", "src/a/b"])), [""; 0]);
 }
 
 #[test]

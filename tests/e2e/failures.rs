@@ -51,6 +51,12 @@ fn a_missing_file_names_itself_and_its_line() {
     let context = env.dockerfile("m", text).file("conf.yml", "");
     let out = env.build(&context, &[]).run().exits(1).contains("/conf.yaml: not found in the build context");
     out.contains("Dockerfile:2").contains("did you mean conf.yml");
+    // A pattern in a directory that has nothing for it, as before `mvn package`, and one whose directory is left out.
+    let context = env.dockerfile("w", "FROM busybox\nCOPY target/*.jar /app.jar\n").file("target/classes/x", "");
+    env.build(&context, &[]).run().exits(1).contains("/target/*.jar: not found in the build context");
+    let context = context.file("target/a.jar", "").file(".dockerignore", "target\n");
+    env.build(&context, &[]).run().exits(1).contains("excluded by .dockerignore line 1: target");
+    env.build(&context.file(".dockerignore", ""), &[]).run().exits(0);
     // Also in another stage, and where the slip is in a directory's name.
     let text = "FROM busybox AS build\nRUN mkdir -p /app/bin && touch /app/bin/tool\nFROM busybox\nCOPY --from=build /ap/bin/tool /\n";
     let out = env.build(&env.dockerfile("s", text), &[]).run().exits(1);

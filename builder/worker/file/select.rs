@@ -223,13 +223,18 @@ pub(super) fn resolve(tree: &Tree, path: &[u8], follow_last: bool) -> Result<Vec
     resolved.map(|resolved| resolved.path).map_err(|_| FileError::TooManyLinks { path: staging::lossy(path) })
 }
 
-/// The paths that match a pattern, sorted. Links are followed in the part before the first wildcard only.
+/// The paths that match a pattern, sorted. Links are followed in the part before the first wildcard only, which must be there:
+/// of `target/*.jar` nothing may match, but a missing `target` is a mistake.
 fn expand(tree: &Tree, src: &str) -> Result<Vec<Vec<u8>>, FileError> {
     let parts: Vec<&str> = src.split('/').filter(|part| !part.is_empty()).collect();
     let fixed = parts.iter().take_while(|part| !wildcard::is_pattern(part)).count();
     let compiled: Option<Vec<Pattern>> = parts[fixed..].iter().map(|part| Pattern::parse(part)).collect();
     let compiled = compiled.ok_or_else(|| FileError::Pattern { why: format!("{src:?} is malformed") })?;
-    let mut found = vec![resolve(tree, &unescaped(&parts[..fixed].join("/")), true)?];
+    let start = resolve(tree, &unescaped(&parts[..fixed].join("/")), true)?;
+    if !start.is_empty() && tree.lookup(&start).is_none() {
+        return Err(FileError::NotFound { path: src.to_owned() });
+    }
+    let mut found = vec![start];
     for (depth, pattern) in compiled.iter().enumerate() {
         let last = depth + 1 == compiled.len();
         let mut next = Vec::new();

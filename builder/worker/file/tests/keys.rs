@@ -70,6 +70,9 @@ fn missing_sources_are_errors_and_empty_patterns_are_not() {
     assert_eq!(key(SOURCE, 5, "COPY none /"), Err("/none: not found".into()));
     assert_eq!(key(SOURCE, 5, "COPY --parents d/none /"), Err("/d/none: not found".into()));
     assert!(key(SOURCE, 5, "COPY none* /").is_ok());
+    // The directory that a pattern begins with is spelled out, and must be there.
+    assert!(key(SOURCE, 5, "COPY d/none* /").is_ok());
+    assert_eq!(key(SOURCE, 5, "COPY none/*.jar /"), Err("/none/*.jar: not found".into()));
     // A file that a pattern did not match before.
     assert_ne!(key(SOURCE, 5, "COPY new* /"), key(&format!("{SOURCE}\nnew = 1"), 5, "COPY new* /"));
 }
