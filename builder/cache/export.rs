@@ -4,31 +4,23 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use futures_util::future::try_join_all;
 use graph::{Digest, ImageConfig};
-use registry::{BlobSource, Reference};
 use rustix::fs::{FlockOperation, flock};
 use serde_json::{Value, json};
 use snapshotter::{LayerRecord, Store, StoreError};
-use solver::{Progress, RunContext, Status};
+use solver::{Progress, RunContext};
 use tokio_util::sync::CancellationToken;
 
-use super::import::{ReadError, read_layout, read_registry};
+use super::import::read_layout;
+use super::push::push;
 use super::spec::{CacheTo, Mode, Place};
 use super::table::{CachedLayer, Entry, Stack, Table};
 use super::{Recorded, format};
-use crate::export::{Descriptor, LayerBlob, Upstream};
-use crate::images::registry_descriptor;
+use crate::export::{Descriptor, LayerBlob};
 use crate::session::Session;
-use crate::worker::{BlobTypes, WorkError, blocking};
-
-/// How often a name that somebody else changes meanwhile is written anew.
-const ATTEMPTS: usize = 12;
-/// How long a writer waits at least and at most before it looks whether somebody else has overwritten it.
-const LEAST_PATIENCE: Duration = Duration::from_millis(20);
-const MOST_PATIENCE: Duration = Duration::from_secs(3);
+use crate::worker::{BlobTypes, WorkError};
 
 /// A cache that could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -175,7 +167,7 @@ fn add_layers(table: &mut Table, known: &HashMap<Digest, LayerRecord>, chain: Di
     }
 }
 
-type Files = BTreeMap<Digest, LayerBlob>;
+pub(super) type Files = BTreeMap<Digest, LayerBlob>;
 
 /// Compresses what has no blob yet. A layer of somebody else's image that is not here stays where it is: who uses the cache
 /// has that image too.
@@ -243,7 +235,7 @@ fn is_near(session: &Session, layer: &LayerRecord, registry: Option<&str>) -> Re
 }
 
 /// The manifest around a config and blobs, and its media type.
-fn manifest(config: &Descriptor, blobs: &[Descriptor], to: &CacheTo) -> (Vec<u8>, &'static str) {
+pub(super) fn manifest(config: &Descriptor, blobs: &[Descriptor], to: &CacheTo) -> (Vec<u8>, &'static str) {
     let (media_type, document) = if to.image_manifest {
         let media_type = registry::OCI_MANIFEST;
         (media_type, json!({ "schemaVersion": 2, "mediaType": media_type, "config": config, "layers": blobs }))
@@ -253,131 +245,6 @@ fn manifest(config: &Descriptor, blobs: &[Descriptor], to: &CacheTo) -> (Vec<u8>
         (media_type, json!({ "schemaVersion": 2, "mediaType": media_type, "manifests": manifests }))
     };
     (document.to_string().into_bytes(), media_type)
-}
-
-/// Sends what is missing, then the manifest, until the name shows what we wrote.
-///
-/// Registries cannot replace a manifest on condition. So each writer looks right before it writes whether the name still
-/// shows what it has merged, and looks again when whoever looked before that has had the time to write: twice as long as it
-/// took itself. What others wrote in between is merged, and it writes once more.
-async fn push(
-    session: &Session,
-    own: &Table,
-    files: &Files,
-    reference: &Reference,
-    to: &CacheTo,
-    context: &RunContext,
-) -> Result<(), ExportError> {
-    let failed = |source| ExportError::Registry { name: reference.familiar(), source: Box::new(source) };
-    let client = &session.remote.client;
-    let repository = reference.repository();
-    // The builds of one store need not meet at the registry.
-    let (store, cancelled, name) = (session.store.clone(), context.cancelled.clone(), format!("cache-to:{reference}"));
-    let _turn = blocking(move || Ok(store.lock(&name, &|| cancelled.is_cancelled())?)).await?;
-    let (mut there, mut seen) = current(session, reference).await.map_err(failed)?;
-    // What the manifest names is there: registries keep what a manifest refers to.
-    let present: BTreeSet<Digest> =
-        there.layers.values().filter_map(|layer| Some(layer.blob.as_ref()?.digest)).collect();
-    let missing = files.values().filter(|blob| !present.contains(&blob.descriptor.digest));
-    try_join_all(missing.map(|blob| send_layer(session, blob, reference, context))).await?;
-    let mut is_merged = true;
-    for _ in 0..ATTEMPTS {
-        let mut table = own.clone();
-        if is_merged {
-            table.join(&there, jiff::Timestamp::now());
-        }
-        let (config, blobs) = format::encode(&table);
-        let descriptor = Descriptor::new(format::CONFIG, Digest::of(&config), config.len() as u64);
-        let (manifest, media_type) = manifest(&descriptor, &blobs, to);
-        let wanted = registry::digest_of(&manifest);
-        if seen.as_ref() == Some(&wanted) {
-            return Ok(());
-        }
-        send(session, reference, &descriptor, &bytes::Bytes::from(config), &[]).await?;
-        let began = Instant::now();
-        if is_merged && shown(session, reference).await.map_err(failed)? != seen {
-            (there, seen) = current(session, reference).await.map_err(failed)?;
-            continue;
-        }
-        match client.put_manifest(reference, media_type, manifest.into()).await {
-            Ok(_) => {}
-            // A blob of others that the registry has lost must not stand in the way of ours.
-            Err(error) if is_merged && !there.layers.is_empty() && !error.is_transient() => {
-                is_merged = false;
-                continue;
-            }
-            Err(error) => return Err(failed(error)),
-        }
-        tokio::select! {
-            () = context.cancelled.cancelled() => return Err(WorkError::Cancelled.into()),
-            () = tokio::time::sleep((began.elapsed() * 2).clamp(LEAST_PATIENCE, MOST_PATIENCE)) => {}
-        }
-        if shown(session, reference).await.map_err(failed)?.as_ref() == Some(&wanted) {
-            for blob in files.values() {
-                session.remote.remember(&blob.descriptor.digest, repository)?;
-            }
-            return Ok(());
-        }
-        is_merged = true;
-        (there, seen) = current(session, reference).await.map_err(failed)?;
-    }
-    context
-        .progress
-        .warn(format!("others write {} all the time; their results may stand in place of these", reference.familiar()));
-    Ok(())
-}
-
-/// The digest that the name shows.
-async fn shown(session: &Session, reference: &Reference) -> Result<Option<registry::Digest>, registry::Error> {
-    match session.remote.client.head(reference).await {
-        Ok(descriptor) => Ok(Some(descriptor.digest().clone())),
-        Err(error) if error.is_not_found() => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-/// What the name leads to now. What is no cache is replaced; what cannot be read at the moment is not.
-async fn current(
-    session: &Session,
-    reference: &Reference,
-) -> Result<(Table, Option<registry::Digest>), registry::Error> {
-    match read_registry(&session.remote, reference).await {
-        Ok((table, digest)) => Ok((table, Some(digest))),
-        Err(ReadError::Registry(error)) if error.is_transient() => Err(error),
-        Err(_) => Ok((Table::default(), shown(session, reference).await.unwrap_or(None))),
-    }
-}
-
-async fn send_layer(
-    session: &Session,
-    blob: &LayerBlob,
-    reference: &Reference,
-    context: &RunContext,
-) -> Result<(), ExportError> {
-    let known = session.remote.locations(&blob.descriptor.digest)?;
-    let source: Box<dyn BlobSource> = match &blob.path {
-        Some(path) => Box::new(path.clone()),
-        None => Box::new(Upstream::new(session.remote.clone(), blob.descriptor.clone())),
-    };
-    let id = format!("writing layer {}", blob.descriptor.digest);
-    let total = blob.descriptor.size;
-    context.progress.status(Status { id: id.clone(), current: 0, total, done: false });
-    send(session, reference, &blob.descriptor, source.as_ref(), &known).await?;
-    context.progress.status(Status { id, current: total, total, done: true });
-    Ok(())
-}
-
-async fn send(
-    session: &Session,
-    reference: &Reference,
-    blob: &Descriptor,
-    source: &dyn BlobSource,
-    known: &[registry::Repository],
-) -> Result<(), ExportError> {
-    let descriptor = registry_descriptor(blob).map_err(|_| WorkError::Internal("a digest of ours is none"))?;
-    let sent = session.remote.client.push_blob(reference.repository(), &descriptor, source, known, None).await;
-    sent.map_err(|source| ExportError::Registry { name: reference.familiar(), source: Box::new(source) })?;
-    Ok(())
 }
 
 /// Into an OCI layout, whose other names stay.
@@ -456,13 +323,12 @@ fn forget(blobs: &Path, old: &Table, manifest: &Digest, index: &Value, now: &Tab
     if index.get("manifests").and_then(Value::as_array).is_none_or(|manifests| manifests.len() != 1) {
         return;
     }
-    let kept: BTreeSet<Digest> = now.layers.values().filter_map(|layer| Some(layer.blob.as_ref()?.digest)).collect();
+    let kept = now.blobs();
     let config = fs::read(blobs.join(manifest.hex())).ok().and_then(|bytes| {
         let manifest: Value = serde_json::from_slice(&bytes).ok()?;
         manifest.get("config")?.get("digest")?.as_str()?.parse::<Digest>().ok()
     });
-    let layers = old.layers.values().filter_map(|layer| Some(layer.blob.as_ref()?.digest));
-    for digest in layers.chain(config).chain([*manifest]).filter(|digest| !kept.contains(digest)) {
+    for digest in old.blobs().into_iter().chain(config).chain([*manifest]).filter(|digest| !kept.contains(digest)) {
         // What stays costs space, no more.
         let _ = fs::remove_file(blobs.join(digest.hex()));
     }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use graph::{ContentDigest, Digest};
-use registry::{Manifest, Reference};
+use registry::{Client, Manifest, Reference};
 use serde_json::Value;
 use snapshotter::{CacheRecord, ForeignLayer, LayerBlobRecord, LayerRecord, Store, StoreError};
 use solver::RunContext;
@@ -173,7 +173,9 @@ impl Imports {
         let vertex = context.progress.progress().vertex(&format!("importing cache manifest from {place}"));
         let read = async {
             match place {
-                Place::Registry(reference) => read_registry(&self.remote, reference).await.map(|(table, _)| table),
+                Place::Registry(reference) => {
+                    read_registry(&self.remote.client, reference).await.map(|(table, _)| table)
+                }
                 Place::Local { path, tag, digest } => read_layout(path, tag, digest.as_ref()).map(|(table, _)| table),
                 Place::Inline => Ok(Table::default()),
             }
@@ -214,10 +216,9 @@ fn causes(error: &dyn std::error::Error) -> String {
 
 /// The cache under a name, and the blobs that its manifest says are there.
 pub(super) async fn read_registry(
-    remote: &Remote,
+    client: &Client,
     reference: &Reference,
 ) -> Result<(Table, registry::Digest), ReadError> {
-    let client = &remote.client;
     let repository = reference.repository();
     let resolved = client.resolve(reference).await?;
     let digest = resolved.digest().clone();

@@ -8,11 +8,12 @@
 //!   without fetching any.
 //! - Reading cannot fail a build: a cache that cannot be read is a warning and a miss. A layer that turns out to be gone
 //!   when a step needs it makes the step that made it run again.
-//! - Writing merges with what is there, so that jobs which write one name keep each other's results.
+//! - Writing merges with what is there, so that jobs which write one name keep each other's results (`push.rs`).
 
 mod export;
 mod format;
 mod import;
+mod push;
 mod spec;
 mod table;
 

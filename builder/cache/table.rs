@@ -1,6 +1,6 @@
 //! What a shared cache holds: results by key, and the layers they are made of.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use graph::{ContentDigest, Digest};
@@ -139,6 +139,42 @@ impl Table {
     }
 }
 
+impl Table {
+    /// Blobs of its layers, where it has them.
+    pub(crate) fn blobs(&self) -> BTreeSet<Digest> {
+        self.layers.values().filter_map(|layer| Some(layer.blob.as_ref()?.digest)).collect()
+    }
+
+    /// Whether this table has what `own` says, noted since `since`: nothing would be gained by writing `own` once more.
+    pub(crate) fn says(&self, own: &Self, since: jiff::Timestamp) -> bool {
+        let has_blob = |(chain, layer): (&Digest, &CachedLayer)| {
+            let blob = layer.blob.as_ref().map(|blob| blob.digest);
+            let there = self.layers.get(chain).and_then(|there| there.blob.as_ref());
+            blob.is_none_or(|blob| there.is_some_and(|there| there.digest == blob))
+        };
+        let has_entry = |(key, entry): (&ContentDigest, &Entry)| {
+            let Some(there) = self.entries.get(key).filter(|there| there.used >= since) else { return false };
+            let has_stack = there.stack == entry.stack || entry.stack == Stack::Elsewhere;
+            has_stack && (there.content, there.op) == (entry.content, entry.op)
+        };
+        own.layers.iter().all(has_blob) && own.entries.iter().all(has_entry)
+    }
+
+    /// Whether each key of `own` leads to a result here, too, be it somebody else's: two that were made at the same time are as
+    /// good as each other, and their makers need not take turns in replacing them.
+    pub(crate) fn answers(&self, own: &Self) -> bool {
+        let is_useful = |stack: &Stack| match stack {
+            Stack::Layers(chain) => self.stack(chain).is_some(),
+            Stack::Empty => true,
+            Stack::Elsewhere => false,
+        };
+        own.entries.iter().all(|(key, entry)| {
+            let there = self.entries.get(key);
+            there.is_some_and(|there| entry.stack == Stack::Elsewhere || is_useful(&there.stack))
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -181,5 +217,31 @@ mod tests {
         assert_eq!(ours.entries[&key(2)].stack, Stack::Empty, "what this build made stands");
         assert_eq!(ours.entries.len(), 2, "neither the old one nor the one without layers");
         assert_eq!(ours.stack(&top).unwrap().iter().map(|(chain, _)| *chain).collect::<Vec<_>>(), [base, top]);
+    }
+
+    #[test]
+    fn what_is_there_need_not_be_written_again() {
+        let mut ours = Table::default();
+        let top = layer(&mut ours, None, 1);
+        ours.layers.get_mut(&top).unwrap().blob = Some(Descriptor::new("tar", Digest::of(b"1"), 1));
+        ours.entries.insert(key(1), entry(Stack::Layers(top), 50));
+        ours.entries.insert(key(2), entry(Stack::Elsewhere, 50));
+        let mut there = ours.clone();
+        assert!(there.says(&ours, at(40)) && there.answers(&ours));
+        assert!(!there.says(&ours, at(60)), "it is to be noted that it was used again");
+        // Somebody else's results.
+        let other = layer(&mut there, None, 2);
+        there.entries.insert(key(1), entry(Stack::Layers(other), 50));
+        assert!(!there.says(&ours, at(40)) && there.answers(&ours));
+        there.entries.insert(key(1), entry(Stack::Elsewhere, 50));
+        assert!(!there.answers(&ours), "its layers were more");
+        there.entries.insert(key(1), entry(Stack::Layers(Digest::of(b"nowhere")), 50));
+        assert!(!there.answers(&ours));
+        there.entries.remove(&key(1));
+        assert!(!there.says(&ours, at(40)) && !there.answers(&ours));
+        // A blob that was lost.
+        let mut there = ours.clone();
+        there.layers.get_mut(&top).unwrap().blob = None;
+        assert!(!there.says(&ours, at(40)));
     }
 }

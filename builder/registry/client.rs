@@ -23,6 +23,8 @@ const TAGS_PAGES_MAX: usize = 1000;
 pub struct Client {
     pub(crate) shared: Arc<Shared>,
     endpoints: Arc<Mutex<HashMap<String, Hosts>>>,
+    /// Mirrors are not asked.
+    directly: bool,
 }
 
 /// The hosts of a repository, in the order in which they are asked: mirrors, then the registry itself.
@@ -51,7 +53,14 @@ impl fmt::Debug for Client {
 impl Client {
     /// A client with these settings. Nothing is read or connected to before it is needed.
     pub fn new(settings: Settings, credentials: Arc<dyn CredentialSource>) -> Self {
-        Self { shared: Arc::new(Shared::new(settings, credentials)), endpoints: Arc::default() }
+        Self { shared: Arc::new(Shared::new(settings, credentials)), endpoints: Arc::default(), directly: false }
+    }
+
+    /// The same client, which asks nobody but the host that it pushes to. Who is going to replace what a name leads to must
+    /// see it as it is, and a mirror may show what it was.
+    #[must_use]
+    pub fn directly(&self) -> Self {
+        Self { directly: true, ..self.clone() }
     }
 
     /// Whether the registry answers and lets us in, with the configured credentials if it wants any.
@@ -128,8 +137,11 @@ impl Client {
         })
     }
 
-    /// Hosts that can be trusted, mirrors first.
+    /// Hosts that can be trusted, mirrors first where they may be asked.
     pub(crate) fn hosts_to_ask(&self, registry: &str, path: &str, need: Need) -> Result<Vec<Arc<Endpoint>>, Error> {
+        if self.directly {
+            return Ok(vec![self.origin(registry, path)?]);
+        }
         let trusted = |host: &&Arc<Endpoint>| host.mirror_of.is_none() || !host.distrusted.load(Ordering::Relaxed);
         let hosts = self.hosts(registry, path)?;
         let hosts: Vec<_> = hosts.iter().filter(|host| host.serves(need)).filter(trusted).cloned().collect();

@@ -307,6 +307,69 @@ fn jobs_that_write_one_name_keep_each_others_results() {
     }
 }
 
+/// Bytes of the manifest that a name leads to.
+fn manifest_file(registry: &Registry, name: &str) -> String {
+    registry
+        .skopeo("inspect")
+        .args(["--tls-verify=false", "--raw"])
+        .arg(format!("docker://{}", registry.name(name)))
+        .ok()
+        .stdout
+}
+
+/// A mirror may show what was there before: what is written is merged with what the registry itself has.
+#[test]
+fn what_a_mirror_shows_is_not_written_back() {
+    if !require(NEEDED) {
+        return;
+    }
+    let (registry, mirror) = (Registry::plain(), Registry::plain());
+    let base = put_base(&registry);
+    let to = |registry: &Registry| format!("type=registry,ref={},mode=max", registry.name("cache"));
+    let steps = |env: &TestEnv, n: u32| env.dockerfile("c", &format!("FROM {base}\nRUN echo {n}; {RANDOM} > /id\n"));
+    let (old, one, two) = (TestEnv::new(), TestEnv::new(), TestEnv::new());
+    build(&old, &steps(&old, 0), &["--cache-to", &to(&mirror)]);
+    build(&one, &steps(&one, 1), &["--cache-to", &to(&registry)]);
+    two.configure(&format!("[registry.\"{}\"]\nmirrors = [\"{}\"]\n", registry.host(), mirror.host()));
+    let before = manifest_file(&mirror, "cache");
+    let (out, _) = build(&two, &steps(&two, 2), &["--cache-to", &to(&registry)]);
+    out.lacks("others write");
+    assert_eq!(manifest_file(&mirror, "cache"), before);
+    for n in [1, 2] {
+        let three = TestEnv::new();
+        let (out, _) = build(&three, &steps(&three, n), &["--cache-from", &registry.name("cache")]);
+        assert_eq!(out.cached(), 1, "{}", out.stderr);
+    }
+}
+
+/// A cache that says it all is read and not written.
+#[test]
+fn a_cache_to_which_nothing_is_added_stays() {
+    if !require(NEEDED) {
+        return;
+    }
+    let registry = Registry::plain();
+    let base = put_base(&registry);
+    let (one, two) = (TestEnv::new(), TestEnv::new());
+    let to = format!("type=registry,ref={},mode=max", registry.name("cache"));
+    build(&one, &context(&one, "c", &base), &["--cache-to", &to]);
+    let (manifest, before) = (manifest_file(&registry, "cache"), registry.requests().len());
+    build(&one, &context(&one, "c", &base), &["--cache-to", &to]);
+    let (out, _) =
+        build(&two, &context(&two, "c", &base), &["--cache-from", &registry.name("cache"), "--cache-to", &to]);
+    assert_eq!(out.cached(), STEPS, "{}", out.stderr);
+    assert_eq!(manifest_file(&registry, "cache"), manifest);
+    let writes = |line: &&String| ["PUT ", "POST ", "PATCH "].iter().any(|verb| line.starts_with(verb));
+    let written: Vec<String> = registry.requests().split_off(before).iter().filter(writes).cloned().collect();
+    assert!(written.is_empty(), "{written:?}");
+    // A step that is done again replaces what was there.
+    build(&one, &context(&one, "c", &base), &["--no-cache", "--cache-to", &to]);
+    assert_ne!(manifest_file(&registry, "cache"), manifest);
+    let three = TestEnv::new();
+    build(&three, &context(&three, "c", &base), &["--cache-from", &registry.name("cache")]);
+    assert_eq!(numbers(&one, "it"), numbers(&three, "it"));
+}
+
 #[test]
 fn an_index_of_blobs_is_a_cache_too() {
     if !require(NEEDED) {
