@@ -511,7 +511,12 @@ async fn resolve_images(
                 source: error,
             })
         });
-        let found = futures_util::future::try_join_all(found).await?;
+        let found = futures_util::future::try_join_all(found).await;
+        if let Err(BuildError::Base { .. }) = found {
+            // It may be here and not found, which is worth a look before somebody is told that it does not exist.
+            session.store.examine_database()?;
+        }
+        let found = found?;
         for (request, found) in missing.into_iter().zip(found) {
             bases.push((found.resolved.config.rootfs.diff_ids.clone(), found.material(&request)));
             images.insert(request.reference, request.platform, found.resolved);

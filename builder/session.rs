@@ -17,6 +17,7 @@ use crate::size::Size;
 use crate::worker::Layers;
 
 /// What was done before there was a thread.
+#[derive(Clone)]
 pub struct Start {
     /// What ids there are.
     pub tier: Tier,

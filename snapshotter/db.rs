@@ -9,7 +9,7 @@
 //! nobody finds what is about to go.
 
 use std::fs::File;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -112,6 +112,9 @@ impl Db {
             return Err(StoreError::Damaged { path });
         }
         let connection = connect(&path).map_err(fail)?;
+        if is_short(&path) && !has_no_fault(&connection).map_err(fail)? {
+            return Err(StoreError::Damaged { path });
+        }
         match user_version(&connection).map_err(fail)? {
             SCHEMA_VERSION => {}
             0 => {
@@ -132,6 +135,24 @@ impl Db {
         let inode = std::fs::metadata(&path).map_err(StoreError::io("examine", &path))?.ino();
         let reader = Mutex::new(side(connection)?);
         Ok(Self { path, marker, gate, inode, reader, writer: Mutex::new(None) })
+    }
+
+    /// Looks at every page. A fault is marked, so that the next start repairs it.
+    pub(crate) fn examine(&self) -> Result<(), StoreError> {
+        if self.read(has_no_fault)? {
+            return Ok(());
+        }
+        let _ = File::create(&self.marker);
+        Err(StoreError::Damaged { path: self.path.clone() })
+    }
+
+    /// Whether it was found damaged, or has been replaced because of that.
+    pub(crate) fn is_given_up(&self) -> bool {
+        self.marker.exists() || !self.is_in_place()
+    }
+
+    fn is_in_place(&self) -> bool {
+        std::fs::metadata(&self.path).is_ok_and(|metadata| metadata.ino() == self.inode)
     }
 
     /// Asks without relying on the answer for longer than this call.
@@ -188,7 +209,7 @@ impl Db {
         };
         let _gate = enter(&side.gate)?;
         // Another process may have found it damaged and put another in its place. What we wrote would be lost.
-        if std::fs::metadata(&self.path).map(|metadata| metadata.ino()).ok() != Some(self.inode) {
+        if !self.is_in_place() {
             return Err(StoreError::Replaced { path: self.path.clone() });
         }
         let connection = &mut side.connection;
@@ -265,13 +286,48 @@ pub(crate) fn create(connection: &Connection) -> rusqlite::Result<()> {
 
 /// Damage is marked on disk, so that the next start repairs it: a process in the middle of its work cannot.
 pub(crate) fn database_error(path: &Path, marker: &Path, source: rusqlite::Error) -> StoreError {
-    match source.sqlite_error_code() {
-        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
-            let _ = File::create(marker);
-            StoreError::Damaged { path: path.to_owned() }
-        }
-        _ => StoreError::Database { path: path.to_owned(), source },
+    if is_damage(&source) {
+        let _ = File::create(marker);
+        return StoreError::Damaged { path: path.to_owned() };
     }
+    StoreError::Database { path: path.to_owned(), source }
+}
+
+/// SQLite notices some damage itself; of other pages it makes rows that nobody can have written.
+fn is_damage(error: &rusqlite::Error) -> bool {
+    use rusqlite::Error;
+    let is_noticed = matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase));
+    let is_nonsense = matches!(
+        error,
+        Error::InvalidColumnType(..) | Error::FromSqlConversionFailure(..) | Error::IntegralValueOutOfRange(..)
+    );
+    is_noticed || is_nonsense
+}
+
+/// Whether SQLite finds nothing wrong with any page.
+pub(crate) fn has_no_fault(connection: &Connection) -> rusqlite::Result<bool> {
+    let verdict = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get::<_, String>(0));
+    match verdict {
+        Ok(verdict) => Ok(verdict == "ok"),
+        Err(error) if is_damage(&error) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether the file has fewer pages than it says. They may still be in the log; or something has cut it.
+fn is_short(path: &Path) -> bool {
+    let mut header = [0; 32];
+    let read = |file: File| {
+        file.read_exact_at(&mut header, 0)?;
+        file.metadata()
+    };
+    let Ok(file) = File::open(path).and_then(read) else { return false };
+    let page_size = match u16::from_be_bytes([header[16], header[17]]) {
+        1 => 65_536,
+        size => u64::from(size),
+    };
+    let pages = u32::from_be_bytes([header[28], header[29], header[30], header[31]]);
+    file.len() < u64::from(pages) * page_size
 }
 
 /// See the module's text.

@@ -119,6 +119,8 @@ impl Layout {
         };
         match text.trim().parse() {
             Ok(version @ 1..=VERSION) => Ok(Some(version)),
+            // A file of ours that was damaged: the database has a version of its own, and this one is written anew.
+            Err(_) | Ok(0) if self.database().is_file() && self.join("gate").is_file() => Ok(Some(0)),
             _ => {
                 let found = text.trim().chars().take(20).collect();
                 Err(StoreError::Version { path: self.root.clone(), found, known: VERSION })
@@ -268,6 +270,14 @@ mod tests {
             let error = Layout::open(root.path()).unwrap_err().to_string();
             assert!(error.contains(&format!("format {other}")), "{error}");
         }
+        // It is damaged where the rest of a store is there.
+        for name in ["db.sqlite", "gate"] {
+            fs::write(root.path().join(name), "").unwrap();
+        }
+        Layout::open(root.path()).unwrap().is_up_to_date().unwrap();
+        assert_eq!(fs::read_to_string(root.path().join("version")).unwrap(), format!("{VERSION}\n"));
+        fs::write(root.path().join("version"), "999\n").unwrap();
+        assert!(Layout::open(root.path()).is_err());
     }
 
     #[test]

@@ -32,8 +32,7 @@ pub(crate) fn replace_database(layout: &Layout) -> Result<Db, StoreError> {
 fn is_sound(path: &Path, oldest: i64) -> bool {
     let check = || -> rusqlite::Result<bool> {
         let connection = db::connect(path)?;
-        let verdict: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
-        Ok(verdict == "ok" && (oldest..=SCHEMA_VERSION).contains(&db::user_version(&connection)?))
+        Ok(db::has_no_fault(&connection)? && (oldest..=SCHEMA_VERSION).contains(&db::user_version(&connection)?))
     };
     path.exists() && check().unwrap_or(false)
 }

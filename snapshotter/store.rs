@@ -54,10 +54,16 @@ impl Store {
     /// The directory may not be a store ([`StoreError::Owner`] and others), or the disk.
     pub fn open(root: &Path) -> Result<Self, StoreError> {
         let layout = Layout::open(root)?;
-        let db = match Db::open(&layout) {
-            Err(StoreError::Damaged { .. }) => recover::replace_database(&layout)?,
-            other => other?,
-        };
+        match Db::open(&layout).and_then(|db| Self::upon(layout.clone(), db)) {
+            Err(StoreError::Damaged { .. }) => {
+                let db = recover::replace_database(&layout)?;
+                Self::upon(layout, db)
+            }
+            other => other,
+        }
+    }
+
+    fn upon(layout: Layout, db: Db) -> Result<Self, StoreError> {
         layout.is_up_to_date()?;
         let lease = Lease::create(&layout)?;
         let reaper = Arc::new(Reaper::new(layout.join("trash"), lease.id().to_owned()));
@@ -82,6 +88,21 @@ impl Store {
     #[must_use]
     pub fn root(&self) -> &Path {
         &self.layout.root
+    }
+
+    /// Looks at every page of the database, for whoever did not find in it what should be there.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`]: the next start repairs it.
+    pub fn examine_database(&self) -> Result<(), StoreError> {
+        self.db.examine()
+    }
+
+    /// Whether the database was found damaged since the store was opened, by whoever: what failed for it succeeds once the
+    /// store has been opened anew.
+    #[must_use]
+    pub fn is_given_up(&self) -> bool {
+        self.db.is_given_up()
     }
 
     /// A random key that this store has had since it was first asked for one. It leaves the store in no way.

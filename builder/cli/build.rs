@@ -504,6 +504,11 @@ impl Args {
         }
     }
 
+    /// What comes that way comes once.
+    pub(crate) fn reads_stdin(&self) -> bool {
+        self.context == "-" || self.file.as_deref() == Some("-")
+    }
+
     /// What `--cache-to` asks for, and BuildKit's build argument for an inline cache.
     ///
     /// # Errors

@@ -119,8 +119,22 @@ pub async fn run(cli: Cli, start: Start) -> Result<ExitCode, Report> {
         // It is to say what is wrong, with the store for one.
         return doctor::run(args, &cli.global, &start).await;
     }
-    let session = Session::open(&cli.global, start).map_err(|error| Report::of(&error))?;
-    let result = carry_out(cli.command, &session).await;
+    let open = |start| Session::open(&cli.global, start).map_err(|error| Report::of(&error));
+    let mut session = open(start.clone())?;
+    let result = match cli.command {
+        Command::Build(args) => {
+            let mut result = build::run(&args, &session).await;
+            if result.is_err() && session.store.is_given_up() && !args.reads_stdin() {
+                eprintln!(
+                    "WARNING: the store's database was damaged: what can be relied on is kept, and the build begins anew"
+                );
+                session = open(start)?;
+                result = build::run(&args, &session).await;
+            }
+            result
+        }
+        command => carry_out(command, &session).await,
+    };
     // Whatever it was, what it added may be too much.
     keep_limit(&session).await;
     result
@@ -129,6 +143,7 @@ pub async fn run(cli: Cli, start: Start) -> Result<ExitCode, Report> {
 async fn carry_out(command: Command, session: &Session) -> Result<ExitCode, Report> {
     match command {
         Command::Attach(args) => attach::run(&args, session).await,
+        // Dealt with above, since it may need another session.
         Command::Build(args) => build::run(&args, session).await,
         Command::Builder(command) => prune::builder(&command, session).await,
         Command::Builds(args) => builds::run(&args, session),

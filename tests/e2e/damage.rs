@@ -155,6 +155,33 @@ fn the_database_and_what_is_remembered_of_files() {
     repaired(&env, &context, "stat");
 }
 
+/// Whichever part of the database is gone, the build succeeds, be it after a second start.
+#[test]
+fn any_page_of_the_database() {
+    const PAGE: usize = 4096;
+    let (env, context, _) = prepared();
+    let database = env.store().join("db.sqlite");
+    let log = env.store().join("db.sqlite-wal");
+    let pages = fs::metadata(&database).expect("ours").len() as usize / PAGE;
+    let whole = fs::read(&database).expect("ours");
+    let damage = |what: &str, bytes: &[u8]| {
+        // What the log has of it would hide that.
+        let _ = fs::remove_file(&log);
+        let _ = fs::remove_file(env.store().join("db.sqlite-shm"));
+        fs::write(&database, bytes).expect("ours");
+        repaired(&env, &context, what);
+    };
+    for page in 1..pages {
+        let mut bytes = fs::read(&database).expect("ours");
+        let end = bytes.len().min((page + 1) * PAGE);
+        bytes[(page * PAGE).min(end)..end].fill(0);
+        damage(&format!("page {page}"), &bytes);
+    }
+    damage("half", &whole[..whole.len() / 2]);
+    fs::write(env.store().join("version"), "\0\0").expect("ours");
+    repaired(&env, &context, "version");
+}
+
 #[test]
 fn a_base_that_no_registry_has_is_named_and_imported_again() {
     let env = TestEnv::busybox();
