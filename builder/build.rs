@@ -141,8 +141,8 @@ pub enum BuildError {
         source_file: SourceFile,
         /// Where the image is named.
         span: Option<frontend::Span>,
-        /// A name that may have been meant.
-        did_you_mean: Option<String>,
+        /// What may help: a name that may have been meant, or what is damaged here.
+        hint: Option<String>,
         /// Why.
         source: ImageError,
     },
@@ -507,7 +507,7 @@ async fn resolve_images(
             found.map_err(|error| BuildError::Base {
                 source_file: source.clone(),
                 span: request.span,
-                did_you_mean: request.did_you_mean.clone(),
+                hint: session.remote.damage(&request.reference).or_else(|| request.did_you_mean.clone()),
                 source: error,
             })
         });

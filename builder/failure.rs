@@ -14,13 +14,13 @@ impl From<BuildError> for Report {
     fn from(error: BuildError) -> Self {
         match error {
             BuildError::Dockerfile { source_file, problems } => Self::of_dockerfile(&source_file, &problems),
-            BuildError::Base { source_file, span, did_you_mean, source } => {
+            BuildError::Base { source_file, span, hint, source } => {
                 let mut report = Self::of(&source);
                 report.message = format!("failed to solve: {}", report.message);
                 if let Some(span) = span {
                     report = report.with_excerpt(Excerpt::of_place(&source_file, span));
                 }
-                match did_you_mean {
+                match hint {
                     Some(hint) => report.with_hint(hint),
                     None => report,
                 }

@@ -105,6 +105,17 @@ impl Remote {
         self.pull_config(&reference, &request.platform, ImageKind::Base).await
     }
 
+    /// Why a name of the store leads to no image: its config is damaged or gone.
+    pub(crate) fn damage(&self, name: &str) -> Option<String> {
+        let reference = parse_name(name).ok()?;
+        let record = self.store.image(&reference.to_string()).ok()??;
+        let is_lost = self.store.read_blob(&record.config).is_ok_and(|bytes| bytes.is_none());
+        is_lost.then(|| {
+            let (name, config) = (reference.familiar(), record.config);
+            format!("{name} is in the store, but its config {config} is damaged or gone: import, load or pull it again")
+        })
+    }
+
     /// An image of the store, if it has this platform.
     ///
     /// # Errors

@@ -195,6 +195,12 @@ fn a_base_that_no_registry_has_is_named_and_imported_again() {
     assert!(failed.stderr.contains(&name), "the file is named: {}", failed.stderr);
     env.rbuild(["import"]).arg(&crate::support::busybox_base().tar).arg("busybox:latest").ok();
     repaired(&env, &context, "imported");
+    // Its config is a small one.
+    let config = env.rbuild(["inspect", "busybox", "--format", "{{.Id}}"]).ok().line().to_owned();
+    flip(&env.store().join("blobs").join(config.replace(':', "/")));
+    let failed = env.build(&context, &["--no-cache"]).run();
+    assert_ne!(failed.code, Some(0));
+    failed.contains(&config).contains("is damaged or gone");
 }
 
 #[test]
