@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::builds::{Builds, Recorder};
 use crate::bundle::{Bundle, BundleError, Place as ImagePlace};
-use crate::cache::{self, CacheFrom, Imports, Recorded};
+use crate::cache::{self, CacheFrom, Imports, Recorded, UsedMounts};
 use crate::check;
 use crate::context::{self, ContextArg, ContextError, LocalContext, NamedContexts, Place, Wanted, named_contexts};
 use crate::export::OutputSpec;
@@ -79,6 +79,8 @@ pub struct Built {
     pub misses: usize,
     /// What was made and found, for `--cache-to`.
     pub results: Vec<Recorded>,
+    /// Cache mounts of the steps that ran.
+    pub mounts: UsedMounts,
     /// How it came about.
     pub facts: Facts,
 }
@@ -289,7 +291,8 @@ impl Prepared {
         }
         let (hits, misses) = (solved.hits, solved.misses);
         let facts = self.facts.ended(worker.materials());
-        Ok(Built { images, epoch: *epoch, source: source.clone(), hits, misses, results, facts })
+        let (epoch, source, mounts) = (*epoch, source.clone(), worker.used_mounts());
+        Ok(Built { images, epoch, source, hits, misses, results, mounts, facts })
     }
 }
 
@@ -512,12 +515,11 @@ async fn resolve_images(
             })
         });
         let found = futures_util::future::try_join_all(found).await;
-        if let Err(BuildError::Base { .. }) = found {
-            // It may be here and not found, which is worth a look before somebody is told that it does not exist.
+        if matches!(found, Err(BuildError::Base { .. })) {
+            // It may be here and not found.
             session.store.examine_database()?;
         }
-        let found = found?;
-        for (request, found) in missing.into_iter().zip(found) {
+        for (request, found) in missing.into_iter().zip(found?) {
             bases.push((found.resolved.config.rootfs.diff_ids.clone(), found.material(&request)));
             images.insert(request.reference, request.platform, found.resolved);
         }
@@ -569,6 +571,7 @@ pub(crate) fn worker(
         turn: tokio::sync::Semaphore::new(1),
         imports,
         results: Mutex::default(),
+        mounts: Mutex::default(),
         materials: Mutex::default(),
         builds: Builds::new(session.store.builds_directory()),
         limit: session.limit(),

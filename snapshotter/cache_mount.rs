@@ -10,6 +10,9 @@ use crate::reaper::remove_tree;
 use crate::usage::{CACHE_MOUNT, CacheMountNote, cache_mount_digest};
 use crate::{KeyLock, Store, StoreError};
 
+/// What names of directories are hashed with.
+const NAME: &str = "cache-mount/1";
+
 /// How concurrent steps share a directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CacheMountSharing {
@@ -59,7 +62,7 @@ impl Store {
         cancelled: &dyn Fn() -> bool,
         fill: impl FnOnce(&Path) -> Result<(), E>,
     ) -> Result<CacheMountDir, E> {
-        let name = hashed_name("cache-mount/1", id.as_bytes());
+        let name = hashed_name(NAME, id.as_bytes());
         let (name, lock) = match sharing {
             CacheMountSharing::Shared => (name, None),
             CacheMountSharing::Locked => {
@@ -77,6 +80,34 @@ impl Store {
             }
         }
         Ok(CacheMountDir { path, _lock: lock })
+    }
+
+    /// Whether the directory of `id` is there.
+    #[must_use]
+    pub fn has_cache_mount(&self, id: &str) -> bool {
+        self.layout.join("cache-mounts").join(hashed_name(NAME, id.as_bytes())).exists()
+    }
+
+    /// The directory of `id` for reading. `None`: it is not there, or others have it for themselves at the moment.
+    ///
+    /// # Errors
+    /// The disk.
+    pub fn existing_cache_mount(
+        &self,
+        id: &str,
+        sharing: CacheMountSharing,
+    ) -> Result<Option<CacheMountDir>, StoreError> {
+        let name = hashed_name(NAME, id.as_bytes());
+        let lock = match sharing {
+            CacheMountSharing::Shared => None,
+            CacheMountSharing::Locked | CacheMountSharing::Private => {
+                let Some(lock) = self.try_lock(&format!("cache-mount {name}"))? else { return Ok(None) };
+                Some(lock)
+            }
+        };
+        self.use_mount(&name, id)?;
+        let path = self.layout.join("cache-mounts").join(&name);
+        Ok(path.exists().then_some(CacheMountDir { path, _lock: lock }))
     }
 
     /// Notes that a directory is in use, so that nobody removes it, and when.
@@ -129,6 +160,18 @@ impl Store {
     }
 }
 
+/// Removes all that is in a directory, whatever it is.
+///
+/// # Errors
+/// The disk. What can be removed is.
+pub fn empty_directory(directory: &Path) -> std::io::Result<()> {
+    let children: Vec<PathBuf> =
+        fs::read_dir(directory)?.map(|entry| Ok(entry?.path())).collect::<std::io::Result<_>>()?;
+    // All are tried before the first error is told.
+    let removed: Vec<_> = children.iter().map(|child| remove_tree(child)).collect();
+    removed.into_iter().collect()
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::MetadataExt;
@@ -155,11 +198,15 @@ mod tests {
         let path = own.path().to_owned();
         drop(own);
         assert_eq!(get(&store, "id", CacheMountSharing::Private).path(), path);
+        assert!(store.has_cache_mount("id") && !store.has_cache_mount("nothing"));
+        assert!(store.existing_cache_mount("nothing", CacheMountSharing::Shared).unwrap().is_none());
+        assert_eq!(store.existing_cache_mount("id", CacheMountSharing::Private).unwrap().unwrap().path(), path);
 
         let _held = get(&store, "locked", CacheMountSharing::Locked);
         let gives_up =
             store.cache_mount("locked", CacheMountSharing::Locked, NEW, &|| true, |_| Ok::<_, StoreError>(()));
         assert!(matches!(gives_up, Err(StoreError::Cancelled)));
+        assert!(store.existing_cache_mount("locked", CacheMountSharing::Locked).unwrap().is_none());
     }
 
     #[test]

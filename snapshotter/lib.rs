@@ -58,7 +58,7 @@ mod store;
 mod usage;
 
 pub use blob::BlobWriter;
-pub use cache_mount::{CacheMountDir, CacheMountSharing, NewDirectory};
+pub use cache_mount::{CacheMountDir, CacheMountSharing, NewDirectory, empty_directory};
 pub use error::StoreError;
 pub use gc::{CollectPolicy, REFERRERS, Reclaimed};
 pub use image::{ImageKind, ImageRecord, ManifestRef};

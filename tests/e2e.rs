@@ -10,6 +10,8 @@ mod attestations;
 mod build;
 #[path = "e2e/cache.rs"]
 mod cache;
+#[path = "e2e/cache_mounts.rs"]
+mod cache_mounts;
 #[path = "e2e/checks.rs"]
 mod checks;
 #[path = "e2e/concurrency.rs"]

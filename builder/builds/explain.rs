@@ -1,17 +1,13 @@
 //! Why a step was found or not: what it was looked up by, against the nearest earlier run of the same step.
 
 use graph::ContentDigest;
-use serde_json::Value;
 use snapshotter::layer::{Entry, EntryKind, LayerIndex};
 
+use super::definition::definition;
 use super::record::{BuildRecord, Step};
 
 /// Differing files that are named; of more, the number is.
 const SHOWN_FILES: usize = 5;
-/// Differences of an operation that are named.
-const SHOWN_DIFFERENCES: usize = 5;
-/// Characters of a value that are shown.
-const SHOWN_VALUE: usize = 200;
 
 /// Why a step was found or not.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -129,7 +125,13 @@ fn differences(
         match (selected, old_selected) {
             (Some(new), Some(old)) if new == old => {}
             (Some(new), Some(old)) => match (list(old), list(new)) {
-                (Some(old), Some(new)) => reasons.extend(files(&old, &new)),
+                (Some(old), Some(new)) => {
+                    let differing = files(&old, &new);
+                    if differing.is_empty() && keys.op == old_keys.op {
+                        reasons.push("which names are one file (hard links) changed, or their order".into());
+                    }
+                    reasons.extend(differing);
+                }
                 _ => reasons.push(format!(
                     "the files of {} changed ({} then, {} now; which ones is no longer known)",
                     input_name(record, step, position),
@@ -237,9 +239,6 @@ fn files(old: &LayerIndex, new: &LayerIndex) -> Vec<String> {
     if count > differing.len() {
         differing.push(format!("and {} more files", count - differing.len()));
     }
-    if differing.is_empty() {
-        differing.push("which names are one file (hard links) changed, or their order".into());
-    }
     differing
 }
 
@@ -275,106 +274,9 @@ fn change(old: &Entry, new: &Entry) -> Option<String> {
     (old.xattrs != new.xattrs).then(|| "changed its extended attributes".into())
 }
 
-/// How two operations differ, in words where there are words for it.
-fn definition(old: Option<&Value>, new: Option<&Value>) -> Vec<String> {
-    let (Some(old), Some(new)) = (old, new) else { return vec!["its definition changed".into()] };
-    if let (Some(old), Some(new)) = (old.get("Exec"), new.get("Exec")) {
-        return exec(old, new);
-    }
-    let mut found = Vec::new();
-    compare("", old, new, &mut found);
-    found
-}
-
-fn exec(old: &Value, new: &Value) -> Vec<String> {
-    let mut found = Vec::new();
-    let field = |value: &Value, name: &str| value.get(name).cloned().unwrap_or_default();
-    let command = |value: &Value| {
-        let words = field(value, "args");
-        let words: Vec<&str> = words.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-        words.join(" ")
-    };
-    let (was, is) = (command(old), command(new));
-    if was != is {
-        found.push(format!("its command changed: {} then, {} now", limited(&was), limited(&is)));
-    }
-    let variables =
-        |value: &Value| -> Vec<(String, String)> { serde_json::from_value(field(value, "env")).unwrap_or_default() };
-    let (was, is) = (variables(old), variables(new));
-    let value = |list: &[(String, String)], name: &str| {
-        list.iter().rev().find(|(known, _)| known == name).map(|(_, value)| value.clone())
-    };
-    for (name, now) in &is {
-        match value(&was, name) {
-            None => found.push(format!("variable {name} was set: {}", limited(now))),
-            Some(then) if then != *now => {
-                found.push(format!("variable {name} changed: {} then, {} now", limited(&then), limited(now)));
-            }
-            Some(_) => {}
-        }
-    }
-    for (name, _) in &was {
-        if value(&is, name).is_none() {
-            found.push(format!("variable {name} is no longer set"));
-        }
-    }
-    if old.get("secret_macs") != new.get("secret_macs") {
-        found.push("the value of a secret changed (cache-key=true)".into());
-    }
-    let rest = |value: &Value| {
-        let mut value = value.clone();
-        if let Some(fields) = value.as_object_mut() {
-            for name in ["args", "env", "proxy", "secret_macs"] {
-                fields.remove(name);
-            }
-        }
-        value
-    };
-    compare("", &rest(old), &rest(new), &mut found);
-    found.truncate(SHOWN_DIFFERENCES);
-    found
-}
-
-/// Names what differs by its place in the definition.
-fn compare(place: &str, old: &Value, new: &Value, found: &mut Vec<String>) {
-    if old == new || found.len() >= SHOWN_DIFFERENCES {
-        return;
-    }
-    match (old, new) {
-        (Value::Object(a), Value::Object(b)) if a.keys().eq(b.keys()) => {
-            for (name, old) in a {
-                let below = if place.is_empty() { name.clone() } else { format!("{place}.{name}") };
-                compare(&below, old, b.get(name).unwrap_or(&Value::Null), found);
-            }
-        }
-        (Value::Array(a), Value::Array(b)) if a.len() == b.len() => {
-            for (position, (old, new)) in a.iter().zip(b).enumerate() {
-                compare(&format!("{place}[{position}]"), old, new, found);
-            }
-        }
-        _ => {
-            let place = if place.is_empty() { "its definition" } else { place };
-            found.push(format!(
-                "{place} changed: {} then, {} now",
-                limited(&old.to_string()),
-                limited(&new.to_string())
-            ));
-        }
-    }
-}
-
-fn limited(text: &str) -> String {
-    let text = crate::progress::neutralise_lines(text).replace('\n', "↵");
-    if text.chars().count() <= SHOWN_VALUE {
-        return text;
-    }
-    let cut: String = text.chars().take(SHOWN_VALUE).collect();
-    format!("{cut}…")
-}
-
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::super::record::Keys;
     use super::super::record::tests::record;

@@ -1,5 +1,6 @@
 //! What is remembered of builds that are over, for people: their steps, what these printed, and why they were run.
 
+mod definition;
 mod explain;
 mod record;
 mod recorder;

@@ -13,14 +13,15 @@ use snapshotter::{LayerRecord, Store, StoreError};
 use solver::{Progress, RunContext};
 use tokio_util::sync::CancellationToken;
 
-use super::import::read_layout;
+use super::import::{read_layout, read_registry};
+use super::mounts::{CachedMount, MountExport, Part, UsedMounts};
 use super::push::push;
 use super::spec::{CacheTo, Mode, Place};
 use super::table::{CachedLayer, Entry, Stack, Table};
 use super::{Recorded, format};
 use crate::export::{Descriptor, LayerBlob};
 use crate::session::Session;
-use crate::worker::{BlobTypes, WorkError};
+use crate::worker::{BlobTypes, WorkError, blocking};
 
 /// A cache that could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -49,14 +50,23 @@ pub enum ExportError {
     Store(#[from] StoreError),
 }
 
-/// Writes one cache. `stacks` are those of the build's images.
+/// What a build leaves for others.
+pub struct Leaves<'a> {
+    /// What it made and found.
+    pub results: &'a [Recorded],
+    /// The layers of its images.
+    pub stacks: &'a [Digest],
+    /// Cache mounts of the steps that ran.
+    pub mounts: &'a UsedMounts,
+}
+
+/// Writes one cache.
 ///
 /// # Errors
 /// The registry refused, the disk, or a layer that cannot be had.
 pub async fn export(
     session: &Session,
-    results: &[Recorded],
-    stacks: &[Digest],
+    leaves: &Leaves<'_>,
     to: &CacheTo,
     progress: &Progress,
     cancelled: &CancellationToken,
@@ -71,12 +81,25 @@ pub async fn export(
     let context = RunContext { progress: vertex.clone(), cancelled: cancelled.clone() };
     vertex
         .during(async {
-            let mut table = table(&session.store, results, stacks, to.mode, jiff::Timestamp::now())?;
-            let files = add_blobs(session, &mut table, to, &context).await?;
+            let mut table = table(&session.store, leaves.results, leaves.stacks, to.mode, jiff::Timestamp::now())?;
+            let mut files = add_blobs(session, &mut table, to, &context).await?;
+            // Files of parts of mounts are for this cache alone, and gone when it is written.
+            let mut _parts = None;
+            if let Some(most) = to.mounts.filter(|_| !leaves.mounts.is_empty()) {
+                let scratch = tempfile::tempdir_in(session.store.scratch_directory()).map_err(WorkError::Io)?;
+                let (mounts, parts) = mounts(session, leaves.mounts, most, &to.place, scratch.path(), &context).await?;
+                table.mounts = mounts;
+                files.extend(parts);
+                _parts = Some(scratch);
+            }
             match &to.place {
                 Place::Registry(reference) => push(session, &table, &files, reference, to, &context).await,
                 Place::Local { path, tag, .. } => {
                     let (path, tag, to) = (path.clone(), tag.clone(), to.clone());
+                    // What turned out to be damaged there is written anew.
+                    for blob in files.values().filter(|blob| session.layers.is_lost(&blob.descriptor.digest)) {
+                        let _ = fs::remove_file(path.join("blobs/sha256").join(blob.descriptor.digest.hex()));
+                    }
                     let written = tokio::task::spawn_blocking(move || write(&table, &files, &path, &tag, &to));
                     written.await.map_err(|_| WorkError::Internal("writing the cache panicked"))?
                 }
@@ -147,6 +170,38 @@ fn table(
         }
     }
     Ok(table)
+}
+
+/// Contents of the mounts that the build used, cut into parts, of which those are compressed that the cache has not.
+async fn mounts(
+    session: &Session,
+    used: &UsedMounts,
+    most: u64,
+    place: &Place,
+    scratch: &Path,
+    context: &RunContext,
+) -> Result<(BTreeMap<String, CachedMount>, Files), ExportError> {
+    let there = match place {
+        Place::Registry(reference) => {
+            read_registry(&session.remote.client.directly(), reference).await.map(|(table, _)| table)
+        }
+        Place::Local { path, tag, .. } => read_layout(path, tag, None).map(|(table, _)| table),
+        Place::Inline => Ok(Table::default()),
+    };
+    // What cannot be read has no part that could be taken over, nor has what has lost it.
+    let mut there = there.unwrap_or_default();
+    there.mounts.retain(|_, mount| {
+        mount.parts.iter().all(|Part { blob, .. }| match place {
+            Place::Local { path, .. } => is_in_layout(path, blob) && !session.layers.is_lost(&blob.digest),
+            Place::Registry(_) | Place::Inline => !session.layers.is_lost(&blob.digest),
+        })
+    });
+    let (store, used, scratch, context) = (session.store.clone(), used.clone(), scratch.to_owned(), context.clone());
+    blocking(move || {
+        let export = MountExport { store: &store, used: &used, most, there: &there, scratch: &scratch };
+        Ok(export.pack(&context))
+    })
+    .await?
 }
 
 fn add_layers(table: &mut Table, known: &HashMap<Digest, LayerRecord>, chain: Digest) {
@@ -266,17 +321,16 @@ fn write(table: &Table, files: &Files, layout: &Path, tag: &str, to: &CacheTo) -
     table.join(&there, jiff::Timestamp::now());
     for blob in files.values() {
         let path = blobs_path.join(blob.descriptor.digest.hex());
-        let is_there = fs::metadata(&path).is_ok_and(|file| file.is_file() && file.len() == blob.descriptor.size);
-        if let Some(from) = blob.path.as_ref().filter(|_| !is_there) {
+        if let Some(from) = blob.path.as_ref().filter(|_| !is_in_layout(layout, &blob.descriptor)) {
             let mut from = File::open(from).map_err(failed(from))?;
             put(&path, |to| io::copy(&mut from, to).map(drop)).map_err(failed(&path))?;
         }
     }
     // What was cleared away by hand is not promised.
-    let is_there = |blob: &Descriptor| blobs_path.join(blob.digest.hex()).is_file();
     for layer in table.layers.values_mut() {
-        layer.blob = layer.blob.take().filter(is_there);
+        layer.blob = layer.blob.take().filter(|blob| is_in_layout(layout, blob));
     }
+    table.mounts.retain(|_, mount| mount.parts.iter().all(|part| is_in_layout(layout, &part.blob)));
     let (config, blobs) = format::encode(&table);
     let descriptor = Descriptor::new(format::CONFIG, Digest::of(&config), config.len() as u64);
     let (manifest, media_type) = manifest(&descriptor, &blobs, to);
@@ -294,6 +348,12 @@ fn write(table: &Table, files: &Files, layout: &Path, tag: &str, to: &CacheTo) -
         forget(&blobs_path, &there, &before, &index, &table);
     }
     Ok(())
+}
+
+/// Whether a layout has a blob, by its length.
+fn is_in_layout(layout: &Path, blob: &Descriptor) -> bool {
+    let file = fs::metadata(layout.join("blobs/sha256").join(blob.digest.hex()));
+    file.is_ok_and(|file| file.is_file() && file.len() == blob.size)
 }
 
 /// Complete or not at all.

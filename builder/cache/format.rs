@@ -14,6 +14,7 @@ use graph::{ContentDigest, Digest, ImageConfig};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::mounts::{CachedMount, Part};
 use super::table::{CachedLayer, Entry, Stack, Table};
 use crate::export::Descriptor;
 
@@ -34,6 +35,31 @@ struct Config {
     layers: Vec<Layer>,
     #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "lenient")]
     records: Vec<Record>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    rbuild: Option<Own>,
+}
+
+/// What BuildKit has no place for.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Own {
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "lenient")]
+    mounts: Vec<OwnMount>,
+}
+
+/// The content of a cache mount: a tar, cut into parts.
+#[derive(Debug, Serialize, Deserialize)]
+struct OwnMount {
+    id: String,
+    tar: Digest,
+    used: jiff::Timestamp,
+    parts: Vec<OwnPart>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct OwnPart {
+    blob: Digest,
+    raw: Digest,
+    size: u64,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -131,6 +157,12 @@ impl Place for CacheResult {
     }
 }
 
+impl Place for OwnMount {
+    fn blank() -> Option<Self> {
+        None
+    }
+}
+
 /// The config, and the blobs that belong into the manifest beside it.
 pub(crate) fn encode(table: &Table) -> (Vec<u8>, Vec<Descriptor>) {
     let positions: HashMap<Digest, usize> = table.layers.keys().enumerate().map(|(n, chain)| (*chain, n)).collect();
@@ -158,8 +190,18 @@ pub(crate) fn encode(table: &Table) -> (Vec<u8>, Vec<Descriptor>) {
     for (key, entry) in &table.entries {
         config.records.push(record(key, entry, Some(entry.used), |chain| positions.get(chain).copied()));
     }
+    for part in table.mounts.values().flat_map(|mount| &mount.parts) {
+        blobs.entry(part.blob.digest).or_insert_with(|| part.blob.clone());
+    }
+    let mounts: Vec<OwnMount> = table.mounts.iter().map(|(id, mount)| own_mount(id, mount)).collect();
+    config.rbuild = (!mounts.is_empty()).then_some(Own { mounts });
     let json = serde_json::to_vec(&config).expect("a cache config has string keys only");
     (json, blobs.into_values().collect())
+}
+
+fn own_mount(id: &str, mount: &CachedMount) -> OwnMount {
+    let part = |part: &Part| OwnPart { blob: part.blob.digest, raw: part.raw, size: part.size };
+    OwnMount { id: id.to_owned(), tar: mount.tar, used: mount.used, parts: mount.parts.iter().map(part).collect() }
 }
 
 fn annotated(blob: &Descriptor, layer: &CachedLayer) -> Descriptor {
@@ -224,6 +266,12 @@ fn table(config: &Config, blob: impl Fn(&Digest) -> Option<Descriptor>) -> Table
         let used = own.used.unwrap_or_default();
         let entry = Entry { stack, content: own.content, op: own.op, used };
         table.entries.insert(ContentDigest::from_bytes(*record.digest.as_bytes()), entry);
+    }
+    for mount in config.rbuild.iter().flat_map(|own| &own.mounts) {
+        let part = |part: &OwnPart| Some(Part { raw: part.raw, size: part.size, blob: blob(&part.blob)? });
+        // Without one of its parts it is nothing.
+        let Some(parts) = mount.parts.iter().map(part).collect() else { continue };
+        table.mounts.insert(mount.id.clone(), CachedMount { tar: mount.tar, used: mount.used, parts });
     }
     table
 }
@@ -321,7 +369,7 @@ pub(crate) fn decode_inline(image: &ImageConfig, blobs: &[Descriptor]) -> Option
     };
     let layers = diff_ids.iter().zip(blobs).enumerate().map(layer).collect();
     let by_digest: HashMap<Digest, &Descriptor> = blobs.iter().map(|blob| (blob.digest, blob)).collect();
-    Some(table(&Config { layers, records }, |digest| by_digest.get(digest).map(|blob| (*blob).clone())))
+    Some(table(&Config { layers, records, rbuild: None }, |digest| by_digest.get(digest).map(|blob| (*blob).clone())))
 }
 
 #[cfg(test)]

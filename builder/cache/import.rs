@@ -44,19 +44,19 @@ impl From<ImageError> for ReadError {
 
 /// The caches that a build may read.
 pub(crate) struct Imports {
-    sources: Vec<Source>,
-    remote: Remote,
+    pub(super) sources: Vec<Source>,
+    pub(super) remote: Remote,
     store: Arc<Store>,
 }
 
-struct Source {
-    from: CacheFrom,
+pub(super) struct Source {
+    pub(super) from: CacheFrom,
     /// `None`: it could not be read, which was said.
-    table: OnceCell<Option<Loaded>>,
+    pub(super) table: OnceCell<Option<Loaded>>,
 }
 
-struct Loaded {
-    table: Table,
+pub(super) struct Loaded {
+    pub(super) table: Table,
     keys: HashMap<(Stack, ContentDigest, ContentDigest), Vec<ContentDigest>>,
 }
 
@@ -169,7 +169,7 @@ impl Imports {
         self.store.save_foreign(&others, record)
     }
 
-    async fn read(&self, context: &RunContext, place: &Place) -> Option<Loaded> {
+    pub(super) async fn read(&self, context: &RunContext, place: &Place) -> Option<Loaded> {
         let vertex = context.progress.progress().vertex(&format!("importing cache manifest from {place}"));
         let read = async {
             match place {
@@ -204,7 +204,7 @@ impl Imports {
     }
 }
 
-fn causes(error: &dyn std::error::Error) -> String {
+pub(super) fn causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {
@@ -301,7 +301,7 @@ fn malformed(path: &Path, why: &str) -> ReadError {
     ReadError::Malformed(format!("{} is not a cache: {why}", path.display()))
 }
 
-fn read_blob(layout: &Path, digest: &Digest, limit: u64) -> Result<Vec<u8>, ReadError> {
+pub(super) fn read_blob(layout: &Path, digest: &Digest, limit: u64) -> Result<Vec<u8>, ReadError> {
     let path = layout.join("blobs/sha256").join(digest.hex());
     let bytes = read_file(&path, limit)?;
     if Digest::of(&bytes) == *digest {

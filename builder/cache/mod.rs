@@ -8,12 +8,16 @@
 //!   without fetching any.
 //! - Reading cannot fail a build: a cache that cannot be read is a warning and a miss. A layer that turns out to be gone
 //!   when a step needs it makes the step that made it run again.
+//! - Contents of cache mounts go along where `mounts=` asks for it (`mounts.rs`); a store that has none of that id begins
+//!   with them (`restore.rs`).
 //! - Writing merges with what is there, so that jobs which write one name keep each other's results (`push.rs`).
 
 mod export;
 mod format;
 mod import;
+mod mounts;
 mod push;
+mod restore;
 mod spec;
 mod table;
 
@@ -23,9 +27,12 @@ use std::path::{Path, PathBuf};
 use graph::{ContentDigest, Digest};
 
 pub(crate) use export::inline_into;
-pub use export::{ExportError, export};
+pub use export::{ExportError, Leaves, export};
 pub(crate) use format::strip_inline;
 pub(crate) use import::Imports;
+pub use mounts::UsedMounts;
+pub(crate) use mounts::name_of;
+pub(crate) use restore::Restored;
 pub use spec::{CacheFrom, CacheTo, Mode, Place, SpecError};
 
 /// A result that a build made or found.

@@ -19,6 +19,7 @@ use solver::{RunContext, Status};
 use super::export::{ExportError, Files, manifest};
 use super::format;
 use super::import::{ReadError, read_registry};
+use super::mounts::PART;
 use super::spec::CacheTo;
 use super::table::Table;
 use crate::export::{Descriptor, LayerBlob, Upstream};
@@ -74,6 +75,9 @@ pub(super) async fn push(
         let mut table = own.clone();
         if is_merged {
             table.join(&there.table, now);
+        } else {
+            // Parts that only the registry had may be what it has lost.
+            table.mounts.retain(|_, mount| mount.parts.iter().all(|part| files.contains_key(&part.raw)));
         }
         let (config, blobs) = format::encode(&table);
         let descriptor = Descriptor::new(format::CONFIG, Digest::of(&config), config.len() as u64);
@@ -117,9 +121,9 @@ pub(super) async fn push(
     Ok(())
 }
 
-/// Where the blobs are is worth knowing.
+/// Where layers are is worth knowing.
 fn remember(session: &Session, files: &Files, reference: &Reference) -> Result<(), ExportError> {
-    for blob in files.values() {
+    for blob in files.values().filter(|blob| blob.descriptor.media_type != PART) {
         session.remote.remember(&blob.descriptor.digest, reference.repository())?;
     }
     Ok(())
@@ -166,6 +170,7 @@ async fn shown(
             for layer in table.layers.values_mut() {
                 layer.blob = layer.blob.take().filter(|blob| !is_lost(&blob.digest));
             }
+            table.mounts.retain(|_, mount| !mount.blobs().any(|blob| is_lost(&blob)));
             Ok(Shown { table, manifest: Some(digest) })
         }
         Err(ReadError::Registry(error)) if error.is_transient() => Err(error),

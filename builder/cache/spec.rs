@@ -6,6 +6,10 @@ use registry::Reference;
 
 use crate::export::{Fields, LayerCompression, csv};
 use crate::images::parse_name;
+use crate::size::Size;
+
+/// The most that a cache mount holds which is exported where nothing else is said.
+const USUAL_MOUNT: u64 = 1_000_000_000;
 
 /// Where a cache is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,6 +63,8 @@ pub struct CacheTo {
     pub oci: bool,
     /// An image manifest, otherwise an index of blobs.
     pub image_manifest: bool,
+    /// The contents of cache mounts that the build used go along, each up to so many bytes.
+    pub mounts: Option<u64>,
 }
 
 /// One `--cache-from`.
@@ -66,6 +72,8 @@ pub struct CacheTo {
 pub struct CacheFrom {
     /// Where from.
     pub place: Place,
+    /// Cache mounts that this store has not begin as they are there.
+    pub mounts: bool,
 }
 
 /// The text is no cache.
@@ -97,6 +105,7 @@ impl CacheTo {
             compression,
             oci: true,
             image_manifest: true,
+            mounts: None,
         }
     }
 }
@@ -131,6 +140,10 @@ fn parse_to(spec: &str) -> Result<CacheTo, String> {
     if image_manifest && !oci {
         return Err("image-manifest=true needs oci-mediatypes=true".into());
     }
+    let mounts = mounts(&mut fields)?;
+    if mounts.is_some() && place == Place::Inline {
+        return Err("an image holds no cache mounts: mounts= needs type=registry or local".into());
+    }
     let to = CacheTo {
         place,
         mode,
@@ -138,6 +151,7 @@ fn parse_to(spec: &str) -> Result<CacheTo, String> {
         compression: fields.compression()?,
         oci,
         image_manifest,
+        mounts,
     };
     fields.end()?;
     Ok(to)
@@ -152,8 +166,21 @@ fn parse_from(spec: &str) -> Result<CacheFrom, String> {
         Some("local") => local(&mut fields, "src")?,
         other => elsewhere(other, &mut fields)?,
     };
+    let mounts = fields.flag("mounts", true)?;
     fields.end()?;
-    Ok(CacheFrom { place })
+    Ok(CacheFrom { place, mounts })
+}
+
+/// `mounts=true` or a size, which is the most that one mount may hold.
+fn mounts(fields: &mut Fields) -> Result<Option<u64>, String> {
+    match fields.take("mounts").as_deref() {
+        None | Some("false" | "0") => Ok(None),
+        Some("true" | "1") => Ok(Some(USUAL_MOUNT)),
+        Some(size) => match size.parse() {
+            Ok(Size(bytes)) => Ok(Some(bytes)),
+            Err(_) => Err(format!("mounts={size:?} is neither true, false nor a size such as 500MB")),
+        },
+    }
 }
 
 /// A bare word is the name of an image.
@@ -212,6 +239,10 @@ mod tests {
         }
         let to = CacheTo::parse("type=registry,ref=a,mode=max,ignore-error=true,compression=zstd").unwrap();
         assert_eq!((to.place, to.mode, to.ignore_error, to.image_manifest), (name("a"), Mode::Max, true, true));
+        for (mounts, bytes) in [("true", Some(USUAL_MOUNT)), ("20MB", Some(20_000_000)), ("false", None)] {
+            assert_eq!(CacheTo::parse(&format!("type=local,dest=c,mounts={mounts}")).unwrap().mounts, bytes);
+        }
+        assert!(!CacheFrom::parse("type=local,src=c,mounts=false").unwrap().mounts);
         let to = CacheTo::parse("type=local,dest=c,oci-mediatypes=false").unwrap();
         assert_eq!((to.mode, to.oci, to.image_manifest), (Mode::Min, false, false));
         assert_eq!(CacheTo::parse("type=inline").unwrap(), CacheTo::inline());
@@ -229,6 +260,8 @@ mod tests {
             ("type=local", "dest= is missing"),
             ("type=local,dest=c,mode=all", "neither min nor max"),
             ("type=inline,mode=max", "needs type=registry or local"),
+            ("type=inline,mounts=true", "needs type=registry or local"),
+            ("type=local,dest=c,mounts=many", "nor a size"),
             ("type=registry,ref=a,colour=red", "\"colour\" is not known"),
             ("type=registry,ref=a,registry.insecure=true", "configuration file"),
             ("type=local,dest=c,oci-mediatypes=false,image-manifest=true", "needs oci-mediatypes"),

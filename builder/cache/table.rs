@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use graph::{ContentDigest, Digest};
 
+use super::mounts::CachedMount;
 use crate::export::Descriptor;
 use crate::worker::{Rootfs, stacked};
 
@@ -14,6 +15,12 @@ const KEPT: Duration = Duration::from_secs(14 * 24 * 60 * 60);
 /// Results that are kept beside those of the build that writes. The record of one takes some 300 bytes, and BuildKit reads
 /// configs of up to 1 MiB.
 const MOST_KEPT: usize = 2500;
+
+/// Cache mounts stay longer: while their steps are found, nobody notes that they are used.
+const MOUNTS_KEPT: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
+/// Cache mounts in one cache.
+const MOST_MOUNTS: usize = 64;
 
 /// Stacks of more layers cannot be mounted by anybody.
 const MOST_LAYERS: usize = 1000;
@@ -62,6 +69,8 @@ pub(crate) struct Table {
     pub(crate) layers: BTreeMap<Digest, CachedLayer>,
     /// By key.
     pub(crate) entries: BTreeMap<ContentDigest, Entry>,
+    /// By id.
+    pub(crate) mounts: BTreeMap<String, CachedMount>,
 }
 
 impl Table {
@@ -111,7 +120,12 @@ impl Table {
 
     /// Adds what another table has beyond this one, where it was used lately.
     pub(crate) fn join(&mut self, other: &Self, now: jiff::Timestamp) {
-        let is_fresh = |entry: &Entry| now.duration_since(entry.used).unsigned_abs() <= KEPT;
+        let is_since = |used: jiff::Timestamp, kept| now.duration_since(used).unsigned_abs() <= kept;
+        let mut mounts: Vec<_> = other.mounts.iter().filter(|(_, mount)| is_since(mount.used, MOUNTS_KEPT)).collect();
+        mounts.sort_by_key(|(_, mount)| std::cmp::Reverse(mount.used));
+        for (id, mount) in mounts.into_iter().take(MOST_MOUNTS.saturating_sub(self.mounts.len())) {
+            self.mounts.entry(id.clone()).or_insert_with(|| mount.clone());
+        }
         let mut more: Vec<_> = other
             .entries
             .iter()
@@ -123,7 +137,7 @@ impl Table {
                     Some(Stack::Elsewhere) => entry.stack != Stack::Elsewhere,
                     Some(_) => false,
                 };
-                is_better && is_fresh(entry)
+                is_better && is_since(entry.used, KEPT)
             })
             .collect();
         more.sort_by_key(|(key, entry)| (std::cmp::Reverse(entry.used), **key));
@@ -140,9 +154,10 @@ impl Table {
 }
 
 impl Table {
-    /// Blobs of its layers, where it has them.
+    /// Blobs of its layers, where it has them, and of its mounts.
     pub(crate) fn blobs(&self) -> BTreeSet<Digest> {
-        self.layers.values().filter_map(|layer| Some(layer.blob.as_ref()?.digest)).collect()
+        let layers = self.layers.values().filter_map(|layer| Some(layer.blob.as_ref()?.digest));
+        layers.chain(self.mounts.values().flat_map(CachedMount::blobs)).collect()
     }
 
     /// Whether this table has what `own` says, noted since `since`: nothing would be gained by writing `own` once more.
@@ -157,7 +172,10 @@ impl Table {
             let has_stack = there.stack == entry.stack || entry.stack == Stack::Elsewhere;
             has_stack && (there.content, there.op) == (entry.content, entry.op)
         };
-        own.layers.iter().all(has_blob) && own.entries.iter().all(has_entry)
+        let has_mount = |(id, mount): (&String, &CachedMount)| {
+            self.mounts.get(id).is_some_and(|there| there.used >= since && there.tar == mount.tar)
+        };
+        own.layers.iter().all(has_blob) && own.entries.iter().all(has_entry) && own.mounts.iter().all(has_mount)
     }
 
     /// Whether each key of `own` leads to a result here, too, be it somebody else's: two that were made at the same time are as
@@ -168,10 +186,12 @@ impl Table {
             Stack::Empty => true,
             Stack::Elsewhere => false,
         };
-        own.entries.iter().all(|(key, entry)| {
-            let there = self.entries.get(key);
-            there.is_some_and(|there| entry.stack == Stack::Elsewhere || is_useful(&there.stack))
-        })
+        let has_mounts = own.mounts.keys().all(|id| self.mounts.contains_key(id));
+        has_mounts
+            && own.entries.iter().all(|(key, entry)| {
+                let there = self.entries.get(key);
+                there.is_some_and(|there| entry.stack == Stack::Elsewhere || is_useful(&there.stack))
+            })
     }
 }
 

@@ -64,12 +64,14 @@ pub struct Args {
     #[arg(long, value_name = "STAGE", num_args = 0..=1, require_equals = true, default_missing_value = "")]
     pub fail_on_miss: Option<String>,
     /// Look for results in these shared caches too: `type=registry,ref=NAME` (or just NAME; an image with an inline cache
-    /// will do), `type=local,src=DIR[,tag=TAG|,digest=DIGEST]`; may be given several times
+    /// will do), `type=local,src=DIR[,tag=TAG|,digest=DIGEST]`; `mounts=false` leaves the contents of cache mounts that are
+    /// there; may be given several times
     #[arg(long = "cache-from", value_name = "SPEC")]
     pub cache_from: Vec<String>,
     /// Write results to a shared cache: `type=registry,ref=NAME`, `type=local,dest=DIR` or `type=inline`, with
     /// `mode=min|max`, `compression=gzip|zstd|uncompressed`, `compression-level=N`, `force-compression=BOOL`,
-    /// `image-manifest=BOOL`, `oci-mediatypes=BOOL`, `ignore-error=BOOL`; may be given several times
+    /// `image-manifest=BOOL`, `oci-mediatypes=BOOL`, `ignore-error=BOOL`, `mounts=true|SIZE` (contents of the cache mounts
+    /// that steps used go along, each up to SIZE, 1GB if not said); may be given several times
     #[arg(long = "cache-to", value_name = "SPEC")]
     pub cache_to: Vec<String>,
     /// Ask the registry for newer base images, even where a local image has the name
@@ -351,11 +353,11 @@ async fn export_caches(session: &Session, built: &Built, caches: &[CacheTo], mod
     let signals = tokio::spawn(cancel_on_signal(cancelled.clone()));
     let notices = session.notices.attach(&progress);
     let stacks: Vec<Digest> = built.images.iter().filter_map(|image| image.rootfs.chain).collect();
-    let (results, stacks) = (&built.results, &stacks);
+    let leaves = &cache::Leaves { results: &built.results, stacks: &stacks, mounts: &built.mounts };
     let exports = caches.iter().map(|to| {
         let (progress, cancelled) = (&progress, &cancelled);
         async move {
-            let done = cache::export(session, results, stacks, to, progress, cancelled).await;
+            let done = cache::export(session, leaves, to, progress, cancelled).await;
             match done {
                 Err(error) if to.ignore_error && !cancelled.is_cancelled() => {
                     progress.warn(format!("the cache was not exported to {}: {error}", to.place));

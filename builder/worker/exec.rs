@@ -3,19 +3,20 @@
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 
 use executor::stubs::Purpose;
 use executor::{Process, Root, Source};
 use graph::{BindSource, CacheSharing, ExecOp, MountKind, NetworkMode, ProxyEnv, SecurityMode};
 use snapshotter::NewDirectory;
-use snapshotter::layer::{Sharing, Tree};
+use snapshotter::layer::{ApplyOptions, Sharing, Tree};
 use solver::RunContext;
 
 use super::mask::Mask;
 use super::secrets::Secrets;
 use super::{BuildWorker, Output, Rootfs, StartFailure, StepFailure, StepRoot, WorkError, blocking, step};
+use crate::cache::{self, Restored};
 use crate::emulation;
 use crate::network::{self, Connected, StepNetwork};
 use crate::resources::{Patience, Resources};
@@ -281,17 +282,48 @@ impl BuildWorker {
             (Some(_), Some(chain)) => format!("{}:{chain}", cache.id),
             _ => cache.id.clone(),
         };
+        self.mounts.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone(), sharing);
+        let restored = match store.has_cache_mount(&id) {
+            true => None,
+            false => self.imports.mount(context, &id, &self.scratch, |blob| self.layers.note_lost(blob)).await,
+        };
         let new = NewDirectory { mode: cache.mode, owner: (cache.uid, cache.gid) };
-        let cancelled = context.cancelled.clone();
+        let context = context.clone();
         blocking(move || {
-            let stop = || cancelled.is_cancelled();
-            store.cache_mount(&id, sharing, new, &stop, |directory| match &tree {
-                Some(tree) => Ok(tree.populate(directory, &options, Sharing::Private, &stop).map(drop)?),
-                None => Ok(()),
+            let stop = || context.cancelled.is_cancelled();
+            store.cache_mount(&id, sharing, new, &stop, |directory| {
+                if let Some(restored) = restored
+                    && restore(restored, directory, &options, &id, &context)?
+                {
+                    return Ok(());
+                }
+                match &tree {
+                    Some(tree) => Ok(tree.populate(directory, &options, Sharing::Private, &stop).map(drop)?),
+                    None => Ok(()),
+                }
             })
         })
         .await
     }
+}
+
+/// Fills a cache mount with what a shared cache has of it. What cannot be used is a warning, and the directory empty.
+fn restore(
+    restored: Restored,
+    directory: &Path,
+    options: &ApplyOptions,
+    id: &str,
+    context: &RunContext,
+) -> Result<bool, WorkError> {
+    let stop = || context.cancelled.is_cancelled();
+    let why = restored.unpack(directory, options, &stop)?;
+    if stop() {
+        return Err(WorkError::Cancelled);
+    }
+    if let Some(why) = &why {
+        context.progress.warn(format!("the cache mount {} of a shared cache is not used: {why}", cache::name_of(id)));
+    }
+    Ok(why.is_none())
 }
 
 /// Making a stub copied its parents up; those in which nothing else changed are no part of the layer. What cannot be removed

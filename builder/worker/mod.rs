@@ -34,7 +34,7 @@ use snapshotter::{CacheRecord, KeepBounds, KeyLock, LayerRecord, Store, StoreErr
 use solver::{CacheKeys, RunContext, Worker};
 
 use crate::builds::Builds;
-use crate::cache::{Imports, Recorded};
+use crate::cache::{Imports, Recorded, UsedMounts};
 use crate::context::{ContextError, LocalContext, Wanted};
 use crate::images::ImageError;
 use crate::provenance::Material;
@@ -207,6 +207,8 @@ pub struct BuildWorker {
     pub(crate) imports: Imports,
     /// What was made and found, for `--cache-to`.
     pub(crate) results: Mutex<Vec<Recorded>>,
+    /// Cache mounts that steps had.
+    pub(crate) mounts: Mutex<UsedMounts>,
     /// What was fetched.
     pub(crate) materials: Mutex<BTreeSet<Material>>,
     /// What is remembered of builds.
@@ -395,6 +397,11 @@ impl BuildWorker {
     /// What was made and found until now.
     pub(crate) fn take_results(&self) -> Vec<Recorded> {
         std::mem::take(&mut *self.results.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Cache mounts that steps had until now.
+    pub(crate) fn used_mounts(&self) -> UsedMounts {
+        self.mounts.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Keeps the store below its limit while steps add to it, on a thread of its own and never twice at a time.

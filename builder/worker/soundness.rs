@@ -174,6 +174,11 @@ impl Layers {
         Ok(damaged)
     }
 
+    /// A blob of a shared cache turned out to be gone or damaged: whoever writes that cache does not rely on it.
+    pub(crate) fn note_lost(&self, blob: &Digest) {
+        self.lost().insert(*blob);
+    }
+
     fn lost(&self) -> MutexGuard<'_, HashSet<Digest>> {
         self.lost.lock().unwrap_or_else(PoisonError::into_inner)
     }
