@@ -74,6 +74,7 @@ impl Session {
         let root = global.root.clone().or_else(|| snapshotter::default_root(is_root, |name| std::env::var_os(name)));
         let root = root.ok_or(SessionError::NoRoot)?;
         let store = Arc::new(Store::open(&root)?);
+        store.unpack_as(apply_options(&tier));
         let registries: BTreeMap<_, _> = config.registry.clone().into_iter().collect();
         let notices = Arc::new(Notices::default());
         let mut settings = Settings { registries, on_event: Some(notices.sink()), ..Settings::from_env() };

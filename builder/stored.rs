@@ -125,7 +125,7 @@ impl Stored {
         let store = &session.store;
         let is_here = |layer: &snapshotter::LayerRecord| -> Result<bool, StoreError> {
             let blobs = store.layer_blobs(&layer.diff_id)?;
-            Ok(store.snapshot(&layer.chain)?.is_some()
+            Ok(store.is_unpacked(&layer.chain)?
                 || store.blob_path(&layer.diff_id).is_some()
                 || blobs.iter().any(|blob| store.blob_path(&blob.digest).is_some()))
         };

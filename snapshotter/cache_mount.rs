@@ -62,7 +62,7 @@ impl Store {
         cancelled: &dyn Fn() -> bool,
         fill: impl FnOnce(&Path) -> Result<(), E>,
     ) -> Result<CacheMountDir, E> {
-        let name = hashed_name(NAME, id.as_bytes());
+        let name = self.cache_mount_name(id)?;
         let (name, lock) = match sharing {
             CacheMountSharing::Shared => (name, None),
             CacheMountSharing::Locked => {
@@ -85,7 +85,7 @@ impl Store {
     /// Whether the directory of `id` is there.
     #[must_use]
     pub fn has_cache_mount(&self, id: &str) -> bool {
-        self.layout.join("cache-mounts").join(hashed_name(NAME, id.as_bytes())).exists()
+        self.cache_mount_name(id).is_ok_and(|name| self.layout.join("cache-mounts").join(name).exists())
     }
 
     /// The directory of `id` for reading. `None`: it is not there, or others have it for themselves at the moment.
@@ -97,7 +97,7 @@ impl Store {
         id: &str,
         sharing: CacheMountSharing,
     ) -> Result<Option<CacheMountDir>, StoreError> {
-        let name = hashed_name(NAME, id.as_bytes());
+        let name = self.cache_mount_name(id)?;
         let lock = match sharing {
             CacheMountSharing::Shared => None,
             CacheMountSharing::Locked | CacheMountSharing::Private => {
@@ -108,6 +108,11 @@ impl Store {
         self.use_mount(&name, id)?;
         let path = self.layout.join("cache-mounts").join(&name);
         Ok(path.exists().then_some(CacheMountDir { path, _lock: lock }))
+    }
+
+    /// What steps of one form put there those of another can neither read nor remove.
+    fn cache_mount_name(&self, id: &str) -> Result<String, StoreError> {
+        Ok(hashed_name(NAME, self.in_own_form(id.to_owned())?.as_bytes()))
     }
 
     /// Notes that a directory is in use, so that nobody removes it, and when.

@@ -7,7 +7,8 @@
 //!   db.backup                   a copy of it, made after a sync; what a damaged one is restored from
 //!   gate                        flocked shared by who notes what it uses, exclusively by who collects
 //!   blobs/sha256/HEX            content-addressed, as in an OCI layout; immutable
-//!   snapshots/CHAIN/{fs/,index} one unpacked layer and its index; immutable, appears by rename
+//!   snapshots/CHAIN/{fs/,index} one unpacked layer and its index; immutable, appears by rename; fs-HASH/ beside fs/ for who
+//!                               has other ids (`form.rs`)
 //!   plain/CHAIN/{fs/,index}     the same without marks for overlays, where there are none
 //!   indexes/CHAIN               index of a layer that is there as a tar only
 //!   merged/CHAIN/fs/            a whole stack as one directory: too many layers for an overlay, or no overlays
@@ -37,6 +38,7 @@ mod cache_mount;
 mod db;
 mod durable;
 mod error;
+mod form;
 mod gc;
 mod image;
 mod kept;

@@ -115,21 +115,23 @@ impl Store {
         let _making = self.lock(&format!("flattened {chain}"), cancelled)?;
         // A stack that is held is not collected, and with it stays this.
         self.layer(chain)?.ok_or(StoreError::NoLayer(*chain))?;
-        let is_there = self.db.read(|db| has_file(db, FileKind::Merged, chain, &target))?;
+        let tree = self.tree_name()?;
+        let place = target.join(tree);
+        let is_there = self.db.read(|db| has_file(db, FileKind::Merged, chain, &place))?;
         if !is_there {
-            self.reaper.discard(&target).map_err(StoreError::io("remove", &target))?;
+            self.reaper.discard(&place).map_err(StoreError::io("remove", &place))?;
             let active = self.prepare()?;
             fill(active.fs())?;
             self.reaper.discard(active.work()).map_err(StoreError::io("remove", active.work()))?;
             // Files that it shares with layers count there.
             let size = own_size(active.directory());
             self.db.write_files(|db| {
-                fs::rename(active.directory(), &target).map_err(StoreError::io("write", &target))?;
+                self.appear(&active, &target, tree)?;
                 forget_file(db, FileKind::Merged, chain)?;
                 Ok(add_file(db, FileKind::Merged, chain, size)?)
             })?;
         }
-        Ok(Snapshot::at(target.join("fs")))
+        Ok(Snapshot::at(place))
     }
 }
 

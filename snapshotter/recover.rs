@@ -133,9 +133,9 @@ fn drop_rows_without_files(db: &Connection, layout: &Layout) -> rusqlite::Result
         let digest = Digest::from_bytes(digest);
         let path = match kind {
             kind if kind == FileKind::Blob as i64 => layout.blob(&digest),
-            kind if kind == FileKind::Snapshot as i64 => layout.snapshot(&digest).join("fs"),
-            kind if kind == FileKind::Merged as i64 => layout.merged(&digest).join("fs"),
-            kind if kind == FileKind::Plain as i64 => layout.plain(&digest).join("fs"),
+            kind if kind == FileKind::Snapshot as i64 => layout.snapshot(&digest),
+            kind if kind == FileKind::Merged as i64 => layout.merged(&digest),
+            kind if kind == FileKind::Plain as i64 => layout.plain(&digest),
             _ => layout.index(&digest),
         };
         if !path.exists() {

@@ -12,6 +12,7 @@ use graph::Digest;
 
 use crate::blob::write_file;
 use crate::db::{FileKind, add_file, forget_file, has_file};
+use crate::form::trees;
 use crate::reaper::Reaper;
 use crate::store::insert_layer;
 use crate::usage::measure;
@@ -96,6 +97,7 @@ impl Store {
     /// The disk or the database.
     pub fn commit(&self, active: Active, layer: &LayerRecord, index: &[u8]) -> Result<Snapshot, StoreError> {
         let (kind, target) = self.unpacked_as(&layer.chain);
+        let tree = self.tree_name()?;
         let encoded = active.directory.join("index");
         fs::write(&encoded, index).map_err(StoreError::io("write", &encoded))?;
         // Its removal would be waited for here: where the file system discards freed blocks at once, each directory costs.
@@ -104,19 +106,38 @@ impl Store {
         let size = measure(&active.directory, &mut HashSet::new());
         self.db.write_files(|db| {
             self.lease.hold(&layer.chain);
-            if !target.exists() {
-                fs::rename(&active.directory, &target).map_err(StoreError::io("write", &target))?;
-                // Another directory than the one that was synced.
-                forget_file(db, kind, &layer.chain)?;
-            } else if fs::read(target.join("index")).ok().as_deref() != Some(index) {
+            let is_new = self.appear(&active, &target, tree)?;
+            let is_other = !is_new && fs::read(target.join("index")).ok().as_deref() != Some(index);
+            if is_other {
                 // Of another version of ours, which is why the layer was unpacked again.
                 fs::rename(&encoded, target.join("index")).map_err(StoreError::io("write", &target))?;
+            }
+            if is_new || is_other {
+                // Another directory than the one that was synced.
                 forget_file(db, kind, &layer.chain)?;
             }
             insert_layer(db, layer)?;
             Ok(add_file(db, kind, &layer.chain, size)?)
         })?;
-        Ok(Snapshot { fs: target.join("fs") })
+        Ok(Snapshot { fs: target.join(tree) })
+    }
+
+    /// Gives what was made its final place, beside trees for others; false if there is one already. Alone by the database.
+    pub(crate) fn appear(&self, active: &Active, target: &Path, tree: &str) -> Result<bool, StoreError> {
+        let (place, own) = (target.join(tree), active.directory.join(tree));
+        let rename = |from: &Path, to: &Path| fs::rename(from, to).map_err(StoreError::io("write", to));
+        if place.exists() {
+            return Ok(false);
+        }
+        if target.exists() {
+            rename(&active.fs, &place)?;
+            return Ok(true);
+        }
+        if own != active.fs {
+            rename(&active.fs, &own)?;
+        }
+        rename(&active.directory, target)?;
+        Ok(true)
     }
 
     /// What layers are unpacked as on this machine.
@@ -134,40 +155,48 @@ impl Store {
     /// The database.
     pub fn snapshot(&self, chain: &Digest) -> Result<Option<Snapshot>, StoreError> {
         let (kind, path) = self.unpacked_as(chain);
-        let found = self.find_unpacked(chain, kind, &path)?;
-        if found.is_none() && kind == FileKind::Plain {
-            // Marks for overlays do not disturb those who go by the index.
-            return self.find_unpacked(chain, FileKind::Snapshot, &self.layout.snapshot(chain));
+        let fs = path.join(self.tree_name()?);
+        if self.find_unpacked(chain, kind, &fs)? {
+            return Ok(Some(Snapshot { fs }));
         }
-        Ok(found)
+        if kind == FileKind::Plain {
+            // Marks for overlays do not disturb those who go by the index.
+            let fs = self.layout.snapshot(chain).join(self.tree_name()?);
+            return Ok(self.find_unpacked(chain, FileKind::Snapshot, &fs)?.then_some(Snapshot { fs }));
+        }
+        Ok(None)
     }
 
-    fn find_unpacked(&self, chain: &Digest, kind: FileKind, path: &Path) -> Result<Option<Snapshot>, StoreError> {
-        let fs = path.join("fs");
-        let is_there = if self.lease.holds(chain) {
-            fs.exists()
-        } else {
-            self.db.read_guarded(|db| {
-                let is_there = has_file(db, kind, chain, &fs)?;
-                if is_there {
-                    self.lease.hold(chain);
-                }
-                Ok(is_there)
-            })?
-        };
-        Ok(is_there.then_some(Snapshot { fs }))
+    /// Whether something of a layer is there. It stays so while this store is open.
+    pub(crate) fn find_unpacked(&self, chain: &Digest, kind: FileKind, path: &Path) -> Result<bool, StoreError> {
+        if self.lease.holds(chain) {
+            return Ok(path.exists());
+        }
+        self.db.read_guarded(|db| {
+            let is_there = has_file(db, kind, chain, path)?;
+            if is_there {
+                self.lease.hold(chain);
+            }
+            Ok(is_there)
+        })
     }
 
-    /// Takes away the directory of a layer that was found damaged; it is unpacked again when it is needed.
+    /// Takes away a tree of a layer that was found damaged; it is unpacked again when it is needed.
     ///
     /// # Errors
     /// The disk or the database.
-    pub fn remove_snapshot(&self, chain: &Digest) -> Result<(), StoreError> {
-        let (kind, path) = self.unpacked_as(chain);
+    pub fn remove_snapshot(&self, chain: &Digest, fs: &Path) -> Result<(), StoreError> {
+        let snapshot = (FileKind::Snapshot, self.layout.snapshot(chain));
+        let plain = (FileKind::Plain, self.layout.plain(chain));
+        let (kind, directory) = if fs.starts_with(&plain.1) { plain } else { snapshot };
         self.doubt();
         self.db.write_files(|db| {
-            forget_file(db, kind, chain)?;
-            Ok(self.reaper.discard(&path).map_err(StoreError::io("remove", &path))?)
+            let is_last = trees(&directory).all(|tree| tree == fs);
+            if is_last {
+                forget_file(db, kind, chain)?;
+            }
+            let path = if is_last { directory.as_path() } else { fs };
+            Ok(self.reaper.discard(path).map_err(StoreError::io("remove", path))?)
         })
     }
 

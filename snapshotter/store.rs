@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use graph::{ContentDigest, Digest};
@@ -11,6 +11,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use crate::StoreError;
 use crate::db::{Db, FileKind, column_content, column_digest, column_optional_digest, has_file};
+use crate::layer::ApplyOptions;
 use crate::layout::Layout;
 use crate::lease::{self, Lease};
 use crate::reaper::Reaper;
@@ -29,6 +30,12 @@ pub struct Store {
     unique: AtomicU64,
     /// There are no overlays here.
     pub(crate) native: AtomicBool,
+    /// How this process unpacks layers, if it said so.
+    pub(crate) unpacking: OnceLock<ApplyOptions>,
+    /// The name of trees that it can use, once it was asked.
+    pub(crate) tree_name: OnceLock<String>,
+    /// Trees of others that turned out to be closed to it.
+    pub(crate) disregarded: Mutex<HashSet<PathBuf>>,
     /// Cache mounts that this process has used.
     pub(crate) used_mounts: Mutex<HashSet<String>>,
     /// Keys of records that were found, whose time of use is written in one go.
@@ -77,6 +84,9 @@ impl Store {
             reaper,
             unique: AtomicU64::new(0),
             native: AtomicBool::new(false),
+            unpacking: OnceLock::new(),
+            tree_name: OnceLock::new(),
+            disregarded: Mutex::default(),
             used_mounts: Mutex::default(),
             found: Mutex::default(),
             found_images: Mutex::default(),
@@ -373,8 +383,10 @@ impl Store {
     }
 
     fn has_bytes(&self, db: &Connection, layer: &LayerRecord) -> rusqlite::Result<bool> {
-        let is_unpacked =
-            |chain: &Digest| has_file(db, FileKind::Snapshot, chain, &self.layout.snapshot(chain).join("fs"));
+        let is_unpacked = |chain: &Digest| {
+            let directory = self.layout.snapshot(chain);
+            Ok::<_, rusqlite::Error>(has_file(db, FileKind::Snapshot, chain, &directory)? && self.has_tree(&directory))
+        };
         let is_blob = |digest: &Digest| has_file(db, FileKind::Blob, digest, &self.layout.blob(digest));
         if is_unpacked(&layer.chain)? || is_blob(&layer.diff_id)? {
             return Ok(true);

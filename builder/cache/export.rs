@@ -277,7 +277,7 @@ async fn add_blobs(
 /// Whether a layer's bytes are on this machine, or at the registry that the cache goes to.
 fn is_near(session: &Session, layer: &LayerRecord, registry: Option<&str>) -> Result<bool, ExportError> {
     let store = &session.store;
-    if store.blob_path(&layer.diff_id).is_some() || store.snapshot(&layer.chain)?.is_some() {
+    if store.blob_path(&layer.diff_id).is_some() || store.is_unpacked(&layer.chain)? {
         return Ok(true);
     }
     for blob in store.layer_blobs(&layer.diff_id)? {

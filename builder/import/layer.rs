@@ -59,7 +59,7 @@ pub(super) fn add(
 /// The layer, if the store has it with its bytes and so need not look at these.
 fn known(store: &Store, parent: Option<Digest>, diff_id: &Digest) -> Result<Option<LayerRecord>, ImportError> {
     let Some(record) = store.layer(&diff_id.chain_upon(parent.as_ref()))? else { return Ok(None) };
-    let is_here = store.snapshot(&record.chain)?.is_some() || store.blob_path(diff_id).is_some();
+    let is_here = store.is_unpacked(&record.chain)? || store.blob_path(diff_id).is_some();
     Ok(is_here.then_some(record))
 }
 

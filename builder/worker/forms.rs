@@ -25,6 +25,8 @@ pub(super) enum TarAt {
     Plain(PathBuf),
     Compressed(Digest, PathBuf),
     Snapshot(Digest, PathBuf, Arc<LayerIndex>),
+    /// A directory made for a process with other ids, of which it is not certain that all can be read.
+    Foreign(PathBuf, Arc<LayerIndex>),
 }
 
 impl TarAt {
@@ -38,17 +40,19 @@ impl TarAt {
         match self {
             Self::Plain(path) => hashed(path) == Some(*diff_id),
             Self::Compressed(digest, path) => hashed(path) == Some(*digest),
-            Self::Snapshot(_, directory, index) => index.entries().iter().all(|entry| match entry.kind {
-                EntryKind::File { size, digest, .. } => {
-                    let mut hasher = blake3::Hasher::new();
-                    let read = open_in(Some(directory), &entry.path).and_then(|file| {
-                        hasher.update_reader(file.take(size + 1))?;
-                        Ok(hasher.count() == size && hasher.finalize().as_bytes() == digest.as_bytes())
-                    });
-                    read.unwrap_or(false)
-                }
-                _ => true,
-            }),
+            Self::Snapshot(_, directory, index) | Self::Foreign(directory, index) => {
+                index.entries().iter().all(|entry| match entry.kind {
+                    EntryKind::File { size, digest, .. } => {
+                        let mut hasher = blake3::Hasher::new();
+                        let read = open_in(Some(directory), &entry.path).and_then(|file| {
+                            hasher.update_reader(file.take(size + 1))?;
+                            Ok(hasher.count() == size && hasher.finalize().as_bytes() == digest.as_bytes())
+                        });
+                        read.unwrap_or(false)
+                    }
+                    _ => true,
+                })
+            }
         }
     }
 
@@ -88,7 +92,7 @@ impl TarAt {
         match self {
             Self::Plain(path) => Ok(Box::new(BufReader::with_capacity(1 << 18, File::open(path)?))),
             Self::Compressed(_, path) => compress::decoder(BufReader::with_capacity(1 << 18, File::open(path)?)),
-            Self::Snapshot(_, directory, index) => {
+            Self::Snapshot(_, directory, index) | Self::Foreign(directory, index) => {
                 // Made anew on the way, by a thread of its own.
                 let (reader, mut writer) = io::pipe()?;
                 let (directory, index) = (directory.clone(), Arc::clone(index));
@@ -100,7 +104,9 @@ impl TarAt {
 
     pub(super) fn write_to(&self, out: &mut impl Write) -> Result<(), WorkError> {
         match self {
-            Self::Snapshot(_, directory, index) => write_upper(directory, index, out)?,
+            Self::Snapshot(_, directory, index) | Self::Foreign(directory, index) => {
+                write_upper(directory, index, out)?;
+            }
             _ => {
                 // Large pieces, which can be hashed and compressed at the same time.
                 io::copy(&mut io::BufReader::with_capacity(512 << 10, self.open()?), out)?;

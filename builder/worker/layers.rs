@@ -359,14 +359,29 @@ impl Layers {
             }
         }
         // The same layer on another stack.
+        let is_exact = |record: &LayerRecord| record.writer == Some(WRITER_VERSION);
+        self.unpacked_tar(layer, is_exact)
+    }
+
+    /// A directory out of which the layer's bytes come.
+    fn unpacked_tar(
+        &self,
+        layer: &LayerRecord,
+        will_do: impl Fn(&LayerRecord) -> bool,
+    ) -> Result<Option<TarAt>, WorkError> {
+        let mut foreign = None;
         for chain in self.store.chains_with(&layer.diff_id)? {
-            if let (Some(snapshot), Some(index)) = (self.store.snapshot(&chain)?, self.index(&chain)?)
-                && self.store.layer(&chain)?.is_some_and(|record| record.writer == Some(WRITER_VERSION))
-            {
+            let Some(index) = self.index(&chain)? else { continue };
+            if !self.store.layer(&chain)?.is_some_and(|record| will_do(&record)) {
+                continue;
+            }
+            if let Some(snapshot) = self.store.snapshot(&chain)? {
                 return Ok(Some(TarAt::Snapshot(chain, snapshot.fs().to_owned(), index)));
             }
+            let other = self.store.foreign_snapshots(&chain)?.into_iter().next();
+            foreign = foreign.or(other.map(|snapshot| TarAt::Foreign(snapshot.fs().to_owned(), index)));
         }
-        Ok(None)
+        Ok(foreign)
     }
 
     fn local_tar(&self, layer: &LayerRecord) -> Result<TarAt, WorkError> {
@@ -379,12 +394,7 @@ impl Layers {
         if layer.content == layer.diff_id.into() {
             return Ok(None);
         }
-        for chain in self.store.chains_with(&layer.diff_id)? {
-            if let (Some(snapshot), Some(index)) = (self.store.snapshot(&chain)?, self.index(&chain)?) {
-                return Ok(Some(TarAt::Snapshot(chain, snapshot.fs().to_owned(), index)));
-            }
-        }
-        Ok(None)
+        self.unpacked_tar(layer, |_| true)
     }
 
     /// Bytes that are here in some form, certain or not.

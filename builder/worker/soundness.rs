@@ -28,8 +28,17 @@ impl Layers {
                 path
             }
             TarAt::Snapshot(chain, path, _) => {
-                self.store.remove_snapshot(chain)?;
+                self.store.remove_snapshot(chain, path)?;
                 path
+            }
+            // Whether it is damaged or closed to us is not for us to say.
+            TarAt::Foreign(path, _) => {
+                self.store.disregard(path);
+                context.progress.warn(format!(
+                    "{} cannot be read, as files in it belong to ids that there are not here (rbuild doctor says more)",
+                    path.display()
+                ));
+                return Ok(());
             }
         };
         context.progress.warn(format!("{} is damaged: it is removed, and made or fetched anew", path.display()));
@@ -89,9 +98,11 @@ impl Layers {
     /// A step's layer that cannot be had is made again; one of somebody else's image cannot.
     pub(super) fn gone(&self, context: &RunContext, layer: &LayerRecord, error: WorkError) -> WorkError {
         // A directory without an index is of no use; it must not be found again.
-        if matches!(self.index(&layer.chain), Ok(None)) && matches!(self.store.snapshot(&layer.chain), Ok(Some(_))) {
+        if matches!(self.index(&layer.chain), Ok(None))
+            && let Ok(Some(snapshot)) = self.store.snapshot(&layer.chain)
+        {
             context.progress.warn(format!("the index of layer {} is damaged: it is made anew", layer.chain));
-            if let Err(error) = self.store.remove_snapshot(&layer.chain) {
+            if let Err(error) = self.store.remove_snapshot(&layer.chain, snapshot.fs()) {
                 return error.into();
             }
         }

@@ -142,7 +142,7 @@ fn a_record_without_its_layers_is_a_miss() {
     assert_eq!(store.lookup(&key).unwrap(), None);
     add(&store, None, "below");
     assert!(store.lookup(&key).unwrap().is_some());
-    store.remove_snapshot(&below).unwrap();
+    store.remove_snapshot(&below, &lab.root.join("snapshots").join(below.hex()).join("fs")).unwrap();
     assert_eq!(store.lookup(&key).unwrap(), None);
 }
 

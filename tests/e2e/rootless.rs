@@ -106,6 +106,38 @@ fn files_of_others_stay_theirs_when_a_step_changes_them() {
     }
 }
 
+/// Subordinate ids are granted, or taken away, while there is a store: what was unpacked before lies differently on the disk.
+#[test]
+fn a_store_serves_its_user_with_more_and_with_fewer_ids() {
+    if !require(&["unshare", "setpriv", "newuidmap"]) || !require_root() {
+        return;
+    }
+    for order in [[true, false, true], [false, true, false]] {
+        let env = env_of_user();
+        let tar = env.path("busybox.tar").display().to_string();
+        as_user(&env, order[0], &["import", &tar, "busybox"]).ok();
+        let text = "FROM busybox\nCOPY --chown=33:44 --chmod=755 f /d/f\nRUN mkdir -m 711 /ours && echo 1 > /ours/f && rm /etc/group\n";
+        let path = env.dockerfile("b", text).file("f", "content\n").dir().display().to_string();
+        as_user(&env, order[0], &["build", "-t", "base", &path]).ok();
+        let out = env.path("home/app.tar").display().to_string();
+        for (number, subordinate_ids) in order.into_iter().enumerate() {
+            let text = format!(
+                "FROM base\nRUN --mount=type=cache,target=/c echo {number} >> /d/f && touch /d/new /c/{number} && chmod 700 /c && \
+                 cat /ours/f && [ ! -e /etc/group ]\n"
+            );
+            let path = env.dockerfile("c", &text).dir().display().to_string();
+            as_user(&env, subordinate_ids, &["build", "-o", &format!("type=oci,dest={out}"), &path]).ok();
+            let image = Layout::from_archive(&env.path("home/app.tar")).image();
+            let seen = |path: &str| image.find(path).map(|e| (e.uid, e.gid, e.mode & 0o7777)).expect("there");
+            assert_eq!(seen("d"), (33, 44, 0o755), "{order:?} {number}");
+            assert_eq!(seen("d/f"), (33, 44, 0o755), "{order:?} {number}");
+            assert_eq!(seen("d/new"), (0, 0, 0o644), "{order:?} {number}");
+            assert_eq!(seen("ours"), (0, 0, 0o711), "{order:?} {number}");
+        }
+        as_user(&env, order[0], &["system", "prune", "-a", "-f"]).ok();
+    }
+}
+
 #[test]
 fn users_run_programs_of_another_machine() {
     if !require(&["unshare", "setpriv", "newuidmap", "qemu-aarch64-static"]) || !require_root() {
