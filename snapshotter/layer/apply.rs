@@ -152,9 +152,8 @@ impl Applier<'_> {
             Err(LayerError::Format { offset: member.at, reason: format!("{}: {reason}", show(&member.name)) })
         };
         if name == OPAQUE {
-            let dir = self.parent(dir)?;
-            self.state.hide(dir);
-            return Ok(());
+            let dir = self.parent(dir, true)?;
+            return self.hide(dir);
         }
         // What aufs kept for itself stands in old images.
         if path.split(|&b| b == b'/').any(|part| part.starts_with(b".wh..wh.")) {
@@ -180,7 +179,7 @@ impl Applier<'_> {
             self.explicit(ROOT, meta);
             return Ok(());
         }
-        let dir = self.parent(dir)?;
+        let dir = self.parent(dir, true)?;
         match member.kind {
             MemberKind::Dir => self.directory(dir, name, meta),
             MemberKind::File { size, offset } => {
@@ -196,14 +195,20 @@ impl Applier<'_> {
         }
     }
 
-    /// The directory that names in `dir` go to.
-    fn parent(&mut self, dir: &[u8]) -> Result<NodeId, LayerError> {
+    /// The directory that names in `dir` go to: members of this layer, unless they are not its `own`.
+    fn parent(&mut self, dir: &[u8], own: bool) -> Result<NodeId, LayerError> {
         let disk = std::cell::RefCell::new(self.disk.as_mut());
         let made =
             &mut |state: &State<'_>, id| disk.borrow_mut().as_mut().map_or(Ok(()), |disk| disk.make_dir(state, id));
         let removed =
             &mut |state: &State<'_>, id| disk.borrow_mut().as_mut().map_or(Ok(()), |disk| disk.remove(state, id));
-        self.state.parent(dir, made, removed)
+        self.state.parent(dir, own, made, removed)
+    }
+
+    /// Nothing of the layers below shows in a directory from now on.
+    fn hide(&mut self, dir: NodeId) -> Result<(), LayerError> {
+        let disk = &mut self.disk;
+        self.state.hide(dir, &mut |state, id| disk.as_mut().map_or(Ok(()), |disk| disk.remove(state, id)))
     }
 
     /// Makes room for something that is no directory. Tells whether this layer had put anything there.
@@ -218,21 +223,22 @@ impl Applier<'_> {
 
     /// A removal concerns the layers below only: what this layer itself has there stays, in whatever order they come.
     fn whiteout(&mut self, dir: &[u8], name: &[u8]) -> Result<(), LayerError> {
-        let dir = self.parent(dir)?;
+        let dir = self.parent(dir, true)?;
         match self.state.child(dir, name) {
-            Some(child) if self.state.is_dir(child) => self.state.hide(child),
-            Some(_) => {}
-            None if self.state.is_hidden(dir) => {}
-            None => {
-                self.state.attach(dir, name, NodeKind::Other(EntryKind::Whiteout), Meta::default());
-            }
+            Some(child) if !self.state.node(child).own => drop(self.clear(dir, name)?),
+            Some(child) if self.state.is_dir(child) => return self.hide(child),
+            Some(_) => return Ok(()),
+            None => {}
+        }
+        if !self.state.is_hidden(dir) {
+            self.state.attach(dir, name, NodeKind::Other(EntryKind::Whiteout), Meta::default());
         }
         Ok(())
     }
 
     fn explicit(&mut self, id: NodeId, meta: Meta) {
         let node = self.state.node_mut(id);
-        node.meta = meta;
+        (node.meta, node.own) = (meta, true);
         if let NodeKind::Dir { implicit, .. } = &mut node.kind {
             *implicit = false;
         }
@@ -390,7 +396,7 @@ impl Applier<'_> {
             return Err(LayerError::Missing { path: show(path) });
         };
         let (dir, name) = split(path);
-        let dir = self.parent(dir)?;
+        let dir = self.parent(dir, false)?;
         let meta = Meta::of(file);
         if let Some(disk) = &mut self.disk {
             let mut from = (self.open_below)(layer, &file.path).map_err(LayerError::io("open", &file.path))?;
@@ -402,7 +408,9 @@ impl Applier<'_> {
             disk.describe_file(&to, &meta, || path.to_vec())?;
         }
         let inode = self.state.add_inode(Inode { size, digest, offset: None, meta });
-        Ok(Source::File(self.state.attach(dir, name, NodeKind::File(inode), Meta::default()), inode))
+        let id = self.state.attach(dir, name, NodeKind::File(inode), Meta::default());
+        self.state.node_mut(id).own = false;
+        Ok(Source::File(id, inode))
     }
 }
 

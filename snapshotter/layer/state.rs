@@ -79,6 +79,9 @@ pub(crate) struct Node {
     pub(crate) kind: NodeKind,
     /// Of files it is the inode's that counts.
     pub(crate) meta: Meta,
+    /// A member of this layer put it there or something in it. What is only here since a link needed a file of the layers below
+    /// is as theirs: a removal takes it away.
+    pub(crate) own: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -131,6 +134,7 @@ impl<'a> State<'a> {
             length: 0,
             kind: NodeKind::Dir { children: BTreeMap::new(), opaque: false, implicit: true, hidden: false },
             meta: found.map_or_else(Meta::invented, |found| Meta::of(found.entry)),
+            own: true,
         };
         Self {
             below,
@@ -227,10 +231,12 @@ impl<'a> State<'a> {
     }
 
     /// The directory that the clean name `dir` leads to, symbolic links followed, made where it does not exist. `made` is
-    /// called for each directory that is new to this layer, `removed` for what had to give way.
+    /// called for each directory that is new to this layer, `removed` for what had to give way. `own` says whether it is a member
+    /// of this layer that goes there.
     pub(crate) fn parent(
         &mut self,
         dir: &[u8],
+        own: bool,
         made: &mut impl FnMut(&Self, NodeId) -> Result<(), LayerError>,
         removed: &mut impl FnMut(&Self, NodeId) -> Result<(), LayerError>,
     ) -> Result<NodeId, LayerError> {
@@ -263,10 +269,12 @@ impl<'a> State<'a> {
                     let kind = NodeKind::Dir { children: BTreeMap::new(), opaque: replaced, implicit: !hidden, hidden };
                     let meta = below.map_or_else(Meta::invented, |found| Meta::of(found.entry));
                     let child = self.attach(node, part, kind, meta);
+                    self.nodes[child].own = false;
                     made(self, child)?;
                     child
                 }
             };
+            self.nodes[node].own |= own;
         }
         self.last_parent = Some((dir.to_vec(), node));
         Ok(node)
@@ -383,7 +391,7 @@ impl<'a> State<'a> {
         let length = above + usize::from(above > 0) + name.len();
         self.path_bytes += length as u64;
         self.longest = self.longest.max(length);
-        self.nodes.push(Node { parent: dir, name: name.to_vec(), length, kind, meta });
+        self.nodes.push(Node { parent: dir, name: name.to_vec(), length, kind, meta, own: true });
         if let NodeKind::Dir { children, .. } = &mut self.nodes[dir].kind {
             children.insert(name.to_vec(), id);
         }
@@ -400,8 +408,13 @@ impl<'a> State<'a> {
         self.nodes[id].name = name;
     }
 
-    /// Makes a directory hide what is below, and all directories in it. Removals in it have nothing to remove any more.
-    pub(crate) fn hide(&mut self, id: NodeId) {
+    /// Makes a directory hide what is below, and all directories in it. Removals in it have nothing to remove any more, and
+    /// `removed` is called for what was only brought here from below.
+    pub(crate) fn hide(
+        &mut self,
+        id: NodeId,
+        removed: &mut impl FnMut(&Self, NodeId) -> Result<(), LayerError>,
+    ) -> Result<(), LayerError> {
         if let NodeKind::Dir { opaque, .. } = &mut self.nodes[id].kind {
             *opaque = true;
         }
@@ -411,13 +424,19 @@ impl<'a> State<'a> {
             if std::mem::replace(hidden, true) {
                 continue;
             }
-            let mut children = std::mem::take(children);
-            children.retain(|_, child| !matches!(self.nodes[*child].kind, NodeKind::Other(EntryKind::Whiteout)));
-            todo.extend(children.values());
-            if let NodeKind::Dir { children: emptied, .. } = &mut self.nodes[id].kind {
-                *emptied = children;
+            let children: Vec<NodeId> = children.values().copied().collect();
+            for child in children {
+                if matches!(self.nodes[child].kind, NodeKind::Other(EntryKind::Whiteout)) {
+                    self.detach(child);
+                } else if self.nodes[child].own {
+                    todo.push(child);
+                } else {
+                    removed(self, child)?;
+                    self.detach(child);
+                }
             }
         }
+        Ok(())
     }
 
     /// The layers below, if they are known.

@@ -22,17 +22,20 @@ struct Naive {
     times: BTreeMap<PathBuf, i64>,
     /// What the current layer wrote, with all parents.
     written: BTreeSet<PathBuf>,
+    /// Files of the layers below that it linked to.
+    parted: BTreeSet<PathBuf>,
 }
 
 impl Naive {
     fn new(root: PathBuf) -> Self {
         fs::create_dir(&root).expect("mkdir");
         fs::set_permissions(&root, fs::Permissions::from_mode(0o755)).expect("chmod");
-        Self { times: BTreeMap::from([(root.clone(), 0)]), root, written: BTreeSet::new() }
+        Self { times: BTreeMap::from([(root.clone(), 0)]), root, written: BTreeSet::new(), parted: BTreeSet::new() }
     }
 
     fn layer(&mut self, members: &[Raw]) -> Result<(), String> {
         self.written.clear();
+        self.parted.clear();
         members.iter().try_for_each(|member| self.member(member))
     }
 
@@ -103,12 +106,12 @@ impl Naive {
                     self.write(&path);
                     return Ok(());
                 }
-                if !self.written.contains(&from) {
-                    // An overlay copies a file up before it links it, and so parts it from its other names.
+                if !self.written.contains(&from) && self.parted.insert(from.clone()) {
+                    // An overlay copies a file up before it links it, and so parts it from its other names. It is not this
+                    // layer's for that: a removal takes it away.
                     let data = fs::read(&from).expect("read");
                     fs::remove_file(&from).expect("remove");
                     fs::write(&from, data).expect("write");
-                    self.write(&from);
                 }
                 fs::hard_link(&from, &path).expect("link");
             }
@@ -135,6 +138,7 @@ impl Naive {
             fs::remove_file(path).expect("remove");
         }
         self.written.retain(|written| !written.starts_with(path));
+        self.parted.retain(|parted| !parted.starts_with(path));
         self.times.retain(|dir, _| !dir.starts_with(path));
     }
 
@@ -399,6 +403,11 @@ fn as_root_layers_on_a_merged_usr() {
         vec![Raw::hardlink("bin/bash", "bin/sh"), Raw::hardlink("third", "usr/bin/bash")],
         vec![Raw::file("bin/.wh.sh", "")],
         vec![Raw::file("bin/late", "x"), Raw::dir("bin")],
+        // What is linked to is removed: by itself, with its directory, by what stands for all of that.
+        vec![Raw::hardlink("kept", "usr/bin/sh"), Raw::file("usr/bin/.wh.sh", "")],
+        vec![Raw::hardlink("kept", "usr/bin/sh"), Raw::file(".wh.usr", "")],
+        vec![Raw::hardlink("kept", "usr/bin/sh"), Raw::file("usr/.wh..wh..opq", ""), Raw::hardlink("more", "kept")],
+        vec![Raw::hardlink("kept", "usr/bin/sh"), Raw::dir("usr/bin"), Raw::file("usr/.wh..wh..opq", "")],
     ] {
         assert_eq!(check(&[base.clone(), top.clone()], true).expect("equal"), 1, "{top:?}");
     }
