@@ -17,6 +17,7 @@ use crate::bundle::{Bundle, BundleError, Place as ImagePlace};
 use crate::cache::{self, CacheFrom, Imports, Recorded, UsedMounts};
 use crate::check;
 use crate::context::{self, ContextArg, ContextError, LocalContext, NamedContexts, Place, Wanted, named_contexts};
+use crate::engines;
 use crate::export::OutputSpec;
 use crate::image::{self, BuiltLayer};
 use crate::images::{ImageError, parse_name};
@@ -505,7 +506,7 @@ async fn resolve_images(
             let vertex = progress.vertex(&format!("[internal] load metadata for {}", request.reference));
             let found = tokio::select! {
                 () = cancelled.cancelled() => return Err(BuildError::Cancelled),
-                found = vertex.during(session.remote.find(request, pull)) => found,
+                found = vertex.during(engines::find(session, request, pull, &vertex)) => found,
             };
             found.map_err(|error| BuildError::Base {
                 source_file: source.clone(),

@@ -107,7 +107,7 @@ async fn images(
             let vertex = progress.vertex(&format!("[internal] load metadata for {}", request.reference));
             tokio::select! {
                 () = cancelled.cancelled() => Err(BuildError::Cancelled),
-                found = vertex.during(session.remote.find(request, pull)) => Ok(found),
+                found = vertex.during(crate::engines::find(session, request, pull, &vertex)) => Ok(found),
             }
         });
         let found = futures_util::future::try_join_all(found).await?;

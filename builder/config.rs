@@ -18,6 +18,9 @@ pub struct Config {
     /// The engine into which images are loaded when no output is named.
     #[serde(default)]
     pub load: Option<Engine>,
+    /// Where `FROM` looks for images beside the store, before it asks a registry.
+    #[serde(default, rename = "base-stores")]
+    pub base_stores: Option<Vec<BaseStore>>,
     /// The network of RUN steps: default, private, none or host.
     #[serde(default)]
     pub network: crate::network::StepNetwork,
@@ -51,6 +54,27 @@ impl Collection {
         let bounds = KeepBounds::default();
         let steps = self.failed_steps.unwrap_or(bounds.steps);
         (steps > 0).then_some(KeepBounds { steps, ..bounds })
+    }
+}
+
+/// An engine whose images are bases.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BaseStore {
+    /// The daemon on this machine.
+    Docker,
+    /// The storage that podman and buildah share.
+    Podman,
+}
+
+impl BaseStore {
+    /// What a person calls it.
+    #[must_use]
+    pub fn program(self) -> &'static str {
+        match self {
+            Self::Docker => "docker",
+            Self::Podman => "podman",
+        }
     }
 }
 

@@ -52,6 +52,13 @@ pub(crate) const CONTEXT_REGISTRY: &str = "context.invalid";
 /// Indexes that lead to indexes.
 const INDEXES_DEEP: usize = 4;
 
+/// URLs of one layer that are tried.
+const URLS_MAX: usize = 8;
+
+/// What configs of images are called; old ones may have other types, configs of other things always have.
+const IMAGE_CONFIGS: [&str; 2] =
+    ["application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"];
+
 /// Largest config that is read.
 const MAX_CONFIG: u64 = 16 << 20;
 
@@ -191,8 +198,12 @@ impl Remote {
         let config = parse_config(&name, &bytes)?;
         let diff_ids = &config.rootfs.diff_ids;
         if diff_ids.len() != manifest.layers().len() {
-            let (layers, ids) = (manifest.layers().len(), diff_ids.len());
-            return Err(malformed(format!("its manifest has {layers} layers, its config {ids} diff ids")));
+            let (layers, ids, kind) = (manifest.layers().len(), diff_ids.len(), manifest.config().media_type());
+            // Helm charts, signatures and the like.
+            return Err(malformed(match IMAGE_CONFIGS.contains(&kind.to_string().as_str()) {
+                true => format!("its manifest has {layers} layers, its config {ids} diff ids"),
+                false => format!("it is no image, its config being of type {kind}"),
+            }));
         }
         let config_digest = self.store.put_blob(&bytes)?;
         let manifest_digest = self.store.put_blob(&resolved.bytes)?;
@@ -206,6 +217,7 @@ impl Remote {
             layers.push(ForeignLayer { layer, blob: Some(LayerBlobRecord { digest, media_type, size: blob.size() }) });
         }
         self.store.put_foreign(&layers, &reference.repository().to_string(), false)?;
+        self.note_urls(manifest.layers())?;
         let record = ImageRecord {
             name: name.clone(),
             config: config_digest,
@@ -219,6 +231,18 @@ impl Remote {
         self.store.put_image(&record)?;
         let resolved = ResolvedImage { config, config_digest, manifest_digest: Some(index_digest) };
         Ok(Found { resolved, config: config_digest, chain, local: false })
+    }
+
+    /// Remembers where foreign layers are to be had that their registry may not have.
+    fn note_urls(&self, layers: &[registry::Descriptor]) -> Result<(), ImageError> {
+        for layer in layers {
+            for url in layer.urls().iter().flatten().take(URLS_MAX).filter(|url| is_url(url)) {
+                let digest = digest(layer.digest());
+                let digest = digest.map_err(|why| ImageError::Malformed { name: url.clone(), why })?;
+                self.store.add_location(&digest, url)?;
+            }
+        }
+        Ok(())
     }
 
     /// Remembers that a repository has a blob.
@@ -242,6 +266,13 @@ impl Remote {
         let names = self.store.locations(blob)?;
         let repository = |name: String| name.parse::<Reference>().ok().map(|reference| reference.repository().clone());
         Ok(names.into_iter().filter_map(repository).collect())
+    }
+
+    /// Who is known to have a blob: repositories, then URLs that images named.
+    fn sources(&self, blob: &Digest) -> Result<Vec<Origin>, StoreError> {
+        let repositories = self.locations(blob)?.into_iter().map(Origin::Repository);
+        let urls = self.store.locations(blob)?.into_iter().filter(|location| is_url(location)).map(Origin::Url);
+        Ok(repositories.chain(urls).collect())
     }
 
     /// Streams a blob out of a directory that is known to have it. False when there is none.
@@ -307,10 +338,16 @@ impl Remote {
             };
         }
         let mut last = None;
-        for repository in self.locations(&blob.digest)? {
+        for origin in self.sources(&blob.digest)? {
             let mut done = here;
             let result = async {
-                let mut stream = self.client.resume_blob(&repository, &descriptor, verifier.clone()).await?;
+                let verifier = verifier.clone();
+                let mut stream = match &origin {
+                    Origin::Repository(repository) => {
+                        self.client.resume_blob(repository, &descriptor, verifier).await?
+                    }
+                    Origin::Url(url) => self.client.foreign_blob(url, &descriptor, verifier).await?,
+                };
                 while let Some(chunk) = stream.chunk().await? {
                     done += chunk.len() as u64;
                     report(done, blob.size, false);
@@ -342,6 +379,16 @@ impl Remote {
             None => ImageError::Malformed { name, why: "no registry is known that has this layer".into() },
         })
     }
+}
+
+/// Who gives the bytes of a blob.
+enum Origin {
+    Repository(Repository),
+    Url(String),
+}
+
+fn is_url(location: &str) -> bool {
+    location.starts_with("https://") || location.starts_with("http://")
 }
 
 /// Feeds the first bytes of a file to the verifier.

@@ -14,6 +14,7 @@ pub mod config;
 pub mod context;
 pub mod doctor;
 pub mod emulation;
+pub mod engines;
 pub mod export;
 mod failure;
 pub mod image;

@@ -10,7 +10,8 @@ use snapshotter::layer::{ApplyOptions, Marks, Ownership};
 use snapshotter::{Store, StoreError};
 
 use crate::cli::Global;
-use crate::config::{Config, ConfigError};
+use crate::config::{BaseStore, Config, ConfigError};
+use crate::engines::Engine;
 use crate::images::Remote;
 use crate::notices::Notices;
 use crate::size::Size;
@@ -43,6 +44,7 @@ pub struct Session {
     pub tier: Tier,
     launcher: Option<Launcher>,
     limit: OnceLock<u64>,
+    engines: OnceLock<Vec<Engine>>,
 }
 
 /// A session that cannot begin.
@@ -92,6 +94,21 @@ impl Session {
             tier,
             launcher,
             limit: OnceLock::new(),
+            engines: OnceLock::new(),
+        })
+    }
+
+    /// Whether the machine's own places are meant, and not a user's.
+    pub(crate) fn is_root(&self) -> bool {
+        matches!(self.tier, Tier::Root | Tier::Confined { .. })
+    }
+
+    /// Where bases are beside the store, in the order in which they are looked for there.
+    #[must_use]
+    pub(crate) fn engines(&self) -> &[Engine] {
+        self.engines.get_or_init(|| {
+            let wanted = self.config.base_stores.as_deref().unwrap_or(&[BaseStore::Docker, BaseStore::Podman]);
+            Engine::all(wanted, self.is_root(), |name| std::env::var(name).ok())
         })
     }
 

@@ -100,6 +100,12 @@ pub enum BundleError {
     /// Two images for one platform.
     #[error("two of the images are for {0}")]
     SamePlatform(Platform),
+    /// An engine that has the image, or should have.
+    #[error(transparent)]
+    Engine(#[from] crate::engines::EngineError),
+    /// An engine as the place to write to.
+    #[error("what an engine has is only read; rbuild build --load and docker load, podman load hand images over")]
+    ReadOnly,
     /// Ctrl-C.
     #[error("cancelled")]
     Cancelled,
@@ -179,6 +185,12 @@ impl Bundle {
             }
             Place::DockerArchive { path, select } => archive::docker(session, path, select, platform, context).await,
             Place::Store(name) => archive::stored(session, name, platform, context).await,
+            Place::Engine { store, name, written } => {
+                let host = Platform::host();
+                let wanted = platform.unwrap_or(&host);
+                let kept = crate::engines::take(session, *store, name, written, wanted).await?;
+                archive::stored(session, &kept.to_string(), platform, context).await
+            }
         }
     }
 
@@ -200,7 +212,7 @@ impl Bundle {
                 let layout = Arc::new(archive::layout_in(session, path).await?);
                 (layout.clone(), layout)
             }
-            Place::DockerArchive { .. } | Place::Store(_) => {
+            Place::DockerArchive { .. } | Place::Store(_) | Place::Engine { .. } => {
                 let stock = archive::stock(session);
                 (stock.clone(), stock)
             }
@@ -223,6 +235,7 @@ impl Bundle {
                     what: "an archive".into(),
                     why: "nothing can be attached to what is in it; copy it to a layout first".into(),
                 }),
+                Place::Engine { .. } => Err(BundleError::ReadOnly),
             }
         };
         tokio::select! {
@@ -269,6 +282,7 @@ impl Bundle {
                     let name = crate::images::parse_name(name)?;
                     archive::into_store(session, self, &name, snapshotter::ImageKind::Tagged, context).await
                 }
+                Place::Engine { .. } => Err(BundleError::ReadOnly),
             }
         };
         tokio::select! {

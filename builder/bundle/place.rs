@@ -4,6 +4,12 @@ use std::path::PathBuf;
 
 use registry::Reference;
 
+use crate::config::BaseStore;
+
+/// What places begin with.
+const KINDS: [&str; 8] =
+    ["oci", "oci-layout", "oci-archive", "docker-archive", "docker-daemon", "containers-storage", "docker", "store"];
+
 /// A text that is no place.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{text:?} is no place for an image: {why}")]
@@ -52,19 +58,34 @@ pub enum Place {
     },
     /// `store:NAME`: rbuild's own.
     Store(String),
+    /// `docker-daemon:NAME`, `containers-storage:NAME`
+    Engine {
+        /// Whose images.
+        store: BaseStore,
+        /// The image.
+        name: Reference,
+        /// As it was written.
+        written: String,
+    },
 }
 
 impl Place {
+    /// Whether a value of `--build-context` is a place with images.
+    #[must_use]
+    pub fn is_on_this_machine(text: &str) -> bool {
+        let kinds = ["oci-layout", "oci-archive", "docker-archive", "docker-daemon", "containers-storage"];
+        text.split_once(':').is_some_and(|(kind, _)| kinds.contains(&kind))
+    }
+
     /// Parses a place; what has none of the prefixes is the name of an image at its registry.
     ///
     /// # Errors
     /// What is wrong with it.
     pub fn parse(text: &str) -> Result<Self, PlaceError> {
         let error = |why: String| PlaceError { text: text.to_owned(), why };
+        let name = |text: &str| crate::images::parse_name(text).map_err(|failure| error(failure.to_string()));
         let (kind, rest) = match text.split_once(':') {
-            Some((kind @ ("oci" | "oci-layout" | "oci-archive" | "docker-archive" | "docker" | "store"), rest)) => {
-                (kind, rest)
-            }
+            Some((kind, rest)) if KINDS.contains(&kind) => (kind, rest),
             _ => ("docker", text),
         };
         let rest = rest.strip_prefix("//").unwrap_or(rest);
@@ -73,7 +94,11 @@ impl Place {
         }
         Ok(match kind {
             "store" => Self::Store(rest.to_owned()),
-            "docker" => Self::Registry(crate::images::parse_name(rest).map_err(|failure| error(failure.to_string()))?),
+            "docker" => Self::Registry(name(rest)?),
+            "docker-daemon" => Self::Engine { store: BaseStore::Docker, name: name(rest)?, written: rest.to_owned() },
+            "containers-storage" => {
+                Self::Engine { store: BaseStore::Podman, name: name(rest)?, written: rest.to_owned() }
+            }
             kind => {
                 let (path, select) = selected(rest);
                 let path = PathBuf::from(path);
@@ -125,6 +150,14 @@ mod tests {
             ),
             ("store:app", Place::Store("app".into())),
             ("localhost:5000/a:1", Place::Registry("localhost:5000/a:1".parse().unwrap())),
+            (
+                "docker-daemon:app:1",
+                Place::Engine {
+                    store: BaseStore::Docker,
+                    name: "docker.io/library/app:1".parse().unwrap(),
+                    written: "app:1".into(),
+                },
+            ),
             ("docker://a", Place::Registry("docker.io/library/a:latest".parse().unwrap())),
         ] {
             assert_eq!(Place::parse(text).as_ref(), Ok(&want), "{text}");

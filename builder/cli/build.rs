@@ -1,5 +1,6 @@
 //! `rbuild build`
 
+use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -559,7 +560,14 @@ impl Args {
         if self.load && !outputs.iter().any(|output| output.kind == OutputKind::Docker(None)) {
             outputs.push(OutputSpec::of(OutputKind::Docker(None)));
         }
-        Ok(outputs)
+        match outputs.iter().filter(|output| output.kind.is_stdout()).count() {
+            0 => Ok(outputs),
+            1 if std::io::stdout().is_terminal() => {
+                Err("an archive is not for a terminal: name a file as dest of the output, or redirect".into())
+            }
+            1 => Ok(outputs),
+            _ => Err("only one output can go to standard output".into()),
+        }
     }
 
     /// What `--annotation`, `--squash` and `--provenance` say of all outputs.

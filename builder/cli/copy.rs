@@ -13,7 +13,7 @@ use crate::session::Session;
 /// Copy an image, byte for byte: its digest stays
 ///
 /// A place is `NAME` (at its registry), `oci:DIRECTORY[:TAG]`, `oci-archive:FILE[:TAG]`, `docker-archive:FILE[:NAME]` or
-/// `store:NAME`. Images for all platforms are copied, unless --platform says which.
+/// `store:NAME`; a source also `docker-daemon:NAME` or `containers-storage:NAME` (podman's). Images for all platforms are copied, unless --platform says which.
 #[derive(clap::Args, Debug, Clone)]
 pub struct CopyArgs {
     /// Where it is

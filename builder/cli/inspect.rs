@@ -66,7 +66,8 @@ pub async fn run(args: &Args, session: &Session) -> Result<ExitCode, Report> {
 
 /// Another place than the store, if one is meant.
 fn place(args: &Args, text: &str) -> Result<Option<Place>, Report> {
-    let prefixed = ["docker:", "oci:", "oci-layout:", "oci-archive:", "docker-archive:"];
+    let prefixed =
+        ["docker:", "oci:", "oci-layout:", "oci-archive:", "docker-archive:", "docker-daemon:", "containers-storage:"];
     if args.remote || prefixed.iter().any(|prefix| text.starts_with(prefix)) {
         return super::copy::place(text).map(Some);
     }

@@ -33,7 +33,7 @@ pub fn named_contexts(specs: &[String]) -> Result<NamedContexts, String> {
         let name = name.to_ascii_lowercase();
         let source = if let Some(image) = value.strip_prefix("docker-image://") {
             ContextSource::Image(image.to_owned())
-        } else if ["oci-layout:", "oci-archive:", "docker-archive:"].iter().any(|kind| value.starts_with(kind)) {
+        } else if Place::is_on_this_machine(value) {
             let place = Place::parse(value).map_err(|error| format!("--build-context {spec:?}: {error}"))?;
             places.insert(name, place);
             continue;

@@ -89,6 +89,17 @@ pub enum OutputKind {
     CacheOnly,
 }
 
+impl OutputKind {
+    /// Whether it goes to standard output.
+    #[must_use]
+    pub fn is_stdout(&self) -> bool {
+        let (Self::Oci(destination) | Self::Docker(Some(destination)) | Self::Tar(destination)) = self else {
+            return false;
+        };
+        *destination == Destination::Stdout
+    }
+}
+
 /// Where an archive goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Destination {
@@ -144,14 +155,12 @@ fn parse(spec: &str) -> Result<OutputSpec, String> {
             OutputKind::Image { push: fields.flag("push", false)?, by_digest: fields.flag("push-by-digest", false)? }
         }
         Some("registry") => OutputKind::Image { push: true, by_digest: fields.flag("push-by-digest", false)? },
-        Some("oci") => OutputKind::Oci(fields.archive()?),
+        Some("oci") => OutputKind::Oci(fields.optional_archive()?.unwrap_or(Destination::Stdout)),
         Some("docker") => OutputKind::Docker(fields.optional_archive()?),
-        Some("tar") => OutputKind::Tar(fields.archive()?),
-        Some("local") => match fields.archive()? {
-            Destination::File(path) => OutputKind::Local(path),
-            Destination::Directory(_) | Destination::Stdout => {
-                return Err("type=local needs a directory as dest".into());
-            }
+        Some("tar") => OutputKind::Tar(fields.optional_archive()?.unwrap_or(Destination::Stdout)),
+        Some("local") => match fields.optional_archive()? {
+            Some(Destination::File(path)) => OutputKind::Local(path),
+            _ => return Err("type=local needs a directory as dest".into()),
         },
         Some("cacheonly") => OutputKind::CacheOnly,
         Some(other) => {
@@ -244,10 +253,6 @@ impl Fields {
             Some("0" | "false" | "False" | "FALSE" | "f" | "F") => Ok(Some(false)),
             Some(other) => Err(format!("{key}={other:?} is neither true nor false")),
         }
-    }
-
-    fn archive(&mut self) -> Result<Destination, String> {
-        self.optional_archive()?.ok_or_else(|| "dest= is missing: name a file, or - for standard output".into())
     }
 
     fn optional_archive(&mut self) -> Result<Option<Destination>, String> {
@@ -363,6 +368,9 @@ mod tests {
         assert_eq!(kind("type=oci,dest=a.tar"), OutputKind::Oci(Destination::File("a.tar".into())));
         assert_eq!(kind("type=oci,tar=false,dest=a"), OutputKind::Oci(Destination::Directory("a".into())));
         assert_eq!(kind("type=docker"), OutputKind::Docker(None));
+        // As in a shell: `-o type=tar . >root.tar`.
+        assert_eq!(kind("type=tar"), OutputKind::Tar(Destination::Stdout));
+        assert_eq!(kind("type=oci"), OutputKind::Oci(Destination::Stdout));
         assert_eq!(kind("type=registry"), OutputKind::Image { push: true, by_digest: false });
         let named =
             OutputSpec::parse("type=image,\"name=a:1,b:2\",push=true,compression=zstd,compression-level=9").unwrap();
@@ -381,7 +389,7 @@ mod tests {
     #[test]
     fn what_is_wrong_is_said() {
         for (spec, why) in [
-            ("type=oci", "dest= is missing"),
+            ("type=local", "needs a directory"),
             ("type=iso,dest=x", "unknown type"),
             ("dest=x", "type= is missing"),
             ("type=tar,dest=x,colour=red", "\"colour\" is not known"),

@@ -8,7 +8,8 @@ use snapshotter::layer::compress::{self, Detected};
 use snapshotter::layer::index_tar;
 use snapshotter::{LayerRecord, Store};
 
-use super::ImportError;
+use super::{ImportError, copy};
+use crate::worker::DiskGuard;
 
 /// The stored bytes of a layer.
 #[derive(Debug, Clone)]
@@ -54,6 +55,24 @@ pub(super) fn add(
     }
     store.put_layer(&record)?;
     Ok(record)
+}
+
+/// As [`add`], with the tar from elsewhere, if it is needed.
+pub(super) fn add_from(
+    store: &Store,
+    parent: Option<Digest>,
+    diff_id: &Digest,
+    open: impl FnOnce() -> io::Result<Box<dyn Read + Send>>,
+) -> Result<LayerRecord, ImportError> {
+    if let Some(known) = known(store, parent, diff_id)? {
+        return Ok(known);
+    }
+    let read = |source| ImportError::Read { what: format!("layer {diff_id}"), source };
+    let tar = DiskGuard::new(open().map_err(read)?, store.root().to_owned());
+    let mut blob = store.blob_writer()?;
+    let size = copy(tar, &mut blob).map_err(read)?;
+    blob.commit(Some(diff_id))?;
+    add(store, parent, Blob { digest: *diff_id, size, media_type: None }, Some(diff_id))
 }
 
 /// The layer, if the store has it with its bytes and so need not look at these.

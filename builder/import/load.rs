@@ -1,7 +1,7 @@
 //! OCI layouts and docker archives: each image is verified whole before the first of them gets its name.
 
 use std::collections::HashMap;
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::PathBuf;
 
 use graph::{Digest, ImageConfig, Platform};
@@ -93,6 +93,31 @@ pub fn take_stored(
 ) -> Result<Loaded, ImportError> {
     let loading = Loading { store, members: Members::Store, wanted, loaded: Vec::new(), by_id: HashMap::new() };
     loading.manifest(descriptor, 0)
+}
+
+/// Takes an image in of which somebody else has `config` and, by number, the tars of the layers. A layer that the store has is not
+/// read again.
+///
+/// # Errors
+/// It is not what it says, or cannot be read.
+pub fn take_parts(
+    store: &Store,
+    config: &[u8],
+    layers: usize,
+    open: impl Fn(usize) -> io::Result<Box<dyn Read + Send>>,
+) -> Result<Loaded, ImportError> {
+    let what = format!("config {}", Digest::of(config));
+    let parsed = parse_config(&what, config)?;
+    let diff_ids = &parsed.rootfs.diff_ids;
+    if diff_ids.len() != layers {
+        let why = format!("it has {} diff ids, but there are {layers} layers", diff_ids.len());
+        return Err(ImportError::Malformed { what, why });
+    }
+    let mut parent = None;
+    for (number, diff_id) in diff_ids.iter().enumerate() {
+        parent = Some(layer::add_from(store, parent, diff_id, || open(number))?.chain);
+    }
+    Ok(Loaded { id: store.put_blob(config)?, names: Vec::new(), manifest: None })
 }
 
 struct Loading<'a> {

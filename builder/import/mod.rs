@@ -23,7 +23,7 @@ use crate::images::ImageError;
 use crate::worker::DiskGuard;
 
 pub use changes::{ChangeError, Changes};
-pub use load::{Input, Loaded, Wanted, load, take, take_stored};
+pub use load::{Input, Loaded, Wanted, load, take, take_parts, take_stored};
 
 /// Something that cannot be taken in.
 #[derive(Debug, thiserror::Error)]

@@ -37,6 +37,8 @@ pub(crate) struct Grant {
     pub(crate) secrets: Vec<String>,
     /// Why there is no credential although one is configured.
     pub(crate) note: String,
+    /// The credential behind it.
+    credential: Option<Credential>,
 }
 
 /// The scheme a registry wants.
@@ -82,8 +84,9 @@ struct TokenAnswer {
     token: Option<String>,
     #[serde(default)]
     access_token: Option<String>,
+    /// A number; some servers quote it.
     #[serde(default)]
-    expires_in: Option<f64>,
+    expires_in: serde_json::Value,
 }
 
 impl Authorizer {
@@ -109,6 +112,7 @@ impl Authorizer {
                 fresh: true,
                 secrets: vec![token.expose().to_owned()],
                 note,
+                credential: Some(Credential::RegistryToken(token)),
             }),
             (Wanted::Basic, Some(Credential::Password { username, password })) => {
                 let encoded = STANDARD.encode(format!("{username}:{}", password.expose()));
@@ -119,6 +123,7 @@ impl Authorizer {
                     fresh: true,
                     secrets: vec![password.expose().to_owned(), encoded],
                     note,
+                    credential: Some(Credential::Password { username, password }),
                 })
             }
             (Wanted::Basic, Some(Credential::IdentityToken(_))) => Ok(Grant {
@@ -144,19 +149,27 @@ impl Authorizer {
     ) -> Result<Grant, Error> {
         let slot = self.slot(request);
         let mut slot = slot.lock().await;
-        let mut secrets: Vec<String> = credential.iter().map(|c| c.secret().to_owned()).collect();
+        let (mut credential, mut note) = (credential, note);
         let mut fresh = false;
         if slot.token.as_ref().is_none_or(|token| token.expires <= Instant::now()) {
             let mut scopes = request.scopes.clone();
             scopes.extend(slot.extra.iter().filter(|extra| !request.scopes.contains(extra)).cloned());
-            slot.token = Some(fetch(endpoint, realm, service, &scopes, credential.as_ref(), &note).await?);
+            let mut token = fetch(endpoint, realm, service, &scopes, credential.as_ref(), &note).await;
+            if matches!(token, Err(Error::Unauthorized { .. } | Error::Denied { .. }))
+                && self.renewed(&request.repository, credential.as_ref()).await
+            {
+                Found { credential, note } = self.credential(endpoint, &request.repository).await;
+                token = fetch(endpoint, realm, service, &scopes, credential.as_ref(), &note).await;
+            }
+            slot.token = Some(token?);
             fresh = true;
         }
+        let mut secrets: Vec<String> = credential.iter().map(|c| c.secret().to_owned()).collect();
         let Some(token) = &slot.token else { return Ok(Grant::default()) };
         secrets.push(token.text.clone());
         let header = Some(token.header.clone());
         let authenticated = token.authenticated;
-        Ok(Grant { header, authenticated, by_token_server: authenticated, fresh, secrets, note })
+        Ok(Grant { header, authenticated, by_token_server: authenticated, fresh, secrets, note, credential })
     }
 
     /// Learns from a 401. Says whether it makes sense to ask again.
@@ -171,6 +184,10 @@ impl Authorizer {
         let Some(wanted) = wanted else { return Ok(false) };
         let changed = lock(&self.wanted).replace(wanted.clone()) != Some(wanted.clone());
         let mut news = changed || !grant.fresh;
+        // What a token server took is not what is wrong.
+        if !grant.by_token_server {
+            news |= self.renewed(&request.repository, grant.credential.as_ref()).await;
+        }
         if let Wanted::Bearer { .. } = wanted {
             let slot = self.slot(request);
             let mut slot = slot.lock().await;
@@ -186,6 +203,25 @@ impl Authorizer {
             }
         }
         Ok(news)
+    }
+
+    /// Learns from a 403, with which some registries answer a credential that has expired. Says whether it makes sense to ask again.
+    pub(crate) async fn forbidden(&self, request: &Request<'_>, grant: &Grant) -> bool {
+        !grant.by_token_server && self.renewed(&request.repository, grant.credential.as_ref()).await
+    }
+
+    /// Looks for another credential than one that was refused: it may have been good for some hours only, and the build is long.
+    async fn renewed(&self, repository: &str, refused: Option<&Credential>) -> bool {
+        let Some(refused) = refused else { return false };
+        let mut found = self.found.lock().await;
+        let Some(known) = found.get_mut(repository) else { return false };
+        if known.credential.as_ref() == Some(refused) {
+            // A look-up that fails leaves the refusal to be told.
+            let Ok(Some(now)) = self.source.renew(&self.registry, repository).await else { return false };
+            known.credential = Some(now);
+        }
+        // Another task may have been here before.
+        known.credential.as_ref() != Some(refused)
     }
 
     fn slot(&self, request: &Request<'_>) -> Arc<tokio::sync::Mutex<Slot>> {
@@ -225,9 +261,9 @@ fn covered(scope: &str, scopes: &[String]) -> bool {
 fn choose(endpoint: &Endpoint, request: &Request<'_>, headers: &HeaderMap) -> Result<(Option<Wanted>, String), Error> {
     let values = headers.get_all(WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok());
     let challenges: Vec<_> = values.flat_map(challenge::parse).collect();
-    if let Some(bearer) = challenges.iter().find(|c| c.scheme == "bearer")
-        && let Some(realm) = bearer.param("realm").and_then(|realm| Url::parse(realm).ok())
-    {
+    let bearers = challenges.iter().filter(|c| c.scheme == "bearer");
+    let mut usable = bearers.filter_map(|bearer| Some((bearer, Url::parse(bearer.param("realm")?).ok()?)));
+    if let Some((bearer, realm)) = usable.next() {
         check_realm(endpoint, request, &realm)?;
         let service = bearer.param("service").map(str::to_owned);
         return Ok((Some(Wanted::Bearer { realm, service }), bearer.param("scope").unwrap_or_default().to_owned()));
@@ -266,15 +302,8 @@ async fn fetch(
         [] => "access token".to_owned(),
         scopes => format!("access token for {}", scopes.join(" ")),
     };
-    let mut request = Request {
-        method: Method::GET,
-        url: realm.clone(),
-        headers: HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static("application/json"))]),
-        body: Body::Empty,
-        scopes: Vec::new(),
-        repository: String::new(),
-        what,
-    };
+    let mut request = Request::get(realm.clone(), what);
+    request.headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
     let mut authorization = None;
     let mut secrets = Vec::new();
     if let Some(Credential::IdentityToken(token)) = credential {
@@ -316,7 +345,11 @@ async fn fetch(
     let answer: TokenAnswer = serde_json::from_slice(&body).map_err(|_| invalid("the answer is not a token"))?;
     let text = [answer.token, answer.access_token].into_iter().flatten().find(|token| !token.is_empty());
     let text = text.ok_or_else(|| invalid("the answer has no token"))?;
-    let lifetime = Duration::from_secs_f64(answer.expires_in.filter(|s| (0.0..1e6).contains(s)).unwrap_or(60.0));
+    let expires_in = match &answer.expires_in {
+        serde_json::Value::String(text) => text.trim().parse().ok(),
+        number => number.as_f64(),
+    };
+    let lifetime = Duration::from_secs_f64(expires_in.filter(|s| (0.0..1e6).contains(s)).unwrap_or(60.0));
     Ok(Token {
         header: header(endpoint, "Bearer", &text)?,
         text,

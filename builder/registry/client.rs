@@ -6,13 +6,13 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use reqwest::Method;
-use reqwest::header::{HeaderMap, LINK};
+use reqwest::header::LINK;
 use serde::Deserialize;
 
 use crate::error::Asked;
 use crate::hosts::{HostSpec, Need};
 use crate::registries_conf::Rule;
-use crate::transport::{Body, Endpoint, Request, Shared, same_origin};
+use crate::transport::{Endpoint, Request, Shared, same_origin};
 use crate::{Credential, CredentialSource, Digest, Error, Reference, Repository, Settings, StaticCredentials};
 
 const TAGS_BODY_MAX: u64 = 16 << 20;
@@ -167,15 +167,7 @@ impl Client {
 
 /// Asks the API's base, which every registry answers to those it lets in.
 async fn base(endpoint: &Endpoint, what: &str) -> Result<(), Error> {
-    let request = Request {
-        method: Method::GET,
-        url: endpoint.url("").await?,
-        headers: HeaderMap::new(),
-        body: Body::Empty,
-        scopes: Vec::new(),
-        repository: String::new(),
-        what: what.to_owned(),
-    };
+    let request = Request::get(endpoint.url("").await?, what.to_owned());
     endpoint.call(&request).await.map(drop)
 }
 

@@ -65,7 +65,7 @@ impl Credential {
     }
 }
 
-/// Finds credentials. Asked only after a registry demanded them, at most once per registry and repository.
+/// Finds credentials. Asked only after a registry demanded them: once per registry and repository, and again when they were refused.
 pub trait CredentialSource: Send + Sync {
     /// The credential for `repository` (a path; empty for the registry itself) on `registry`, or `None`.
     fn get<'a>(
@@ -73,6 +73,15 @@ pub trait CredentialSource: Send + Sync {
         registry: &'a str,
         repository: &'a str,
     ) -> BoxFuture<'a, Result<Option<Credential>, CredentialsError>>;
+
+    /// As [`Self::get`], once what it gave before was refused: whatever is remembered does not count.
+    fn renew<'a>(
+        &'a self,
+        registry: &'a str,
+        repository: &'a str,
+    ) -> BoxFuture<'a, Result<Option<Credential>, CredentialsError>> {
+        self.get(registry, repository)
+    }
 }
 
 /// Credentials held in memory, by registry. Empty: everything is done anonymously.

@@ -266,6 +266,17 @@ impl CredentialSource for DockerCredentials {
     ) -> BoxFuture<'a, Result<Option<Credential>, CredentialsError>> {
         Box::pin(self.find(registry, repository))
     }
+
+    fn renew<'a>(
+        &'a self,
+        registry: &'a str,
+        repository: &'a str,
+    ) -> BoxFuture<'a, Result<Option<Credential>, CredentialsError>> {
+        Box::pin(async move {
+            self.helped.lock().await.retain(|(_, server), _| server != server_name(registry));
+            self.find(registry, repository).await
+        })
+    }
 }
 
 fn program(helper: &str) -> String {

@@ -84,21 +84,13 @@ pub(crate) fn read(dir: &Path, registry: &str) -> Result<Option<HostsFile>, Stri
 fn parse(text: &str, dir: &Path) -> Result<HostsFile, String> {
     let file: File = toml::from_str(text).map_err(|error| error.message().to_owned())?;
     let mut hosts = Vec::with_capacity(file.host.len());
-    for (url, entry) in ordered(text, file.host) {
+    for (url, entry) in file.host {
         let entry: Entry =
             entry.try_into().map_err(|error: toml::de::Error| format!("host {url:?}: {}", error.message()))?;
         hosts.push(host(&url, entry, dir)?);
     }
     let server = file.server.map(|url| host(&url, file.own, dir)).transpose()?;
     Ok(HostsFile { hosts, server })
-}
-
-/// A table forgets the order of its keys; the text has it.
-fn ordered(text: &str, table: toml::Table) -> Vec<(String, toml::Value)> {
-    let place = |url: &str| text.find(&format!("[host.\"{url}\"")).unwrap_or(usize::MAX);
-    let mut hosts: Vec<(String, toml::Value)> = table.into_iter().collect();
-    hosts.sort_by_key(|(url, _)| place(url));
-    hosts
 }
 
 fn host(url: &str, entry: Entry, dir: &Path) -> Result<Host, String> {
@@ -161,7 +153,7 @@ mod tests {
               [host."https://zz.mirror:5000".header]
                 x-one = "1"
                 x-many = ["2", "3"]
-            [host."http://aa.local/v2/proxy"]
+            [host.'http://aa.local/v2/proxy']
               capabilities = ["pull", "push"]
               override_path = true
               skip_verify = true

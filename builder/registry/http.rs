@@ -202,6 +202,16 @@ impl PlainClient {
     }
 }
 
+/// An HTTP client for whom a socket of this machine leads to every host.
+///
+/// # Errors
+/// The library cannot be set up.
+pub fn client_over_socket(path: &Path) -> reqwest::Result<reqwest::Client> {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let builder = reqwest::Client::builder().unix_socket(path.to_owned()).no_proxy();
+    builder.redirect(reqwest::redirect::Policy::none()).tls_certs_only([]).build()
+}
+
 /// The authorities that Mozilla's browsers trust, as of when rbuild was built.
 fn mozilla() -> impl Iterator<Item = reqwest::Certificate> {
     let all = webpki_root_certs::TLS_SERVER_ROOT_CERTS.iter();

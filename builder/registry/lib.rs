@@ -38,7 +38,7 @@ pub use config::{Event, EventSink, KeyPair, Proxies, RegistryConfig, Settings};
 pub use credentials::{Credential, CredentialSource, CredentialsError, Secret, StaticCredentials};
 pub use docker_config::{DockerCredentials, Stored};
 pub use error::{Asked, Detail, Error, Unreachable};
-pub use http::PlainClient;
+pub use http::{PlainClient, client_over_socket};
 pub use manifest::{
     DOCKER_LIST, DOCKER_MANIFEST, MANIFEST_MAX, Manifest, OCI_INDEX, OCI_MANIFEST, Resolved, Want, choose_platform,
 };

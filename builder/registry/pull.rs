@@ -5,19 +5,20 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use futures_util::Stream;
-use oci_spec::image::MediaType;
+use oci_spec::image::{DigestAlgorithm, MediaType};
 use reqwest::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, HeaderMap, HeaderValue, RANGE};
 use reqwest::{Method, Response, StatusCode};
 use tokio::sync::OwnedSemaphorePermit;
+use url::Url;
 
 use crate::error::Asked;
-use crate::hosts::Need;
+use crate::hosts::{HostSpec, Need};
 use crate::manifest::{ACCEPT as ACCEPT_MANIFESTS, effective_media_type};
 use crate::retry::Attempts;
-use crate::transport::Endpoint;
+use crate::transport::{Endpoint, Request};
 use crate::{
-    Client, Descriptor, Digest, Error, MANIFEST_MAX, Progress, Reference, Repository, Resolved, TransferEvent,
-    Verifier, digest_of,
+    Client, Descriptor, Digest, Error, MANIFEST_MAX, Progress, Reference, Repository, Resolved, StaticCredentials,
+    TransferEvent, Verifier, digest_of,
 };
 
 impl Client {
@@ -116,11 +117,49 @@ impl Client {
         verifier: Verifier,
     ) -> Result<BlobStream, Error> {
         let hosts = self.hosts_to_ask(repository.registry(), repository.path(), Need::Digest)?;
+        let what = format!("blob {} of {repository}", descriptor.digest());
+        self.stream(hosts, Place::Repository(repository.clone()), what, verifier).await
+    }
+
+    /// As [`Self::resume_blob`], for a blob that its descriptor says is to be had at a URL: that of a foreign layer. The URL is the
+    /// image's choice, so nobody's credentials go there, and only TLS is spoken.
+    ///
+    /// # Errors
+    /// As [`Self::blob`]; not a URL that is followed.
+    pub async fn foreign_blob(
+        &self,
+        url: &str,
+        descriptor: &Descriptor,
+        verifier: Verifier,
+    ) -> Result<BlobStream, Error> {
+        let what = format!("blob {} at {url}", descriptor.digest());
+        let unusable = |host: &str| Error::InvalidResponse {
+            asked: Asked::boxed(host, &what),
+            why: "an image may only name URLs of HTTPS for its layers".into(),
+        };
+        let url = Url::parse(url).map_err(|_| unusable(""))?;
+        let host = crate::transport::authority(&url);
+        let spec = HostSpec::origin(&self.shared, &host)?;
+        let endpoint = Endpoint::new(self.shared.clone(), StaticCredentials::anonymous(), spec);
+        let plain = url.scheme() == "http" && (endpoint.http_configured || crate::http::is_loopback(&host));
+        if !(plain || url.scheme() == "https") || !url.username().is_empty() || url.password().is_some() {
+            return Err(unusable(&host));
+        }
+        self.stream(vec![Arc::new(endpoint)], Place::Url(url), what, verifier).await
+    }
+
+    async fn stream(
+        &self,
+        hosts: Vec<Arc<Endpoint>>,
+        place: Place,
+        what: String,
+        verifier: Verifier,
+    ) -> Result<BlobStream, Error> {
         let permit = self.shared.downloads.clone().acquire_owned().await.ok();
         let attempts = hosts[0].attempts();
         let mut stream = BlobStream {
-            what: format!("blob {} of {repository}", descriptor.digest()),
-            repository: repository.clone(),
+            what,
+            place,
             verifier,
             hosts,
             host: 0,
@@ -183,17 +222,16 @@ async fn get_manifest(host: &Endpoint, reference: &Reference, what: &str) -> Res
     let asked = Asked::boxed(&host.host, what);
     let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let said = header("docker-content-digest").parse::<Digest>().ok();
-    let digest = match reference.digest().or(said.as_ref()).filter(|digest| Verifier::supports(digest)) {
-        None => digest_of(&bytes),
-        Some(expected) => {
-            let actual = digest_like(expected, &bytes)?;
-            if actual != *expected {
-                host.distrusted.store(true, Ordering::Relaxed);
-                return Err(Error::DigestMismatch { asked, expected: expected.clone(), actual });
-            }
-            actual
+    if let Some(expected) = reference.digest().or(said.as_ref()).filter(|digest| Verifier::supports(digest)) {
+        let actual = digest_like(expected, &bytes)?;
+        if actual != *expected {
+            host.distrusted.store(true, Ordering::Relaxed);
+            return Err(Error::DigestMismatch { asked, expected: expected.clone(), actual });
         }
-    };
+    }
+    // A registry may have another kind of digest for what has a tag; it is the same document.
+    let digest = reference.digest().filter(|digest| Verifier::supports(digest)).cloned();
+    let digest = digest.unwrap_or_else(|| digest_of(&bytes));
     match effective_media_type(header("content-type"), &bytes) {
         Ok(media_type) => {
             let descriptor = Descriptor::new(MediaType::from(media_type), bytes.len() as u64, digest);
@@ -222,6 +260,7 @@ async fn head_manifest(host: &Endpoint, reference: &Reference, what: &str) -> Re
     let headers = response.headers();
     let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let digest = header("docker-content-digest").parse::<Digest>().ok().filter(Verifier::supports);
+    let digest = digest.filter(|digest| reference.digest().is_some() || *digest.algorithm() == DigestAlgorithm::Sha256);
     let size = header("content-length").parse::<u64>().ok();
     let media_type = header("content-type").split(';').next().unwrap_or_default().trim();
     let known =
@@ -240,7 +279,7 @@ async fn head_manifest(host: &Endpoint, reference: &Reference, what: &str) -> Re
 /// the right ones. After an error nothing more comes, and what was given out must not be used as the blob; it may be fed to a
 /// [`Verifier`] to resume, unless the error is a mismatch.
 pub struct BlobStream {
-    repository: Repository,
+    place: Place,
     what: String,
     verifier: Verifier,
     hosts: Vec<Arc<Endpoint>>,
@@ -252,6 +291,12 @@ pub struct BlobStream {
     progress: Option<Progress>,
     state: State,
     permit: Option<OwnedSemaphorePermit>,
+}
+
+/// Where on its hosts a blob is.
+enum Place {
+    Repository(Repository),
+    Url(Url),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -415,8 +460,13 @@ impl BlobStream {
     }
 
     async fn open_at(&mut self, host: &Endpoint) -> Result<(), Error> {
-        let tail = format!("blobs/{}", self.verifier.expected());
-        let mut request = host.request(Method::GET, &self.repository, &tail, "pull", self.what.clone()).await?;
+        let mut request = match &self.place {
+            Place::Repository(repository) => {
+                let tail = format!("blobs/{}", self.verifier.expected());
+                host.request(Method::GET, repository, &tail, "pull", self.what.clone()).await?
+            }
+            Place::Url(url) => Request::get(url.clone(), self.what.clone()),
+        };
         request.headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         let seen = self.verifier.seen();
         if seen > 0 {

@@ -103,6 +103,21 @@ pub(crate) struct Request<'a> {
     pub(crate) what: String,
 }
 
+impl Request<'_> {
+    /// A plain one, about no repository.
+    pub(crate) fn get(url: Url, what: String) -> Self {
+        Self {
+            method: Method::GET,
+            url,
+            headers: HeaderMap::new(),
+            body: Body::Empty,
+            scopes: Vec::new(),
+            repository: String::new(),
+            what,
+        }
+    }
+}
+
 /// What a request carries; it can be sent again.
 pub(crate) enum Body<'a> {
     Empty,
@@ -286,15 +301,17 @@ impl Endpoint {
             let response = self.execute(request, grant.header.as_ref()).await?;
             self.answered.store(true, Ordering::Relaxed);
             let asked = Asked::boxed(authority(response.url()), &request.what);
-            let unauthorized = response.status() == StatusCode::UNAUTHORIZED;
             let from_us = ours && same_origin(response.url(), &request.url);
             rounds += 1;
-            if unauthorized
-                && from_us
-                && rounds < AUTH_ROUNDS_MAX
-                && self.auth.rejected(self, request, &grant, response.headers()).await?
-            {
-                continue;
+            if from_us && rounds < AUTH_ROUNDS_MAX {
+                let again = match response.status() {
+                    StatusCode::UNAUTHORIZED => self.auth.rejected(self, request, &grant, response.headers()).await?,
+                    StatusCode::FORBIDDEN => self.auth.forbidden(request, &grant).await,
+                    _ => false,
+                };
+                if again {
+                    continue;
+                }
             }
             if response.status().is_success() {
                 return Ok(response);

@@ -1,0 +1,290 @@
+//! podman's, buildah's and CRI-O's images (github.com/containers/storage), read where they lie: JSON lists of images and
+//! layers, and the layers' files. Nothing is locked, written or mounted; what changes meanwhile does not have the right digest.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, BufReader, Read};
+use std::path::{Path, PathBuf};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use graph::Digest;
+use registry::Reference;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use snapshotter::Store;
+use snapshotter::layer::compress;
+
+use super::EngineError;
+use super::tar_split::TarSplit;
+use crate::import::{self, Loaded};
+
+/// Drivers whose directories have a layer's files as they are.
+const DRIVERS: [&str; 2] = ["overlay", "vfs"];
+/// The largest list and the largest config that are read.
+const LIST_MAX: u64 = 64 << 20;
+const CONFIG_MAX: u64 = 16 << 20;
+/// Layers that lead to layers.
+const LAYERS_MAX: usize = 500;
+
+/// A storage of images.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Storage {
+    /// Its graph root.
+    pub(crate) root: PathBuf,
+    /// The one driver that is meant; all that are known, otherwise.
+    pub(crate) driver: Option<String>,
+}
+
+/// An image of a storage.
+#[derive(Debug, Clone)]
+pub(super) struct Found {
+    /// Digest of its config.
+    pub(super) id: Digest,
+    storage: PathBuf,
+    driver: String,
+    layer: Option<String>,
+}
+
+/// One of `images.json`.
+#[derive(Deserialize)]
+struct Image {
+    id: String,
+    #[serde(default)]
+    names: Option<Vec<String>>,
+    #[serde(default)]
+    layer: Option<String>,
+}
+
+/// One of `layers.json`.
+#[derive(Deserialize)]
+struct Layer {
+    id: String,
+    #[serde(default)]
+    parent: Option<String>,
+}
+
+/// `storage.conf`, as far as it says where images are.
+#[derive(Deserialize, Default)]
+struct Conf {
+    #[serde(default)]
+    storage: ConfStorage,
+}
+
+#[derive(Deserialize, Default)]
+struct ConfStorage {
+    #[serde(default)]
+    driver: String,
+    #[serde(default)]
+    graphroot: String,
+    #[serde(default)]
+    rootless_storage_path: String,
+    #[serde(default)]
+    options: ConfOptions,
+}
+
+#[derive(Deserialize, Default)]
+struct ConfOptions {
+    #[serde(default)]
+    additionalimagestores: Vec<PathBuf>,
+}
+
+impl Storage {
+    /// The storages of this user, as podman finds them: `storage.conf`, its environment variables, its defaults.
+    pub(crate) fn of_user(is_root: bool, var: impl Fn(&str) -> Option<String>) -> Vec<Self> {
+        let get = |name: &str| var(name).filter(|value| !value.is_empty());
+        let home = get("HOME").map(PathBuf::from);
+        let under_home =
+            |xdg: &str, otherwise: &str| get(xdg).map(PathBuf::from).or_else(|| Some(home.as_ref()?.join(otherwise)));
+        let mut files: Vec<PathBuf> = get("CONTAINERS_STORAGE_CONF").into_iter().map(PathBuf::from).collect();
+        if !is_root {
+            files.extend(under_home("XDG_CONFIG_HOME", ".config").map(|dir| dir.join("containers/storage.conf")));
+        }
+        files.extend(["/etc/containers/storage.conf", "/usr/share/containers/storage.conf"].map(PathBuf::from));
+        let conf = files.iter().find_map(|file| std::fs::read_to_string(file).ok()).unwrap_or_default();
+        // A file that podman cannot read either says nothing.
+        let ConfStorage { driver, graphroot, rootless_storage_path, options } =
+            toml::from_str::<Conf>(&conf).unwrap_or_default().storage;
+        let root = if is_root {
+            Some(graphroot).filter(|root| !root.is_empty()).map_or("/var/lib/containers/storage".into(), PathBuf::from)
+        } else if !rootless_storage_path.is_empty() {
+            PathBuf::from(expanded(&rootless_storage_path, &get))
+        } else if let Some(data) = under_home("XDG_DATA_HOME", ".local/share") {
+            data.join("containers/storage")
+        } else {
+            return Vec::new();
+        };
+        let driver = get("STORAGE_DRIVER").or(Some(driver)).filter(|driver| !driver.is_empty());
+        std::iter::once(root)
+            .chain(options.additionalimagestores)
+            .map(|root| Self { root, driver: driver.clone() })
+            .collect()
+    }
+
+    /// The image with one of these names, the first that there is.
+    pub(super) fn find(&self, names: &[String]) -> Result<Option<Found>, EngineError> {
+        for driver in DRIVERS.iter().filter(|driver| self.driver.as_ref().is_none_or(|meant| meant == **driver)) {
+            let Some(images) = self.list::<Image>(driver, "images")? else { continue };
+            let named = |name: &String| {
+                images.iter().find(|image| image.names.as_ref().is_some_and(|names| names.contains(name)))
+            };
+            let Some(image) = names.iter().find_map(named) else { continue };
+            let id = format!("sha256:{}", image.id).parse().map_err(|_| EngineError::Malformed {
+                what: format!("image {:?} of {}", image.id, self.root.display()),
+                why: "its id is no digest, so it is no OCI or docker image".into(),
+            })?;
+            let layer = image.layer.clone().filter(|layer| !layer.is_empty());
+            return Ok(Some(Found { id, storage: self.root.clone(), driver: (*driver).to_owned(), layer }));
+        }
+        Ok(None)
+    }
+
+    /// A list of the storage; `None`: it has none.
+    fn list<T: DeserializeOwned>(&self, driver: &str, what: &str) -> Result<Option<Vec<T>>, EngineError> {
+        let path = self.root.join(format!("{driver}-{what}/{what}.json"));
+        let bytes = match small(&path, LIST_MAX) {
+            Ok(bytes) => bytes,
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied) => {
+                return Ok(None);
+            }
+            Err(source) => return Err(EngineError::Read { what: path.display().to_string(), source }),
+        };
+        let parsed = serde_json::from_slice(&bytes);
+        parsed
+            .map(Some)
+            .map_err(|error| EngineError::Malformed { what: path.display().to_string(), why: error.to_string() })
+    }
+}
+
+impl Found {
+    /// Takes the image into the store, as far as it is not there.
+    pub(super) fn take(&self, store: &Store) -> Result<Loaded, EngineError> {
+        let config = self.image_file(&self.id.to_string());
+        let read = |source| EngineError::Read { what: config.display().to_string(), source };
+        let bytes = small(&config, CONFIG_MAX).map_err(read)?;
+        if Digest::of(&bytes) != self.id {
+            let why = "the config's bytes are not those of the image's id".into();
+            return Err(EngineError::Malformed { what: format!("image {}", self.id), why });
+        }
+        let layers = self.layers()?;
+        Ok(import::take_parts(store, &bytes, layers.len(), |number| self.tar(&layers[number]))?)
+    }
+
+    /// The ids of its layers, the lowest first.
+    fn layers(&self) -> Result<Vec<String>, EngineError> {
+        let storage = Storage { root: self.storage.clone(), driver: None };
+        let known: Vec<Layer> = storage.list(&self.driver, "layers")?.unwrap_or_default();
+        // Of containers that are running, and the like.
+        let parents: BTreeMap<&str, Option<&str>> =
+            known.iter().map(|layer| (layer.id.as_str(), layer.parent.as_deref())).collect();
+        let mut layers = Vec::new();
+        let mut next = self.layer.as_deref();
+        while let Some(id) = next.filter(|id| !id.is_empty()) {
+            let parent = parents.get(id).copied().filter(|_| layers.len() < LAYERS_MAX);
+            let parent = parent.ok_or_else(|| EngineError::Malformed {
+                what: format!("image {}", self.id),
+                why: format!("there is no layer {id:?} for it"),
+            })?;
+            layers.push(id.to_owned());
+            next = parent;
+        }
+        layers.reverse();
+        Ok(layers)
+    }
+
+    /// The tar of a layer.
+    fn tar(&self, layer: &str) -> io::Result<Box<dyn Read + Send>> {
+        // An id is a name of a file: it comes from a list that is not ours.
+        if !layer.bytes().all(|b| b.is_ascii_alphanumeric()) {
+            return Err(io::Error::other(format!("{layer:?} is no id of a layer")));
+        }
+        let files = match self.driver.as_str() {
+            "vfs" => self.storage.join("vfs/dir").join(layer),
+            driver => self.storage.join(driver).join(layer).join("diff"),
+        };
+        let lines = self.storage.join(format!("{}-layers/{layer}.tar-split.gz", self.driver));
+        let lines = compress::decoder(BufReader::new(File::open(lines)?))?;
+        Ok(Box::new(TarSplit::new(BufReader::with_capacity(1 << 16, lines), sys::file::open_root(&files)?)))
+    }
+
+    /// Where the storage keeps what it notes of the image under `key`.
+    fn image_file(&self, key: &str) -> PathBuf {
+        let plain = key.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'.' || b == b'-');
+        let name = if plain { key.to_owned() } else { format!("={}", STANDARD.encode(key)) };
+        self.storage.join(format!("{}-images", self.driver)).join(self.id.hex()).join(name)
+    }
+}
+
+/// The names under which a storage may have what a Dockerfile calls `reference`. What podman builds it calls `localhost/NAME`, and
+/// finds it there by a name without a host.
+pub(super) fn names_of(reference: &Reference, written: &str) -> Vec<String> {
+    let mut names = vec![reference.to_string()];
+    let first = written.split('/').next().unwrap_or_default();
+    let has_host = written.contains('/') && (first.contains(['.', ':']) || first == "localhost");
+    if !has_host {
+        names.insert(0, format!("localhost/{}", reference.familiar()));
+    }
+    names
+}
+
+fn small(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(limit + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > limit {
+        return Err(io::Error::other("it is too large for what it should be"));
+    }
+    Ok(bytes)
+}
+
+/// `$NAME` replaced, as in `rootless_storage_path`.
+fn expanded(text: &str, get: &impl Fn(&str) -> Option<String>) -> String {
+    let mut done = text.to_owned();
+    for name in ["HOME", "UID", "USER"] {
+        let value = get(name).or_else(|| (name == "UID").then(|| rustix::process::getuid().as_raw().to_string()));
+        done = done.replace(&format!("${name}"), &value.unwrap_or_default());
+    }
+    done
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn storages_are_where_podman_has_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let conf = dir.path().join("storage.conf");
+        std::fs::write(
+            &conf,
+            "[storage]\ndriver = \"vfs\"\ngraphroot = \"/g\"\nrootless_storage_path = \"$HOME/own\"\n\
+             [storage.options]\nadditionalimagestores = [\"/shared\"]\nunknown = 1\n",
+        )
+        .unwrap();
+        let roots = |is_root, vars: &[(&str, &str)]| {
+            let vars: BTreeMap<_, _> = vars.iter().copied().collect();
+            let storages = Storage::of_user(is_root, |name| vars.get(name).map(|&value| value.to_owned()));
+            storages.into_iter().map(|storage| (storage.root, storage.driver)).collect::<Vec<_>>()
+        };
+        let conf = conf.to_str().unwrap();
+        let vfs = Some("vfs".to_owned());
+        let named = [("CONTAINERS_STORAGE_CONF", conf), ("HOME", "/h")];
+        assert_eq!(roots(true, &named), [("/g".into(), vfs.clone()), ("/shared".into(), vfs.clone())]);
+        assert_eq!(roots(false, &named), [("/h/own".into(), vfs.clone()), ("/shared".into(), vfs)]);
+        let other = [named[0], named[1], ("STORAGE_DRIVER", "overlay")];
+        assert_eq!(roots(false, &other)[0].1.as_deref(), Some("overlay"));
+    }
+
+    #[test]
+    fn what_podman_built_is_found_by_its_short_name() {
+        for (written, want) in [
+            ("app", &["localhost/app:latest", "docker.io/library/app:latest"][..]),
+            ("team/app:1", &["localhost/team/app:1", "docker.io/team/app:1"]),
+            ("docker.io/library/app", &["docker.io/library/app:latest"]),
+            ("localhost/app", &["localhost/app:latest"]),
+            ("quay.io/a/b:2", &["quay.io/a/b:2"]),
+        ] {
+            let reference = crate::images::parse_name(written).unwrap();
+            assert_eq!(names_of(&reference, written), want, "{written}");
+        }
+    }
+}
