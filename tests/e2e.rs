@@ -6,6 +6,8 @@ mod apt;
 mod attacks;
 #[path = "e2e/attestations.rs"]
 mod attestations;
+#[path = "e2e/bases.rs"]
+mod bases;
 #[path = "e2e/build.rs"]
 mod build;
 #[path = "e2e/cache.rs"]

@@ -1,14 +1,16 @@
 //! The client against a registry that misbehaves in every way the fake one knows.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use registry::fake::{Auth, Fake, Fault};
 use registry::{
-    Client, Credential, CredentialSource, Descriptor, Error, Event, OCI_MANIFEST, Pushed, Reference, RegistryConfig,
-    Repository, RetryPolicy, Settings, StaticCredentials, Unreachable, Verifier, digest_of,
+    Client, Credential, CredentialSource, CredentialsError, Descriptor, Error, Event, OCI_MANIFEST, Pushed, Reference,
+    RegistryConfig, Repository, RetryPolicy, Settings, StaticCredentials, Unreachable, Verifier, digest_of,
 };
 
 const CANARY: &str = "canary-password";
@@ -365,6 +367,88 @@ async fn tokens_are_fetched_once_and_again_when_refused() {
     let other = Descriptor::new("x/y".into(), 9, digest_of(b"123456789"));
     client.push_blob(&repository, &other, &Bytes::from_static(b"123456789"), &[], None).await.unwrap();
     assert_eq!(fake.count("GET /token"), 3);
+}
+
+/// A helper whose answers are good for a while only.
+struct Expiring {
+    asked: AtomicUsize,
+    renewed: AtomicUsize,
+}
+
+impl CredentialSource for Expiring {
+    fn get<'a>(&'a self, _: &'a str, _: &'a str) -> BoxFuture<'a, Result<Option<Credential>, CredentialsError>> {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        Box::pin(async { Ok(Some(Credential::password("me", "canary-of-yesterday"))) })
+    }
+
+    fn renew<'a>(&'a self, _: &'a str, _: &'a str) -> BoxFuture<'a, Result<Option<Credential>, CredentialsError>> {
+        self.renewed.fetch_add(1, Ordering::Relaxed);
+        Box::pin(async { Ok(Some(Credential::password("me", CANARY))) })
+    }
+}
+
+#[tokio::test]
+async fn credentials_that_expired_are_asked_for_again() {
+    let basic = Auth::Basic { user: "me".into(), password: CANARY.into() };
+    for auth in [basic, token_auth(false)] {
+        let fake = Fake::with_auth(auth.clone()).await.unwrap();
+        let bytes = data(1000);
+        let descriptor = fake.add_blob("a/b", bytes.clone());
+        let source = Arc::new(Expiring { asked: AtomicUsize::new(0), renewed: AtomicUsize::new(0) });
+        let client = Client::new(settings(), source.clone());
+        let repository = repository(&fake, "a/b");
+        let downloads = (0..4).map(|_| download(&client, &repository, &descriptor));
+        for done in futures_util::future::join_all(downloads).await {
+            assert_eq!(done.unwrap(), bytes);
+        }
+        let count = |counter: &AtomicUsize| counter.load(Ordering::Relaxed);
+        assert_eq!((count(&source.asked), count(&source.renewed)), (1, 1), "{auth:?}: once for all");
+    }
+    // Some registries answer 403 to what has expired. Where nothing else is to be had, the refusal stays.
+    let fake = Fake::with_auth(Auth::Basic { user: "me".into(), password: CANARY.into() }).await.unwrap();
+    let bytes = data(1000);
+    let descriptor = fake.add_blob("a/b", bytes.clone());
+    fake.inject("/blobs/", 2, Fault::Status(403, Vec::new(), "expired".into()));
+    let source = Arc::new(Expiring { asked: AtomicUsize::new(0), renewed: AtomicUsize::new(0) });
+    let client = Client::new(settings(), source.clone());
+    // The first 403 comes before anybody was asked for a credential.
+    let error = download(&client, &repository(&fake, "a/b"), &descriptor).await.unwrap_err();
+    assert!(matches!(error, Error::Denied { .. }), "{error:?}");
+    client.ping(fake.host()).await.unwrap();
+    assert_eq!(download(&client, &repository(&fake, "a/b"), &descriptor).await.unwrap(), bytes);
+    let wrong = StaticCredentials::one(fake.host(), Credential::password("me", "canary-wrong"));
+    let error = download(&client_with(settings(), wrong), &repository(&fake, "a/b"), &descriptor).await.unwrap_err();
+    assert!(matches!(error, Error::Unauthorized { authenticated: true, .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn foreign_layers_come_from_where_images_say_without_credentials() {
+    let fake = Fake::start().await.unwrap();
+    let bytes = data(400_000);
+    let descriptor = fake.add_blob("elsewhere", bytes.clone());
+    let source = StaticCredentials::one(fake.host(), Credential::password("me", CANARY));
+    let client = client_with(settings(), source);
+    let url = format!("http://{}/v2/elsewhere/blobs/{}", fake.host(), descriptor.digest());
+    fake.inject("/blobs/", 1, Fault::CutBody(100_000));
+    let fetch = async |url: &str| {
+        let mut stream = client.foreign_blob(url, &descriptor, Verifier::new(&descriptor)?).await?;
+        let mut all = Vec::new();
+        while let Some(piece) = stream.chunk().await? {
+            all.extend_from_slice(&piece);
+        }
+        Ok::<_, Error>(all)
+    };
+    assert_eq!(fetch(&url).await.unwrap(), bytes, "it resumes");
+    fake.inject("/blobs/", 1, Fault::WrongBytes);
+    assert!(matches!(fetch(&url).await, Err(Error::DigestMismatch { .. })));
+    let challenge = ("WWW-Authenticate".to_owned(), "Basic realm=\"x\"".to_owned());
+    fake.inject("/blobs/", 1, Fault::Status(401, vec![challenge], String::new()));
+    assert_eq!(fetch(&url).await.unwrap(), bytes, "asked again, with nothing to show");
+    assert!(fake.seen().iter().all(|seen| seen.authorization.is_empty()), "an image cannot have credentials sent");
+    for url in ["http://169.254.169.254/latest", "file:///etc/passwd", "https://u:p@example.com/x", "nonsense", ""] {
+        let error = fetch(url).await.unwrap_err();
+        assert!(error.to_string().contains("HTTPS"), "{url}: {error}");
+    }
 }
 
 #[tokio::test]

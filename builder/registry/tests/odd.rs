@@ -97,12 +97,26 @@ async fn challenges_come_in_many_forms() {
         format!(
             "Basic realm=\"x, y\", Bearer realm=\"{realm}\",error=\"insufficient_scope\",scope=\"repository:a/b:pull\""
         ),
+        format!("Bearer error=\"invalid_token\", Bearer realm=\"{realm}\""),
     ];
     for challenge in challenges {
         let client = client(StaticCredentials::one(fake.host(), Credential::password("u", "p")));
         fake.inject("GET /v2/a/b/manifests", 1, status(401, &[("www-authenticate", &challenge)], ""));
         let resolved = client.resolve(&repository(&fake, "a/b").with_tag("1").unwrap()).await;
         assert_eq!(resolved.unwrap_or_else(|error| panic!("{challenge}: {error}")).digest(), &digest);
+    }
+}
+
+#[tokio::test]
+async fn another_kind_of_digest_names_the_same_document() {
+    let fake = Fake::start().await.unwrap();
+    let manifest = r#"{"schemaVersion":2,"manifests":[]}"#;
+    let sha512 = |text: &str| format!("sha512:{}", hex::encode(<sha2::Sha512 as sha2::Digest>::digest(text)));
+    for (said, good) in [(sha512(manifest), true), (sha512("other"), false), ("nonsense".to_owned(), true)] {
+        fake.inject("/manifests/", 1, status(200, &[("docker-content-digest", &said)], manifest));
+        let resolved = anonymous().resolve(&repository(&fake, "a/b").with_tag("1").unwrap()).await;
+        let digest = resolved.ok().map(|resolved| resolved.digest().clone());
+        assert_eq!(digest, good.then(|| digest_of(manifest.as_bytes())), "{said}");
     }
 }
 
