@@ -139,10 +139,13 @@ impl Client {
         };
         let url = Url::parse(url).map_err(|_| unusable(""))?;
         let host = crate::transport::authority(&url);
+        let named = url.host_str().is_some() && url.username().is_empty() && url.password().is_none();
+        if !named || !matches!(url.scheme(), "http" | "https") {
+            return Err(unusable(&host));
+        }
         let spec = HostSpec::origin(&self.shared, &host)?;
         let endpoint = Endpoint::new(self.shared.clone(), StaticCredentials::anonymous(), spec);
-        let plain = url.scheme() == "http" && (endpoint.http_configured || crate::http::is_loopback(&host));
-        if !(plain || url.scheme() == "https") || !url.username().is_empty() || url.password().is_some() {
+        if url.scheme() == "http" && !endpoint.http_configured && !crate::http::is_loopback(&host) {
             return Err(unusable(&host));
         }
         self.stream(vec![Arc::new(endpoint)], Place::Url(url), what, verifier).await

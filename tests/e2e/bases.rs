@@ -68,7 +68,7 @@ fn bases_come_from_podman() {
         // By the name that podman gave it, and as one writes it.
         for name in ["localhost/made", "made:latest", "app:1"] {
             let run = other.build(&looking(&other, name), &[]).env("CONTAINERS_STORAGE_CONF", &conf);
-            let outcome = run.ok().contains("of podman");
+            let outcome = run.ok().contains("of podman (");
             assert!(outcome.cached() > 0 || printed(&outcome) == want, "{driver} {name}:\n{}", outcome.stderr);
         }
         let copied = other.path("copied");
@@ -108,12 +108,12 @@ fn a_base_of_podmans_is_looked_for_anew_and_only_where_it_should_be() {
     build(&[]).ok().contains("second");
     // The store's own comes before it, a registry is meant with --pull, and one may do without.
     other.build(&other.dockerfile("own", "FROM scratch\nCOPY Dockerfile /own\n"), &["-t", "base:1"]).ok();
-    build(&[]).run().exits(1).lacks("of podman");
+    build(&[]).run().exits(1).lacks("of podman (");
     other.rbuild(["rmi", "base:1"]).ok();
-    build(&["--pull"]).timeout(120).run().exits(4).lacks("of podman");
-    build(&["--platform", "linux/s390x"]).timeout(120).run().exits(4).lacks("of podman");
+    build(&["--pull"]).timeout(120).run().exits(4).lacks("of podman (");
+    build(&["--platform", "linux/s390x"]).timeout(120).run().exits(4).lacks("of podman (");
     other.configure("base-stores = []\n");
-    build(&[]).timeout(120).run().exits(4).lacks("of podman");
+    build(&[]).timeout(120).run().exits(4).lacks("of podman (");
 }
 
 /// A docker daemon that touches nothing of the machine's network, in a mount namespace of its own.
@@ -139,10 +139,10 @@ fn bases_come_from_docker() {
     env.program("docker").args(["-H", &host, "load", "-q", "-i"]).arg(&tar).ok();
     let other = TestEnv::new();
     let build = |name: &str| other.build(&looking(&other, name), &[]).env("DOCKER_HOST", &host);
-    let first = build("app:1").ok().contains("of docker");
+    let first = build("app:1").ok().contains("of docker (");
     assert_eq!(printed(&first), want);
     assert_eq!(build("docker.io/library/made").ok().cached(), 1, "the same image by another name");
-    build("made:2").timeout(120).run().exits(4).lacks("of docker");
+    build("made:2").timeout(120).run().exits(4).lacks("of docker (");
     // A stage and a named context.
     let context = other.dockerfile("n", "FROM scratch\nCOPY --from=ctx /odd/b /b\nCOPY --from=app:1 /odd/set /set\n");
     let run = other.build(&context, &["--build-context", "ctx=docker-daemon:made", "-t", "n"]);
