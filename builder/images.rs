@@ -6,8 +6,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use frontend::{ImageRequest, ResolvedImage};
 use futures_util::StreamExt as _;
+use futures_util::future::BoxFuture;
 use graph::{Digest, ImageConfig, Platform};
-use registry::{Client, Manifest, Reference, Repository, Verifier, Want};
+use registry::{Client, Manifest, Reference, Repository, Resolved, Verifier, Want};
 use snapshotter::{ForeignLayer, ImageKind, ImageRecord, LayerBlobRecord, LayerRecord, Store, StoreError};
 use tokio::sync::mpsc;
 
@@ -49,8 +50,8 @@ pub enum ImageError {
 /// The registry of images that came with `--build-context`: no host can have this name (RFC 2606).
 pub(crate) const CONTEXT_REGISTRY: &str = "context.invalid";
 
-/// Indexes that lead to indexes.
-const INDEXES_DEEP: usize = 4;
+/// Manifests and indexes that are fetched to find one image.
+const MANIFESTS_MAX: usize = 16;
 
 /// URLs of one layer that are tried.
 const URLS_MAX: usize = 8;
@@ -184,14 +185,10 @@ impl Remote {
         let malformed = |why: String| ImageError::Malformed { name: name.clone(), why };
         let mut resolved = self.client.resolve(reference).await.map_err(failed)?;
         let index_digest = digest(resolved.digest()).map_err(malformed)?;
-        for _ in 0..INDEXES_DEEP {
-            let Manifest::Index(index) = resolved.parse().map_err(failed)? else { break };
-            let want = Want { os: &platform.os, architecture: &platform.architecture, variant: &platform.variant };
-            let chosen = registry::choose_platform(&index, &want).map_err(failed)?;
-            resolved = self.client.manifest(reference.repository(), chosen).await.map_err(failed)?;
-        }
+        let mut budget = MANIFESTS_MAX;
+        resolved = self.image_for(reference.repository(), resolved, platform, &mut budget).await.map_err(failed)?;
         let Manifest::Image(manifest) = resolved.parse().map_err(failed)? else {
-            return Err(malformed("its indexes lead to further indexes without end".into()));
+            return Err(malformed("its indexes lead to too many further ones".into()));
         };
         let bytes =
             self.client.small_blob(reference.repository(), manifest.config(), MAX_CONFIG).await.map_err(failed)?;
@@ -214,7 +211,8 @@ impl Remote {
             chain = Some(layer.chain);
             let media_type = blob.media_type().to_string();
             let digest = digest(blob.digest()).map_err(malformed)?;
-            layers.push(ForeignLayer { layer, blob: Some(LayerBlobRecord { digest, media_type, size: blob.size() }) });
+            let blob = LayerBlobRecord { digest, media_type, size: blob.size(), made: false };
+            layers.push(ForeignLayer { layer, blob: Some(blob) });
         }
         self.store.put_foreign(&layers, &reference.repository().to_string(), false)?;
         self.note_urls(manifest.layers())?;
@@ -231,6 +229,49 @@ impl Remote {
         self.store.put_image(&record)?;
         let resolved = ResolvedImage { config, config_digest, manifest_digest: Some(index_digest) };
         Ok(Found { resolved, config: config_digest, chain, local: false })
+    }
+
+    /// The image for a platform that a manifest leads to: by what an index says of it, or, where it says nothing, by what the image
+    /// says itself. An index comes back where there are too many.
+    fn image_for<'a>(
+        &'a self,
+        repository: &'a Repository,
+        resolved: Resolved,
+        platform: &'a Platform,
+        budget: &'a mut usize,
+    ) -> BoxFuture<'a, Result<Resolved, registry::Error>> {
+        Box::pin(async move {
+            let Manifest::Index(index) = resolved.parse()? else { return Ok(resolved) };
+            let want = Want { os: &platform.os, architecture: &platform.architecture, variant: &platform.variant };
+            let nothing = match registry::choose_platform(&index, &want) {
+                Ok(_) if *budget == 0 => return Ok(resolved),
+                Ok(chosen) => {
+                    *budget -= 1;
+                    let chosen = self.client.manifest(repository, chosen).await?;
+                    return self.image_for(repository, chosen, platform, budget).await;
+                }
+                Err(error) => error,
+            };
+            for child in registry::without_platform(&index) {
+                if *budget == 0 {
+                    return Ok(resolved);
+                }
+                *budget -= 1;
+                let child = self.client.manifest(repository, child).await?;
+                if let Manifest::Image(manifest) = child.parse()? {
+                    let config = self.client.small_blob(repository, manifest.config(), MAX_CONFIG).await?;
+                    if parse_config("", &config).is_ok_and(|config| runs_on(&config.platform(), platform)) {
+                        return Ok(child);
+                    }
+                    continue;
+                }
+                match self.image_for(repository, child, platform, budget).await {
+                    Err(registry::Error::NoPlatform { .. }) => {}
+                    found => return found,
+                }
+            }
+            Err(nothing)
+        })
     }
 
     /// Remembers where foreign layers are to be had that their registry may not have.

@@ -61,6 +61,8 @@ pub struct LayerBlobRecord {
     pub media_type: String,
     /// Bytes.
     pub size: u64,
+    /// It was compressed here. Others came as they are.
+    pub made: bool,
 }
 
 /// A layer of which somebody else tells.

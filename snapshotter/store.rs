@@ -220,15 +220,8 @@ impl Store {
     ///
     /// # Errors
     /// The database.
-    pub fn add_layer_blob(
-        &self,
-        diff_id: &Digest,
-        digest: &Digest,
-        media_type: &str,
-        size: u64,
-    ) -> Result<(), StoreError> {
-        let blob = LayerBlobRecord { digest: *digest, media_type: media_type.to_owned(), size };
-        self.db.write(|db| insert_layer_blob(db, diff_id, &blob))
+    pub fn add_layer_blob(&self, diff_id: &Digest, blob: &LayerBlobRecord) -> Result<(), StoreError> {
+        self.db.write(|db| insert_layer_blob(db, diff_id, blob))
     }
 
     /// Forgets that a blob holds a layer: it holds something else.
@@ -515,8 +508,8 @@ pub(crate) fn insert_layer(db: &Connection, layer: &LayerRecord) -> rusqlite::Re
 }
 
 fn insert_layer_blob(db: &Connection, diff_id: &Digest, blob: &LayerBlobRecord) -> rusqlite::Result<()> {
-    let sql = "INSERT OR IGNORE INTO layer_blobs (diff_id, digest, media_type, size) VALUES (?1, ?2, ?3, ?4)";
-    let values = params![diff_id.as_bytes(), blob.digest.as_bytes(), blob.media_type, blob.size as i64];
+    let sql = "INSERT OR IGNORE INTO layer_blobs (diff_id, digest, media_type, size, made) VALUES (?1, ?2, ?3, ?4, ?5)";
+    let values = params![diff_id.as_bytes(), blob.digest.as_bytes(), blob.media_type, blob.size as i64, blob.made];
     db.prepare_cached(sql)?.execute(values)?;
     Ok(())
 }
@@ -550,12 +543,14 @@ pub(crate) fn find_chains(db: &Connection, diff_id: &Digest) -> rusqlite::Result
 }
 
 fn find_layer_blobs(db: &Connection, diff_id: &Digest) -> rusqlite::Result<Vec<LayerBlobRecord>> {
-    let mut statement = db.prepare_cached("SELECT digest, media_type, size FROM layer_blobs WHERE diff_id = ?1")?;
+    let mut statement =
+        db.prepare_cached("SELECT digest, media_type, size, made FROM layer_blobs WHERE diff_id = ?1")?;
     let blob = |row: &Row<'_>| {
         Ok(LayerBlobRecord {
             digest: column_digest(row, 0)?,
             media_type: row.get(1)?,
             size: row.get::<_, i64>(2)? as u64,
+            made: row.get(3)?,
         })
     };
     statement.query_map([diff_id.as_bytes()], blob)?.collect()

@@ -48,6 +48,8 @@ mod layers;
 mod limits;
 #[path = "e2e/network.rs"]
 mod network;
+#[path = "e2e/odd_images.rs"]
+mod odd_images;
 #[path = "e2e/outputs.rs"]
 mod outputs;
 #[path = "e2e/platforms.rs"]

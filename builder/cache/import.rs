@@ -155,6 +155,7 @@ impl Imports {
                     digest: blob.digest,
                     media_type: blob.media_type.clone(),
                     size: blob.size,
+                    made: false,
                 }),
             })
             .collect();

@@ -58,13 +58,22 @@ pub async fn run(args: &Args, session: &Session) -> Result<ExitCode, Report> {
     };
     let message = args.message.clone().unwrap_or_else(|| format!("Imported from {}", args.file));
     let image = RootFileSystem { changes, platform, message, name };
-    let store = Arc::clone(&session.store);
+    let (store, now) = (Arc::clone(&session.store), now()?);
     let id = on_thread(move || {
-        let id = import::root_file_system(&store, input, &image, jiff::Timestamp::now())?;
+        let id = import::root_file_system(&store, input, &image, now)?;
         store.make_durable()?;
         Ok::<_, import::ImportError>(id)
     })
     .await?;
     println!("{id}");
     Ok(ExitCode::SUCCESS)
+}
+
+/// When it is made: SOURCE_DATE_EPOCH says that for builds, so it does here.
+fn now() -> Result<jiff::Timestamp, Report> {
+    let Some(text) = std::env::var("SOURCE_DATE_EPOCH").ok().filter(|text| !text.is_empty()) else {
+        return Ok(jiff::Timestamp::now());
+    };
+    let seconds = text.parse().ok().and_then(|seconds| jiff::Timestamp::from_second(seconds).ok());
+    seconds.ok_or_else(|| Report::new(format!("SOURCE_DATE_EPOCH={text:?} is not a number of seconds")))
 }

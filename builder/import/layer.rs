@@ -6,7 +6,7 @@ use std::io::{self, BufReader, Read};
 use graph::Digest;
 use snapshotter::layer::compress::{self, Detected};
 use snapshotter::layer::index_tar;
-use snapshotter::{LayerRecord, Store};
+use snapshotter::{LayerBlobRecord, LayerRecord, Store};
 
 use super::{ImportError, copy};
 use crate::worker::DiskGuard;
@@ -51,7 +51,8 @@ pub(super) fn add(
         }
     } else {
         let media_type = blob.media_type.unwrap_or_else(|| media_type(compression).to_owned());
-        store.add_layer_blob(&applied.diff_id, &blob.digest, &media_type, blob.size)?;
+        let blob = LayerBlobRecord { digest: blob.digest, media_type, size: blob.size, made: false };
+        store.add_layer_blob(&applied.diff_id, &blob)?;
     }
     store.put_layer(&record)?;
     Ok(record)

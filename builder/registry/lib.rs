@@ -41,6 +41,7 @@ pub use error::{Asked, Detail, Error, Unreachable};
 pub use http::{PlainClient, client_over_socket};
 pub use manifest::{
     DOCKER_LIST, DOCKER_MANIFEST, MANIFEST_MAX, Manifest, OCI_INDEX, OCI_MANIFEST, Resolved, Want, choose_platform,
+    without_platform,
 };
 pub use oci_spec::image::{Descriptor, Digest, ImageIndex, ImageManifest, MediaType};
 pub use pull::BlobStream;

@@ -205,6 +205,14 @@ pub fn choose_platform<'a>(index: &'a ImageIndex, want: &Want<'_>) -> Result<&'a
     Err(Error::NoPlatform { wanted: want.to_string(), available })
 }
 
+/// What an index names without saying for which platform it is.
+pub fn without_platform(index: &ImageIndex) -> impl Iterator<Item = &Descriptor> {
+    index
+        .manifests()
+        .iter()
+        .filter(|child| child.platform().is_none() && child.artifact_type().is_none() && !is_attestation(child))
+}
+
 fn is_attestation(descriptor: &Descriptor) -> bool {
     let kind = descriptor.annotations().as_ref().and_then(|a| a.get("vnd.docker.reference.type"));
     kind.is_some_and(|kind| kind == "attestation-manifest")

@@ -15,7 +15,7 @@ use snapshotter::layer::{
     Applied, ApplyOptions, CommitOptions, LayerError, LayerIndex, Marks, Mended, Ownership, Tree, WRITER_VERSION,
     apply, commit_upper, compress, mend,
 };
-use snapshotter::{Active, LayerRecord, Store};
+use snapshotter::{Active, LayerBlobRecord, LayerRecord, Store};
 use solver::RunContext;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -419,10 +419,12 @@ impl Layers {
         begins: Option<Begins>,
     ) -> Result<LayerBlob, WorkError> {
         let wanted = types.media_type(compression.algorithm);
-        let known = self.store.layer_blobs(&layer.diff_id)?;
+        let mut known = self.store.layer_blobs(&layer.diff_id)?;
         let own = layer.writer.is_some();
-        let fits = |media_type: &str| same_compression(media_type, wanted) || (!own && !compression.force);
-        for blob in known.iter().filter(|blob| fits(&blob.media_type)) {
+        // A layer of somebody else's leaves as it came, whatever else was made of it for others before; ours as we make it.
+        known.retain(|blob| same_compression(&blob.media_type, wanted) || !(own || blob.made || compression.force));
+        known.sort_by_key(|blob| blob.made != own);
+        for blob in &known {
             let mut path = match bytes {
                 true => self.sound_blob(context, layer, &blob.digest).await?,
                 // A registry verifies what it is given.
@@ -499,7 +501,8 @@ impl Layers {
                     return Ok(Err(tar));
                 }
                 let (digest, size) = hashing.to.finish()?.end().commit(None)?;
-                store.add_layer_blob(&diff_id, &digest, media_type, size)?;
+                let media_type = media_type.to_owned();
+                store.add_layer_blob(&diff_id, &LayerBlobRecord { digest, media_type, size, made: true })?;
                 Ok(Ok((digest, size)))
             });
             match packed.await? {

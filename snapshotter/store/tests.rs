@@ -132,7 +132,8 @@ fn a_record_without_its_layers_is_a_miss() {
         // A layer that only a registry has counts as there.
         remote = LayerRecord::foreign(None, Digest::of(b"remote"));
         store.put_layer(&remote).unwrap();
-        store.add_layer_blob(&remote.diff_id, &Digest::of(b"blob"), "gzip", 4).unwrap();
+        let blob = LayerBlobRecord { digest: Digest::of(b"blob"), media_type: "gzip".into(), size: 4, made: false };
+        store.add_layer_blob(&remote.diff_id, &blob).unwrap();
         store.add_location(&Digest::of(b"blob"), "docker.io/library/x").unwrap();
         let remote_key = record(&store, remote.chain);
         assert!(store.lookup(&remote_key).unwrap().is_some());

@@ -221,6 +221,26 @@ fn several_outputs_of_one_build() {
 }
 
 #[test]
+fn an_archive_without_a_place_goes_to_standard_output_but_not_to_a_terminal() {
+    let env = TestEnv::busybox();
+    let context = env.dockerfile("c", "FROM scratch\nCOPY Dockerfile /\n");
+    for (spec, member) in [("type=tar", "Dockerfile"), ("type=oci", "oci-layout"), ("-", "Dockerfile")] {
+        let out = env.build(&context, &["-o", spec]).ok();
+        let mut archive = tar::Archive::new(out.stdout_bytes.as_slice());
+        let names: Vec<_> = archive
+            .entries()
+            .expect("a tar")
+            .map(|e| e.expect("whole").path().expect("a name").display().to_string())
+            .collect();
+        assert!(names.iter().any(|name| name == member), "{spec}: {names:?}");
+        let mut terminal = env.build(&context, &["-o", spec]).env("TERM", "vt100").on_terminal();
+        terminal.sees("not for a terminal");
+        assert_eq!(terminal.ends(), Some(2), "{spec}");
+    }
+    env.build(&context, &["-o", "-", "-o", "type=oci"]).run().exits(2).contains("only one output");
+}
+
+#[test]
 fn unknown_outputs_and_options_are_refused() {
     let env = TestEnv::busybox();
     for spec in ["type=nonsense", "type=oci,dest=x,nonsense=1", "type=oci,tar=maybe,dest=x", "dest=x"] {

@@ -1,0 +1,183 @@
+//! Images that are within the rules and unlike most: indexes of indexes, foreign layers, things that are no images.
+
+use registry::fake::Fake;
+use registry::{OCI_INDEX, OCI_MANIFEST, digest_of};
+use serde_json::{Value, json};
+
+use crate::support::{FileServer, Layout, Served, TestEnv, busybox_base};
+
+const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+
+/// A registry in memory; rbuild runs while this thread waits.
+struct Shelf {
+    _runtime: tokio::runtime::Runtime,
+    fake: Fake,
+}
+
+impl Shelf {
+    fn new() -> Self {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        let runtime = builder.worker_threads(1).enable_all().build().expect("threads");
+        let fake = runtime.block_on(Fake::start()).expect("a port");
+        Self { _runtime: runtime, fake }
+    }
+
+    fn blob(&self, media_type: &str, bytes: &[u8]) -> Value {
+        self.fake.add_blob("a/b", bytes.to_vec());
+        described(media_type, bytes)
+    }
+
+    /// What names a manifest or index, which is there by its digest and by `tag`.
+    fn manifest(&self, tag: &str, media_type: &str, document: &Value) -> Value {
+        let text = document.to_string();
+        self.fake.add_manifest("a/b", tag, media_type, text.clone());
+        described(media_type, text.as_bytes())
+    }
+
+    /// An image for an architecture, with layers that are described elsewhere.
+    fn image(&self, architecture: &str, layers: &[(&[u8], Value)]) -> Value {
+        let diff_ids: Vec<String> = layers.iter().map(|(tar, _)| digest_of(tar).to_string()).collect();
+        let config = json!({ "architecture": architecture, "os": "linux", "config": {},
+            "rootfs": { "type": "layers", "diff_ids": diff_ids } });
+        let config = self.blob(CONFIG, config.to_string().as_bytes());
+        let layers: Vec<&Value> = layers.iter().map(|(_, layer)| layer).collect();
+        let image = json!({ "schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config, "layers": layers });
+        self.manifest(architecture, OCI_MANIFEST, &image)
+    }
+
+    fn index(&self, tag: &str, children: &[&Value]) -> Value {
+        let index = json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": children });
+        self.manifest(tag, OCI_INDEX, &index)
+    }
+
+    fn name(&self, tag: &str) -> String {
+        format!("{}/a/b:{tag}", self.fake.host())
+    }
+}
+
+fn described(media_type: &str, bytes: &[u8]) -> Value {
+    json!({ "mediaType": media_type, "digest": digest_of(bytes).to_string(), "size": bytes.len() })
+}
+
+fn tar_of(name: &str, content: &str) -> Vec<u8> {
+    let mut tar = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_gnu();
+    header.set_size(content.len() as u64);
+    header.set_mode(0o644);
+    tar.append_data(&mut header, name, content.as_bytes()).expect("memory takes it");
+    tar.into_inner().expect("memory takes it")
+}
+
+#[test]
+fn an_image_is_found_in_indexes_that_do_not_say_what_they_have() {
+    let shelf = Shelf::new();
+    let image = |architecture: &str| {
+        let tar = tar_of("which", architecture);
+        shelf.image(architecture, &[(&tar, shelf.blob(LAYER, &tar))])
+    };
+    let (amd64, arm64) = (image("amd64"), image("arm64"));
+    let of = |architecture: &str, image: &Value| {
+        let mut image = image.clone();
+        image["platform"] = json!({ "os": "linux", "architecture": architecture });
+        image
+    };
+    shelf.index("flat", &[&arm64, &amd64]);
+    let arm = shelf.index("arm", &[&of("arm64", &arm64)]);
+    let amd = shelf.index("amd", &[&of("amd64", &amd64)]);
+    shelf.index("deep", &[&arm, &amd]);
+    let mixed = shelf.index("mixed", &[&amd, &arm64]);
+    shelf.index("deeper", &[&mixed, &arm]);
+    let env = TestEnv::new();
+    for tag in ["flat", "deep", "deeper"] {
+        for architecture in ["amd64", "arm64"] {
+            let context = env.dockerfile("c", &format!("FROM {}\n", shelf.name(tag)));
+            let (platform, out) = (format!("linux/{architecture}"), env.path("out"));
+            env.build(&context, &["--platform", &platform, "-o"]).arg(&out).args(["--pull"]).ok();
+            assert_eq!(std::fs::read_to_string(out.join("which")).expect("there"), architecture, "{tag}");
+        }
+        let context = env.dockerfile("c", &format!("FROM {}\n", shelf.name(tag)));
+        env.build(&context, &["--platform", "linux/s390x"])
+            .run()
+            .exits(4)
+            .contains("no image for platform linux/s390x");
+    }
+    // One that leads on and on is given up.
+    let mut index = shelf.index("0", &[&arm, &arm]);
+    for n in 1..30 {
+        index = shelf.index(&n.to_string(), &[&index, &index]);
+    }
+    let context = env.dockerfile("c", &format!("FROM {}\n", shelf.name("29")));
+    env.build(&context, &[]).timeout(60).run().exits(1).contains("too many further ones");
+}
+
+#[test]
+fn foreign_layers_come_from_where_the_image_says() {
+    let (shelf, files, env) = (Shelf::new(), FileServer::start(), TestEnv::new());
+    let tar = tar_of("from-afar", "foreign");
+    let mut layer = described("application/vnd.oci.image.layer.nondistributable.v1.tar", &tar);
+    layer["urls"] = json!(["https://nowhere.invalid/layer", files.url("/layer")]);
+    shelf.image("amd64", &[(&tar, layer)]);
+    files.serve("/layer", Served::ok(tar));
+    let name = shelf.name("amd64");
+    let context = env.dockerfile("c", &format!("FROM {name}\nCOPY Dockerfile /\n"));
+    let archive = env.path("out.tar");
+    let output = format!("type=oci,dest={}", archive.display());
+    env.build(&context, &["--platform", "linux/amd64", "-o", &output]).timeout(120).ok();
+    let image = Layout::from_archive(&archive).image();
+    assert!(image.find("from-afar").is_some() && image.find("Dockerfile").is_some());
+    env.rbuild(["inspect", "--validate", &format!("oci-archive:{}", archive.display())]).ok();
+    // Bytes that are not the layer's are not taken.
+    files.serve("/layer", Served::ok(tar_of("from-afar", "forged!")));
+    TestEnv::new().rbuild(["run", &name, "x"]).run();
+    let other = TestEnv::new();
+    let out = other.path("out");
+    let context = other.dockerfile("c", &format!("FROM {name}\n"));
+    other
+        .build(&context, &["--platform", "linux/amd64", "-o"])
+        .arg(out)
+        .timeout(120)
+        .run()
+        .exits(4)
+        .contains("mismatch");
+}
+
+#[test]
+fn what_is_no_image_is_called_by_its_type() {
+    let (shelf, env) = (Shelf::new(), TestEnv::new());
+    let kind = "application/vnd.cncf.helm.config.v1+json";
+    let config = shelf.blob(kind, br#"{"name":"chart","version":"1"}"#);
+    let layer = shelf.blob("application/vnd.cncf.helm.chart.content.v1.tar+gzip", b"chart");
+    let chart = json!({ "schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config, "layers": [layer] });
+    shelf.manifest("chart", OCI_MANIFEST, &chart);
+    let context = env.dockerfile("c", &format!("FROM {}\nRUN x\n", shelf.name("chart")));
+    env.build(&context, &[]).run().exits(1).contains(kind);
+}
+
+/// What was made of a base for one output is not what another gets.
+#[test]
+fn a_base_leaves_as_it_came_whatever_was_made_of_it_before() {
+    let (shelf, env) = (Shelf::new(), TestEnv::busybox());
+    let tar = std::fs::read(busybox_base().tar).expect("made before");
+    shelf.image("amd64", &[(&tar, shelf.blob(LAYER, &tar))]);
+    let context = env.dockerfile("c", &format!("FROM {}\nCOPY Dockerfile /\n", shelf.name("amd64")));
+    let local = env.dockerfile("l", "FROM busybox\nCOPY Dockerfile /\n");
+    let layers = |context: &crate::support::Context, keys: &str| {
+        let dest = env.path("out.tar");
+        let output = format!("type=oci,dest={}{keys}", dest.display());
+        env.build(context, &["--platform", "linux/amd64", "-o", &output]).ok();
+        Layout::from_archive(&dest).image().layer_digests()
+    };
+    let (first, own) = (layers(&context, ""), layers(&local, ""));
+    for keys in [
+        ",compression=zstd,force-compression=true",
+        ",compression=uncompressed,force-compression=true",
+        ",compression=gzip,force-compression=true",
+    ] {
+        layers(&context, keys);
+        layers(&local, keys);
+        assert_eq!(layers(&context, ""), first, "after {keys}");
+        // Imported without any compression, it has what is asked for.
+        assert_eq!(layers(&local, ""), own, "after {keys}");
+    }
+}
