@@ -166,7 +166,7 @@ mod tests {
         };
         let config = ("DOCKER_CONFIG", dir.path().display().to_string());
         let host = |host: &str| ("DOCKER_HOST", host.to_owned());
-        assert_eq!(socket(&[config.clone()]), Some(path("b.sock")));
+        assert_eq!(socket(std::slice::from_ref(&config)), Some(path("b.sock")));
         let a = format!("unix://{}", path("a.sock").display());
         assert_eq!(socket(&[config.clone(), host(&a)]), Some(path("a.sock")));
         assert_eq!(socket(&[config.clone(), host("tcp://10.0.0.1:2375")]), None);
