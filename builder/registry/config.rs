@@ -57,6 +57,8 @@ pub struct Settings {
     pub certs_dirs: Vec<PathBuf>,
     /// `registries.conf` files and directories of drop-ins, as podman reads them.
     pub registries_conf: Vec<PathBuf>,
+    /// docker's `daemon.json`, the first that there is.
+    pub daemon_json: Vec<PathBuf>,
     /// Proxies.
     pub proxies: Proxies,
     /// The `User-Agent` header.
@@ -79,6 +81,7 @@ impl Default for Settings {
             registries: BTreeMap::new(),
             certs_dirs: Vec::new(),
             registries_conf: Vec::new(),
+            daemon_json: Vec::new(),
             proxies: Proxies::default(),
             user_agent: concat!("rbuild/", env!("CARGO_PKG_VERSION")).to_owned(),
             parallel: 6,
@@ -111,7 +114,9 @@ impl Settings {
         let mut registries_conf = vec![main.unwrap_or_else(|| "/etc/containers/registries.conf".into())];
         registries_conf.push("/etc/containers/registries.conf.d".into());
         registries_conf.extend(home.iter().map(|home| home.join("containers/registries.conf.d")));
-        Self { certs_dirs, registries_conf, proxies: Proxies::from_env(var), ..Self::default() }
+        let mut daemon_json: Vec<PathBuf> = home.iter().map(|home| home.join("docker/daemon.json")).collect();
+        daemon_json.push("/etc/docker/daemon.json".into());
+        Self { certs_dirs, registries_conf, daemon_json, proxies: Proxies::from_env(var), ..Self::default() }
     }
 
     pub(crate) fn emit(&self, event: &Event) {
@@ -127,6 +132,7 @@ impl fmt::Debug for Settings {
             .field("registries", &self.registries)
             .field("certs_dirs", &self.certs_dirs)
             .field("registries_conf", &self.registries_conf)
+            .field("daemon_json", &self.daemon_json)
             .field("proxies", &self.proxies)
             .field("user_agent", &self.user_agent)
             .field("parallel", &self.parallel)

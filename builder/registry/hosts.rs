@@ -1,5 +1,5 @@
 //! Which hosts are asked for a repository, in which order: from our own configuration, else from containerd's `hosts.toml`,
-//! else from `registries.conf`.
+//! else from `registries.conf` and docker's `daemon.json`.
 
 use std::sync::Arc;
 

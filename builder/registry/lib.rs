@@ -13,6 +13,7 @@ mod challenge;
 mod client;
 mod config;
 mod credentials;
+mod daemon_json;
 mod docker_config;
 mod error;
 mod failure;

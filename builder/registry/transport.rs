@@ -12,6 +12,7 @@ use tokio::sync::OnceCell;
 use url::Url;
 
 use crate::auth::{Authorizer, Grant};
+use crate::daemon_json;
 use crate::error::Asked;
 use crate::failure::{classify, detail_of, io_kind, rustls_error};
 use crate::hosts::{HostSpec, Need};
@@ -58,10 +59,18 @@ impl Shared {
         }
     }
 
-    /// What `registries.conf` says, read when it is first of interest.
+    /// What `registries.conf` says, and of what it says nothing `daemon.json`; read when it is first of interest.
     pub(crate) fn rules(&self) -> Result<&[Rule], String> {
-        let rules = self.rules.get_or_init(|| registries_conf::read(&self.settings.registries_conf));
-        rules.as_deref().map_err(Clone::clone)
+        let read = || {
+            let mut rules = registries_conf::read(&self.settings.registries_conf)?;
+            for rule in daemon_json::read(&self.settings.daemon_json)? {
+                if rules.iter().all(|known| known.prefix != rule.prefix) {
+                    rules.push(rule);
+                }
+            }
+            Ok(rules)
+        };
+        self.rules.get_or_init(read).as_deref().map_err(Clone::clone)
     }
 }
 

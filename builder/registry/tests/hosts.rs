@@ -13,6 +13,7 @@ fn settings(dir: &Path) -> Settings {
     Settings {
         certs_dirs: vec![dir.join("certs.d")],
         registries_conf: vec![dir.join("registries.conf")],
+        daemon_json: vec![dir.join("daemon.json")],
         retry: RetryPolicy { per_request: 1, base: Duration::from_millis(1), ..RetryPolicy::default() },
         ..Settings::default()
     }
@@ -94,6 +95,22 @@ async fn registries_conf_moves_mirrors_and_blocks() {
     assert!(moved.manifest("internal/app", "2").is_some());
     let error = client.resolve(&name("bad.example/x:1")).await.unwrap_err().to_string();
     assert!(error.contains("blocked by") && error.contains("registries.conf"), "{error}");
+}
+
+#[tokio::test]
+async fn dockers_daemon_is_heard_where_podman_says_nothing() {
+    let (mirror, other) = (Fake::start().await.unwrap(), Fake::start().await.unwrap());
+    let dir = tempfile::tempdir().unwrap();
+    let text = format!("{{\"registry-mirrors\": [\"http://{}\"]}}", mirror.host());
+    std::fs::write(dir.path().join("daemon.json"), text).unwrap();
+    let digest = mirror.add_manifest("library/thing", "1", OCI_MANIFEST, IMAGE);
+    let client = || Client::new(settings(dir.path()), StaticCredentials::anonymous());
+    let resolved = client().resolve(&name("thing:1")).await.unwrap();
+    assert_eq!((resolved.digest(), resolved.host.as_str()), (&digest, mirror.host()));
+    let text = format!("[[registry]]\nlocation = 'docker.io'\n[[registry.mirror]]\nlocation = '{}'\n", other.host());
+    std::fs::write(dir.path().join("registries.conf"), text).unwrap();
+    other.add_manifest("library/thing", "1", OCI_MANIFEST, IMAGE);
+    assert_eq!(client().resolve(&name("thing:1")).await.unwrap().host, other.host());
 }
 
 #[tokio::test]
