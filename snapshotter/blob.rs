@@ -1,6 +1,7 @@
 //! Blobs: immutable files named by the sha256 of their bytes.
 
 use std::io::{self, Write};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use graph::{Digest, KeyHasher};
@@ -10,23 +11,33 @@ use tempfile::NamedTempFile;
 use crate::db::{FileKind, add_file, forget_file, has_file};
 use crate::{Room, Store, StoreError};
 
-/// A file whose bytes are hashed and counted as they are written.
+/// A file whose bytes are hashed and counted as they are written, and on their way to the disk while more come: who waits for
+/// the sync at the end finds most of it done.
 pub(crate) struct Hashed<F> {
     pub(crate) file: F,
     hasher: sha2::Sha256,
     size: u64,
+    /// How much the kernel was told to write.
+    leaving: u64,
 }
 
-impl<F: Write> Hashed<F> {
+/// Bytes that are worth a system call.
+const PIECE: u64 = 8 << 20;
+
+impl<F: Write + AsFd> Hashed<F> {
     /// Nothing is written yet.
     pub(crate) fn new(file: F) -> Self {
-        Self { file, hasher: sha2::Sha256::new(), size: 0 }
+        Self { file, hasher: sha2::Sha256::new(), size: 0, leaving: 0 }
     }
 
     /// Takes account of bytes that are in the file already.
     pub(crate) fn note(&mut self, data: &[u8]) {
         self.hasher.update(data);
         self.size += data.len() as u64;
+        if self.size - self.leaving >= PIECE {
+            sys::file::start_writeback(&self.file, self.leaving, self.size - self.leaving);
+            self.leaving = self.size;
+        }
     }
 
     pub(crate) fn size(&self) -> u64 {
@@ -39,7 +50,7 @@ impl<F: Write> Hashed<F> {
     }
 }
 
-impl<F: Write> Write for Hashed<F> {
+impl<F: Write + AsFd> Write for Hashed<F> {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
         let written = self.file.write(data)?;
         self.note(&data[..written]);

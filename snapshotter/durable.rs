@@ -1,17 +1,31 @@
 //! What outlives a crash of the machine.
 //!
-//! Nothing is synced while a build runs: what a dying process wrote is in the kernel's hands. One syncfs at the end covers
+//! Nothing is waited for while a build runs: what a dying process wrote is in the kernel's hands. One sync at the end covers
 //! all files that are recorded by then; their rows are marked, and the mark itself is synced. Until that, a crash of the
 //! machine costs the files and what rests on them (see `recover.rs`), never more.
+//!
+//! A few files are synced one by one. For directories of unpacked layers it is one syncfs, which waits for all that anybody has
+//! written to that file system; so that not everything is left for it, the kernel is sent to write before (`Flusher`, and
+//! `Hashed` for blobs).
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::path::Path;
-use std::sync::PoisonError;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{self, SyncSender};
+use std::sync::{OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
+
+use graph::Digest;
 
 use rusqlite::{Connection, OptionalExtension, params};
 
+use crate::db::FileKind;
 use crate::{Store, StoreError, lock};
+
+/// So many files are rather synced one by one than with the whole file system.
+const FEW: u32 = 64;
 
 /// Age at which the copy of the database is renewed.
 const BACKUP_AGE: Duration = Duration::from_secs(60);
@@ -30,8 +44,10 @@ impl Store {
             return Ok(());
         }
         // Rows that are added from here on are not covered: they have higher numbers.
-        let root = File::open(self.root()).map_err(StoreError::io("open", self.root()))?;
-        rustix::fs::syncfs(&root).map_err(|error| StoreError::io("sync", self.root())(error.into()))?;
+        match self.few_files()? {
+            Some(files) => sync_each(&files)?,
+            None => sync_all(self.root())?,
+        }
         self.db.write(|db| {
             db.execute("UPDATE files SET durable = 1 WHERE durable = 0 AND seq <= ?1", [last])?;
             for (name, config, manifest) in &images {
@@ -45,6 +61,28 @@ impl Store {
         self.db.shorten_log();
         self.db.sync_log()?;
         self.back_up()
+    }
+
+    /// What is not durable, with the directories that name it, if that is a few plain files.
+    fn few_files(&self) -> Result<Option<Vec<PathBuf>>, StoreError> {
+        let rows: Vec<(i64, [u8; 32])> = self.db.read(|db| {
+            db.prepare_cached("SELECT kind, digest FROM files WHERE durable = 0 LIMIT ?1")?
+                .query_map([FEW + 1], |row| Ok((row.get(0)?, row.get(1)?)))?
+                .collect()
+        })?;
+        if rows.len() > FEW as usize {
+            return Ok(None);
+        }
+        let path = |(kind, digest): (i64, [u8; 32])| match kind {
+            kind if kind == FileKind::Blob as i64 => Some(self.layout.blob(&Digest::from_bytes(digest))),
+            kind if kind == FileKind::Index as i64 => Some(self.layout.index(&Digest::from_bytes(digest))),
+            _ => None,
+        };
+        let Some(mut files) = rows.into_iter().map(path).collect::<Option<Vec<PathBuf>>>() else { return Ok(None) };
+        let directories: BTreeSet<PathBuf> =
+            files.iter().filter_map(|file| file.parent()).map(Path::to_owned).collect();
+        files.extend(directories);
+        Ok(Some(files))
     }
 
     /// Waits until what was discarded is off the disk.
@@ -87,6 +125,56 @@ impl Store {
             fs::rename(&fresh, &target)
         };
         finish().map_err(StoreError::io("write", lock::with_suffix(&target, "")))
+    }
+}
+
+fn sync_each(paths: &[PathBuf]) -> Result<(), StoreError> {
+    for path in paths {
+        match File::open(path).and_then(|file| file.sync_all()) {
+            // Collected meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            other => other.map_err(StoreError::io("sync", path))?,
+        }
+    }
+    Ok(())
+}
+
+fn sync_all(root: &Path) -> Result<(), StoreError> {
+    let directory = File::open(root).map_err(StoreError::io("open", root))?;
+    rustix::fs::syncfs(&directory).map_err(|error| StoreError::io("sync", root)(error.into()))
+}
+
+/// Has the kernel write what was unpacked while a build goes on.
+#[derive(Debug, Default)]
+pub(crate) struct Flusher {
+    /// Bytes since it was last told.
+    waiting: AtomicU64,
+    thread: OnceLock<Option<SyncSender<()>>>,
+}
+
+/// Bytes that are worth a sync of their own.
+const MUCH: u64 = 32 << 20;
+
+impl Flusher {
+    /// Notes that so much was written in `root`.
+    pub(crate) fn wrote(&self, root: &Path, bytes: u64) {
+        if self.waiting.fetch_add(bytes, Ordering::Relaxed) + bytes < MUCH {
+            return;
+        }
+        self.waiting.store(0, Ordering::Relaxed);
+        let start = || {
+            let (sender, receiver) = mpsc::sync_channel::<()>(1);
+            let root = root.to_owned();
+            let work = move || {
+                // What fails here fails at the end, where somebody is told.
+                receiver.into_iter().for_each(|()| drop(sync_all(&root)));
+            };
+            std::thread::Builder::new().name("flusher".into()).spawn(work).ok().map(|_| sender)
+        };
+        if let Some(thread) = self.thread.get_or_init(start) {
+            // One that has been told already takes this along.
+            let _ = thread.try_send(());
+        }
     }
 }
 

@@ -119,6 +119,7 @@ impl Store {
             insert_layer(db, layer)?;
             Ok(add_file(db, kind, &layer.chain, size)?)
         })?;
+        self.flusher.wrote(self.root(), size);
         Ok(Snapshot { fs: target.join(tree) })
     }
 

@@ -11,6 +11,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use crate::StoreError;
 use crate::db::{Db, FileKind, column_content, column_digest, column_optional_digest, has_file};
+use crate::durable::Flusher;
 use crate::layer::ApplyOptions;
 use crate::layout::Layout;
 use crate::lease::{self, Lease};
@@ -27,6 +28,7 @@ pub struct Store {
     pub(crate) db: Db,
     pub(crate) lease: Lease,
     pub(crate) reaper: Arc<Reaper>,
+    pub(crate) flusher: Flusher,
     unique: AtomicU64,
     /// There are no overlays here.
     pub(crate) native: AtomicBool,
@@ -82,6 +84,7 @@ impl Store {
             db,
             lease,
             reaper,
+            flusher: Flusher::default(),
             unique: AtomicU64::new(0),
             native: AtomicBool::new(false),
             unpacking: OnceLock::new(),

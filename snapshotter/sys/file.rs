@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use rustix::fs::{self, AtFlags, CWD, FileType, Gid, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, Uid};
 
@@ -214,6 +214,14 @@ fn times(mtime: Time) -> Timestamps {
         last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
         last_modification: Timespec { tv_sec: mtime.0, tv_nsec: mtime.1.into() },
     }
+}
+
+/// Has the kernel begin to write a part of a file to the disk, and does not wait for it (`SYNC_FILE_RANGE_WRITE`,
+/// sync_file_range(2)). A hint: nothing is durable for it, and where the call does not exist nothing is lost.
+pub fn start_writeback(file: impl AsFd, offset: u64, length: u64) {
+    let (Ok(offset), Ok(length)) = (i64::try_from(offset), i64::try_from(length)) else { return };
+    // SAFETY: takes numbers only, and the descriptor is open.
+    unsafe { libc::sync_file_range(file.as_fd().as_raw_fd(), offset, length, libc::SYNC_FILE_RANGE_WRITE) };
 }
 
 #[cfg(test)]
