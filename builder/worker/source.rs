@@ -188,7 +188,8 @@ impl BuildWorker {
             http::Fetched::File(download) => {
                 let metadata = download.file.as_file().metadata()?;
                 let mut entry = Entry::file(name.as_bytes().to_vec(), metadata.size(), 0o600);
-                entry.mtime = (download.modified.unwrap_or_else(|| self.now.as_second()), 0);
+                // Not the time of the download: the layer would be another one each time.
+                entry.mtime = (download.modified.unwrap_or(0), 0);
                 let digest = download.digest.to_string();
                 self.went_in(Material::http(&source.url, &digest));
                 let tree = single_file(entry, &download)?;

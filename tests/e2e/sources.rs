@@ -61,6 +61,8 @@ fn a_server_cannot_choose_where_its_file_goes_or_what_it_is() {
     let paths: Vec<&str> = image.layers.iter().flatten().map(|entry| entry.path.trim_end_matches('/')).collect();
     assert!(paths.iter().all(|path| matches!(*path, "" | "." | "into") || path.starts_with("into/")), "{paths:?}");
     assert!(!paths.iter().any(|path| path.contains("..")), "{paths:?}");
+    // Without a time of its own it is as old as files can be, so that the layer is the same tomorrow.
+    assert_eq!(entry(&image, "into/download").mtime, 0);
 
     let digest = "sha256:4a2d1da6e34d2a0f4d8ba8d5c1bd1ec20fcb1a0ac4a1a3b8d1ae9c8f35b7dd21";
     let context = dir(&env, "d", &format!("FROM scratch\nADD --checksum={digest} {one} /x\n"));
