@@ -277,17 +277,21 @@ impl BuildWorker {
             None => None,
         };
         let (store, options) = (Arc::clone(&self.store), self.layers.options()?);
-        // Caches that begin as something else are others, whatever their name: what is wanted of one may not be in the other.
-        let id = match (cache.from.input, &initial.chain) {
-            (Some(_), Some(chain)) => format!("{}:{chain}", cache.id),
-            _ => cache.id.clone(),
-        };
+        // Caches that begin as something else are others, whatever their name: what is wanted of one may not be in the other,
+        // or not be open to the step's user.
+        let mut id = cache.id.clone();
+        if let (Some(_), Some(chain)) = (cache.from.input, &initial.chain) {
+            id = format!("{id}:{chain}");
+        }
+        let new = NewDirectory { mode: cache.mode, owner: (cache.uid, cache.gid) };
+        if (new.mode, new.owner) != (0o755, (0, 0)) {
+            id = format!("{id}:{:o}:{}:{}", new.mode, cache.uid, cache.gid);
+        }
         self.mounts.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone(), sharing);
         let restored = match store.has_cache_mount(&id) {
             true => None,
             false => self.imports.mount(context, &id, &self.scratch, |blob| self.layers.note_lost(blob)).await,
         };
-        let new = NewDirectory { mode: cache.mode, owner: (cache.uid, cache.gid) };
         let context = context.clone();
         blocking(move || {
             let stop = || context.cancelled.is_cancelled();

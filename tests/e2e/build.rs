@@ -301,6 +301,7 @@ fn mounts_of_run() {
              RUN --mount=type=tmpfs,target=/scratch echo x > /scratch/x\n\
              RUN --mount=type=cache,target=/cache echo 1 >> /cache/count && wc -l < /cache/count > /count\n\
              RUN --mount=type=cache,target=/cache,from=other,source=/d cat /cache/o >> /bind\n\
+             RUN --mount=type=cache,target=/cache,mode=0700,uid=7 ls -A /cache >> /bind; stat -c %a:%u /cache >> /bind\n\
              RUN --mount=type=secret,id=key cat /run/secrets/key | wc -c > /secret\n",
         )
         .file("f", "bound\n")
@@ -313,7 +314,7 @@ fn mounts_of_run() {
     let secret = format!("id=key,src={}", env.path("key").display());
     env.build(&context, &["-t", "it", "--secret", &secret]).ok().lacks("hunter2");
     let sh = |line: &str| env.run("it", &["sh", "-c", line]).ok().stdout;
-    assert_eq!(sh("cat /bind /part /count /secret"), "bound\nother\nother\nsub\nother\nfile\nlinked\n1\n7\n");
+    assert_eq!(sh("cat /bind /part /count /secret"), "bound\nother\nother\nsub\nother\n700:7\nfile\nlinked\n1\n7\n");
     assert_eq!(sh("ls -A /scratch /src /cache /run/secrets 2>/dev/null | grep -v : | wc -w"), "0\n");
     // The cache mount outlives the build.
     env.build(&context, &["-t", "again", "--no-cache", "--secret", &secret]).ok();
