@@ -93,6 +93,9 @@ pub enum ExpandReason {
     /// The variables multiply each other's size.
     #[error("the result is larger than {} MiB", MAX_SIZE >> 20)]
     TooLarge,
+    /// The variables make more of the whole Dockerfile than can be held.
+    #[error("the variables of this Dockerfile come to more than 128 MiB of text")]
+    TooMuch,
     /// A pattern that needs too many comparisons.
     #[error("matching the pattern takes too long")]
     TooCostly,
@@ -153,7 +156,7 @@ fn without_mark(word: &str) -> &str {
     word.strip_prefix('\u{feff}').unwrap_or(word)
 }
 
-fn failed(word: &str, reason: ExpandReason) -> ExpandError {
+pub(crate) fn failed(word: &str, reason: ExpandReason) -> ExpandError {
     let mut shown: String = word.chars().take(80).collect();
     if shown.len() < word.len() {
         shown.push('…');

@@ -12,7 +12,7 @@ use crate::lint::{self, Linter};
 use crate::options::{NoCache, Options};
 use crate::outline::{GlobalArg, OutlineArg, description};
 use crate::reach::Reach;
-use crate::scope::{Scope, automatic_args};
+use crate::scope::{Scope, Volume, automatic_args};
 use crate::stage::{NewStage, Stages};
 use crate::{Diagnostic, Diagnostics, SourceFile, Span};
 
@@ -92,19 +92,20 @@ pub fn plan(source: &SourceFile, options: &Options) -> Result<Plan, Diagnostics>
     }
     apply_settings(&mut options);
     let mut global = automatic_args(&options, target_name.as_deref());
+    let volume = Volume::default();
     check_defaults(&mut linter, &global_args, &blocks, &global, expander);
     let mut declared_args = BTreeSet::new();
     let mut outline = BTreeMap::new();
     for (head, arg) in &global_args {
         declare(&arg.args, &mut declared_args);
-        evaluate_global(head, arg, &mut global, expander, &options, &mut outline)?;
+        evaluate_global(head, arg, &mut global, (expander, &volume), &options, &mut outline)?;
     }
     let created = creation_time(&mut options, &global)?;
 
     let mut stages = Stages::default();
     let mut problems = Vec::new();
     for block in &blocks {
-        let facts = Facts { source, global: &global, declared: &declared_args, expander };
+        let facts = Facts { source, global: &global, declared: &declared_args, expander, volume: &volume };
         match new_stage(block, &facts, &mut linter) {
             Ok(stage) => problems.extend(stages.add(stage, &options).err()),
             Err(problem) => problems.push(problem),
@@ -204,15 +205,21 @@ fn check_defaults(
     automatic: &Scope,
     expander: Expander,
 ) {
-    let mut defaults = automatic.clone();
+    let (mut defaults, volume) = (automatic.clone(), Volume::default());
     for definition in global_args.iter().flat_map(|(_, arg)| &arg.args) {
         let Some(default) = &definition.value else { continue };
         // What cannot be expanded is reported where it counts.
         let Ok(value) = defaults.expand(expander, &default.text) else { return };
+        if volume.spend(value.len()).is_err() {
+            return;
+        }
         defaults.set(definition.name.text.as_str(), value);
     }
     for block in blocks {
         let Ok(name) = defaults.expand(expander, &block.from.image.text) else { return };
+        if volume.spend(name.len()).is_err() {
+            return;
+        }
         lint::invalid_default_arg::check(linter, block.head.span, &block.from.image.text, &name);
     }
 }
@@ -235,7 +242,7 @@ fn evaluate_global(
     head: &Instruction,
     arg: &ArgInstruction,
     global: &mut Scope,
-    expander: Expander,
+    (expander, volume): (Expander, &Volume),
     options: &Options,
     outline: &mut BTreeMap<String, GlobalArg>,
 ) -> Result<(), Diagnostic> {
@@ -248,6 +255,7 @@ fn evaluate_global(
         } else if let Some(default) = &definition.value {
             let done = expander.process_word(&default.text, global);
             let done = done.map_err(|error| Diagnostic::new(span, error.to_string()))?;
+            volume.spend(done.text.len()).map_err(|reason| Diagnostic::new(span, reason.to_string()))?;
             global.set(name, done.text);
             needs = done.used;
             // A default that is made of the one before is made of what that was made of.
@@ -301,15 +309,19 @@ struct Facts<'a> {
     /// ARGs before the first FROM, also those without a value.
     declared: &'a BTreeSet<String>,
     expander: Expander,
+    volume: &'a Volume,
 }
 
 fn new_stage(block: &Block, facts: &Facts<'_>, linter: &mut Linter) -> Result<NewStage, Diagnostic> {
-    let Facts { source, global, declared, expander } = *facts;
+    let Facts { source, global, declared, expander, volume } = *facts;
     let (from, span) = (&block.from, block.head.span);
     let comments = &block.head.comments;
     let mut from_args = BTreeSet::new();
     let expand = |word: &crate::instruction::Word| {
-        expander.process_word(&word.text, global).map_err(|error| Diagnostic::new(word.span, error.to_string()))
+        let done = expander.process_word(&word.text, global);
+        let done = done.map_err(|error| Diagnostic::new(word.span, error.to_string()))?;
+        volume.spend(done.text.len()).map_err(|reason| Diagnostic::new(word.span, reason.to_string()))?;
+        Ok(done)
     };
     let suggest = |problem: Diagnostic, unset: &BTreeSet<String>| match unset.first() {
         None => problem,

@@ -1,11 +1,33 @@
 //! Variables: the environment of a stage, the global ARGs before the first FROM, and those that exist by themselves.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 
 use graph::{Platform, ProxyEnv};
 
 use crate::Options;
-use crate::expand::{Env, ExpandError, Expander};
+use crate::expand::{Env, ExpandError, ExpandReason, Expander};
+
+/// What the steps, config and history of a build may hold of expanded text. Variables multiply: a few lines can ask for more than
+/// any machine has.
+#[derive(Debug, Default)]
+pub(crate) struct Volume(Cell<usize>);
+
+impl Volume {
+    const MAX: usize = 128 << 20;
+
+    /// Adds so many bytes.
+    pub(crate) fn spend(&self, bytes: usize) -> Result<(), ExpandReason> {
+        let total = self.0.get().saturating_add(bytes);
+        self.0.set(total);
+        if self.is_spent() { Err(ExpandReason::TooMuch) } else { Ok(()) }
+    }
+
+    /// Nothing more can be held, so that going on only finds the same again.
+    pub(crate) fn is_spent(&self) -> bool {
+        self.0.get() > Self::MAX
+    }
+}
 
 /// Variables in the order of their last assignment. An ARG in scope is a variable like one of ENV: a RUN sees both.
 #[derive(Clone, Debug, Default)]
@@ -37,8 +59,15 @@ impl Scope {
         expander.process_word(word, self).map(|expansion| expansion.text)
     }
 
+    /// In order: which of several names is suggested depends on it.
     pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
-        self.values.keys().map(String::as_str)
+        let mut all: Vec<_> = self.values.iter().collect();
+        all.sort_unstable_by_key(|(_, (order, _))| *order);
+        all.into_iter().map(|(name, _)| name.as_str())
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.values.len()
     }
 }
 

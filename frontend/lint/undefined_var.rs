@@ -4,6 +4,7 @@ use super::{Linter, Rule};
 use crate::Span;
 use crate::diagnostic::near_miss;
 use crate::instruction::Word;
+use crate::scope::Scope;
 
 pub(crate) const RULE: Rule = Rule {
     name: "UndefinedVar",
@@ -12,9 +13,13 @@ pub(crate) const RULE: Rule = Rule {
     experimental: false,
 };
 
+/// Among more variables than this something is always near, and looking takes long.
+const CROWD: usize = 1000;
+
 /// What is wrong with using `name` where `set` are set.
-pub(crate) fn message<'a>(name: &str, set: impl Iterator<Item = &'a str>) -> String {
-    let meant = near_miss(name, set).map(|meant| format!(" (did you mean ${meant}?)")).unwrap_or_default();
+pub(crate) fn message(name: &str, set: &Scope) -> String {
+    let meant = if set.len() > CROWD { None } else { near_miss(name, set.names()) };
+    let meant = meant.map(|meant| format!(" (did you mean ${meant}?)")).unwrap_or_default();
     format!("Usage of undefined variable '${name}'{meant}")
 }
 

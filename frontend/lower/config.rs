@@ -17,6 +17,9 @@ use crate::{Diagnostic, Span};
 use super::stage_state::{ShellForm, StageState};
 use super::{Lowering, comments, expose, signal};
 
+/// What a port takes of a config and of its history.
+const PORT: usize = 128;
+
 impl Lowering<'_> {
     /// Makes the argument a variable: from the command line, from its default, or from the global scope.
     pub(super) fn arg(&mut self, state: &mut StageState, step: &Step, arg: &ArgInstruction) -> Result<(), Diagnostic> {
@@ -232,6 +235,7 @@ impl Lowering<'_> {
             let list = self.plan.expander.process_words(&word.text, &state.scope);
             for text in list.map_err(|error| problem(error.to_string()))?.words {
                 let found = expose::ports(&text).map_err(problem)?;
+                self.volume.spend(found.len() * PORT).map_err(|reason| problem(reason.to_string()))?;
                 let (linter, comments, own) = (&mut self.linter, comments(step), !state.onbuild);
                 lint::expose_proto_casing::check(linter, comments, state.place, word, &text, own);
                 lint::expose_invalid_format::check(linter, comments, state.place, word, &text, own);

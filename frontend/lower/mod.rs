@@ -23,14 +23,14 @@ use std::fmt;
 
 use graph::{Graph, ImageConfig, NodeId, Op, Platform, ProxyEnv};
 
-use crate::expand::{ExpandError, Expander};
+use crate::expand::{ExpandError, Expander, failed};
 use crate::images::Images;
 use crate::instruction::{InstructionKind, Word};
 use crate::lint::{self, Finding, Linter};
 use crate::outline::{self, Outline, StageUse};
 use crate::plan::Plan;
 use crate::reach::Reach;
-use crate::scope::{is_build_setting, is_predefined, proxy_env};
+use crate::scope::{Volume, is_build_setting, is_predefined, proxy_env};
 use crate::stage::{Origin, Step};
 use crate::{Diagnostic, Diagnostics, Span};
 
@@ -129,6 +129,7 @@ struct Lowering<'a> {
     linter: Linter,
     /// What was used and is not set, by the instruction at hand.
     undefined: RefCell<Vec<String>>,
+    volume: Volume,
     /// What each stage uses of what it can be given.
     uses: BTreeMap<usize, StageUse>,
     declared: BTreeSet<String>,
@@ -158,6 +159,7 @@ impl<'a> Lowering<'a> {
             problems: Vec::new(),
             linter: plan.linter.clone(),
             undefined: RefCell::new(Vec::new()),
+            volume: Volume::default(),
             uses: BTreeMap::new(),
             declared: plan.declared_args.clone(),
             scan: ScanTargets::default(),
@@ -187,12 +189,14 @@ impl<'a> Lowering<'a> {
                 });
                 match (done, &step.instruction.kind) {
                     (Ok(()), _) => {}
-                    // Without the variable whatever uses it would be wrong as well.
-                    (Err(problem), InstructionKind::Arg(_) | InstructionKind::Env(_)) => {
+                    (Err(problem), kind) => {
                         self.problems.push(problem);
-                        return Err(Diagnostics(std::mem::take(&mut self.problems)));
+                        // Without the variable whatever uses it would be wrong as well.
+                        let is_variable = matches!(kind, InstructionKind::Arg(_) | InstructionKind::Env(_));
+                        if is_variable || self.volume.is_spent() {
+                            return Err(Diagnostics(std::mem::take(&mut self.problems)));
+                        }
                     }
-                    (Err(problem), _) => self.problems.push(problem),
                 }
             }
             self.mend_commands(&state);
@@ -242,11 +246,12 @@ impl<'a> Lowering<'a> {
     /// Expands a text, and notes which of its variables nothing sets.
     fn expand(&self, state: &StageState, expander: Expander, text: &str) -> Result<String, ExpandError> {
         let done = expander.process_word(text, &state.scope)?;
+        self.volume.spend(done.text.len()).map_err(|reason| failed(text, reason))?;
         // What an ARG declares may be without a value; of a base that is not known anything may be set.
         let args = |name: &String| state.args.iter().any(|(arg, _)| arg == name);
         if !state.base_unknown {
             let undefined = done.unset.iter().filter(|name| !is_build_setting(name) && !args(name));
-            let messages = undefined.map(|name| lint::undefined_var::message(name, state.scope.names()));
+            let messages = undefined.map(|name| lint::undefined_var::message(name, &state.scope));
             self.undefined.borrow_mut().extend(messages);
         }
         Ok(done.text)
@@ -269,8 +274,9 @@ impl<'a> Lowering<'a> {
 
     /// The instruction's text as progress shows it: keyword in upper case, variables replaced where that works.
     fn display(&self, state: &StageState, code: &str) -> String {
-        let text = state.scope.expand(self.plan.expander, code).unwrap_or_else(|_| code.to_owned());
-        upper_keyword(&text)
+        let text = state.scope.expand(self.plan.expander, code).ok();
+        let text = text.filter(|text| self.volume.spend(text.len()).is_ok());
+        upper_keyword(text.as_deref().unwrap_or(code))
     }
 
     fn note_scan(&mut self, number: usize, state: &StageState) {

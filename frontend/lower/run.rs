@@ -58,6 +58,9 @@ impl Lowering<'_> {
         let Mounts { inputs, mounts, secret_env, ssh_socket, .. } = mounts.finish();
 
         let mut env = state.scope.to_vec();
+        let size = |(name, value): &(String, String)| size_of::<(String, String)>() + name.len() + value.len();
+        let spent = self.volume.spend(env.iter().map(size).sum());
+        spent.map_err(|reason| Diagnostic::new(instruction.span, reason.to_string()))?;
         if let Some(socket) = ssh_socket
             && state.scope.value("SSH_AUTH_SOCK").is_none()
         {
@@ -103,8 +106,9 @@ impl Lowering<'_> {
         let secrets = mounts.iter().filter(|mount| mount.kind == MountType::Secret);
         let masked = MaskedEnv { scope: &state.scope, secrets: secrets.filter_map(|m| m.env.as_deref()).collect() };
         let expander = self.plan.expander.raw_quotes(true).keep_unset(true);
-        let expanded = expander.process_word(&text, &masked).map(|expansion| expansion.text);
-        upper_keyword(&expanded.unwrap_or_else(|_| text.into_owned()))
+        let expanded = expander.process_word(&text, &masked).map(|expansion| expansion.text).ok();
+        let expanded = expanded.filter(|expanded| self.volume.spend(expanded.len()).is_ok());
+        upper_keyword(&expanded.unwrap_or_else(|| text.into_owned()))
     }
 }
 

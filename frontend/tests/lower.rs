@@ -213,3 +213,31 @@ proptest! {
         prop_assert!(false, "there are always further images: {:?}", plan.missing_images(&images));
     }
 }
+
+/// A few lines whose variables, ports and environments multiply end with one message, soon and in little memory.
+#[test]
+fn what_multiplies_is_bounded() {
+    let doubled = |count: usize| -> String {
+        (1..count).fold("ENV A0=aaaaaaaaaaaaaaaa\n".to_owned(), |text, n| {
+            let before = n - 1;
+            text + &format!("ENV A{n}=$A{before}$A{before}$A{before}$A{before}\n")
+        })
+    };
+    let numbered =
+        |line: &str, count: usize| (0..count).map(|n| line.replace("{n}", &n.to_string())).collect::<String>();
+    for text in [
+        numbered("LABEL l{n}=$A9\n", 100),
+        numbered("RUN {n}\n", 100),
+        numbered("EXPOSE 1-65535\n", 50),
+        format!("LABEL {}\n", numbered("l{n}=$A9 ", 100)),
+    ] {
+        let source = SourceFile::new("Dockerfile", format!("FROM scratch\n{}{text}", doubled(10)));
+        let plan = plan(&source, &Options::default()).unwrap();
+        let problems = lower(&plan, &Images::new()).unwrap_err();
+        let messages = problems.render(&source);
+        assert_eq!(messages.matches("more than 128 MiB of text").count(), 1, "{messages}");
+    }
+    let globals = doubled(10).replace("ENV", "ARG") + &numbered("ARG B{n}=$A9\n", 100) + "FROM scratch\n";
+    let problems = plan(&SourceFile::new("Dockerfile", globals), &Options::default()).unwrap_err();
+    assert!(problems.to_string().contains("more than 128 MiB of text"), "{problems}");
+}
