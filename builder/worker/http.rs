@@ -8,6 +8,7 @@ use reqwest::StatusCode;
 use reqwest::header::{ETAG, IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED};
 use serde::{Deserialize, Serialize};
 use sha2::Digest as _;
+use snapshotter::Room;
 use tokio_util::sync::CancellationToken;
 
 /// What is remembered of an answer.
@@ -135,9 +136,11 @@ async fn fetch_once(
     let validators = Validators { etag: header(ETAG), last_modified: header(LAST_MODIFIED) };
     let mut file = tempfile::Builder::new().prefix("http-").tempfile_in(scratch).map_err(store)?;
     let mut hasher = sha2::Sha256::new();
+    let mut room = Room::later(scratch);
     while let Some(chunk) = response.chunk().await.map_err(failed)? {
         hasher.update(&chunk);
-        file.write_all(&chunk).map_err(store)?;
+        // A server may go on for ever.
+        room.take(chunk.len() as u64).and_then(|()| file.write_all(&chunk)).map_err(store)?;
     }
     let digest = Digest::from_bytes(hasher.finalize().into());
     if let Some(wanted) = source.checksum

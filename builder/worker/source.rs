@@ -169,12 +169,18 @@ impl BuildWorker {
             let mut hasher = KeyHasher::new("http/1");
             hasher.field(digest.as_bytes()).field(name.as_bytes()).finish()
         };
+        // What is asked for by its digest and is here need not be asked for at all.
+        if let Some(wanted) = source.checksum.map(|checksum| checksum.to_string())
+            && let Some(found) = self.recorded_source(context, &key(&wanted)).await
+        {
+            self.went_in(Material::http(&source.url, &wanted));
+            return Ok(found);
+        }
         let usable = match latest {
-            Some((digest, validators)) => {
-                let fits = source.checksum.is_none_or(|checksum| checksum.to_string() == *digest);
-                self.recorded_source(context, &key(digest)).await.filter(|_| fits).map(|found| (found, validators))
+            Some((digest, validators)) if source.checksum.is_none() => {
+                self.recorded_source(context, &key(digest)).await.map(|found| (found, validators))
             }
-            None => None,
+            _ => None,
         };
         let validators = usable.as_ref().map(|(_, validators)| *validators);
         match http::fetch(&self.http, source, validators, &self.scratch, &context.cancelled).await? {

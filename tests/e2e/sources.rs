@@ -48,6 +48,25 @@ fn a_url_is_asked_for_again_only_as_far_as_its_server_says() {
 }
 
 #[test]
+fn a_file_that_is_asked_for_by_its_digest_and_is_here_is_not_asked_for() {
+    let env = TestEnv::new();
+    let server = FileServer::start();
+    server.serve("/file", Served::ok("one"));
+    let (url, digest) = (server.url("/file"), graph::Digest::of(b"one"));
+    let context = dir(&env, "c", &format!("FROM scratch\nADD --checksum={digest} {url} /file\n"));
+    exported(&env, &context, &[]);
+    server.requests();
+    // The server has something else by now, which concerns those only who have not the file.
+    server.serve("/file", Served::ok("two"));
+    assert_eq!(env.rbuild(["build", "--progress", "plain", &context]).ok().cached(), 1);
+    let chmod = dir(&env, "d", &format!("FROM scratch\nADD --checksum={digest} --chmod=600 {url} /other\n"));
+    assert_eq!(entry(&exported(&env, &chmod, &[]), "other").body, b"one");
+    assert_eq!(server.requests(), [""; 0]);
+    let other = TestEnv::new();
+    other.rbuild(["build", &context]).run().exits(1).contains("--checksum");
+}
+
+#[test]
 fn a_server_cannot_choose_where_its_file_goes_or_what_it_is() {
     let env = TestEnv::new();
     let server = FileServer::start();
