@@ -10,7 +10,7 @@ use executor::stubs::Purpose;
 use executor::{Process, Root, Source};
 use graph::{BindSource, CacheSharing, ExecOp, MountKind, NetworkMode, ProxyEnv, SecurityMode};
 use snapshotter::NewDirectory;
-use snapshotter::layer::{ApplyOptions, Sharing, Tree};
+use snapshotter::layer::{ApplyOptions, Ownership, Sharing, Tree};
 use solver::RunContext;
 
 use super::mask::Mask;
@@ -283,15 +283,17 @@ impl BuildWorker {
         if let (Some(_), Some(chain)) = (cache.from.input, &initial.chain) {
             id = format!("{id}:{chain}");
         }
-        let new = NewDirectory { mode: cache.mode, owner: (cache.uid, cache.gid) };
-        if (new.mode, new.owner) != (0o755, (0, 0)) {
-            id = format!("{id}:{:o}:{}:{}", new.mode, cache.uid, cache.gid);
+        if (cache.mode, cache.uid, cache.gid) != (0o755, 0, 0) {
+            id = format!("{id}:{:o}:{}:{}", cache.mode, cache.uid, cache.gid);
         }
         self.mounts.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone(), sharing);
         let restored = match store.has_cache_mount(&id) {
             true => None,
             false => self.imports.mount(context, &id, &self.scratch, |blob| self.layers.note_lost(blob)).await,
         };
+        // Where there is one id, all files are that id's.
+        let owner = if options.ownership == Ownership::Skip { (0, 0) } else { (cache.uid, cache.gid) };
+        let new = NewDirectory { mode: cache.mode, owner };
         let context = context.clone();
         blocking(move || {
             let stop = || context.cancelled.is_cancelled();

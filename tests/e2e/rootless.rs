@@ -42,7 +42,8 @@ fn builds(subordinate_ids: bool) -> Option<(TestEnv, String)> {
     let rbuild = |args: &[&str]| as_user(&env, subordinate_ids, args);
     let tar = env.path("busybox.tar").display().to_string();
     rbuild(&["import", &tar, "busybox"]).ok();
-    let text = "FROM busybox\nRUN id -u > /who && touch /made && cat /proc/self/uid_map > /map\nCOPY f /f\nRUN cat /f && rm /etc/group && mkdir -m 700 /private\n";
+    let text = "FROM busybox\nRUN id -u > /who && touch /made && cat /proc/self/uid_map > /map\nCOPY f /f\nRUN cat /f && rm /etc/group && mkdir -m 700 /private\n\
+                RUN --mount=type=cache,target=/cache,uid=5,gid=6,mode=0750 touch /cache/x\n";
     let context = env.dockerfile("c", text).file("f", "content\n");
     let path = context.dir().display().to_string();
     let first = rbuild(&["build", "--progress", "plain", "-t", "app", &path]).ok();
