@@ -98,6 +98,10 @@ impl Store {
         sharing: CacheMountSharing,
     ) -> Result<Option<CacheMountDir>, StoreError> {
         let name = self.cache_mount_name(id)?;
+        let path = self.layout.join("cache-mounts").join(&name);
+        if !path.exists() {
+            return Ok(None);
+        }
         let lock = match sharing {
             CacheMountSharing::Shared => None,
             CacheMountSharing::Locked | CacheMountSharing::Private => {
@@ -106,7 +110,7 @@ impl Store {
             }
         };
         self.use_mount(&name, id)?;
-        let path = self.layout.join("cache-mounts").join(&name);
+        // It may have been removed until then.
         Ok(path.exists().then_some(CacheMountDir { path, _lock: lock }))
     }
 

@@ -30,7 +30,7 @@ use crate::worker::{WorkError, blocking};
 /// How often a name that somebody else changes meanwhile is written anew.
 const ATTEMPTS: u32 = 40;
 /// How long a writer keeps watch at least and at most.
-const LEAST_WATCH: Duration = Duration::from_millis(500);
+const LEAST_WATCH: Duration = Duration::from_millis(250);
 const LONGEST_WATCH: Duration = Duration::from_secs(5);
 /// Others may be so many times slower than this writer.
 const SLOWER: u32 = 4;
