@@ -56,7 +56,8 @@ pub async fn run(args: &Args, session: &Session) -> Result<ExitCode, Report> {
         "-" => Box::new(io::stdin()),
         path => Box::new(open_file(Path::new(path))?),
     };
-    let message = args.message.clone().unwrap_or_else(|| format!("Imported from {}", args.file));
+    // Where the file lies on this machine must not show in the image's digest; docker says the same of files.
+    let message = args.message.clone().unwrap_or_else(|| "Imported from -".to_owned());
     let image = RootFileSystem { changes, platform, message, name };
     let (store, now) = (Arc::clone(&session.store), now()?);
     let id = on_thread(move || {

@@ -72,6 +72,11 @@ fn import_makes_an_image_of_a_root_file_system() {
     let bytes = std::fs::read(busybox_base().tar).expect("ours");
     env.rbuild(["import", "-", "piped"]).stdin(bytes).ok();
     assert_eq!(env.run("piped", &["echo", "hi"]).ok().line(), "hi");
+    // Where the file lies and what it is called is no part of the image.
+    let elsewhere = env.path("elsewhere.tar");
+    std::fs::copy(&busybox_base().tar, &elsewhere).expect("ours");
+    let id = |file: &std::path::Path| env.rbuild(["import"]).arg(file).env("SOURCE_DATE_EPOCH", "1").ok().stdout;
+    assert_eq!(id(&elsewhere), id(&busybox_base().tar));
     env.rbuild(["import", "/no/such.tar", "x"]).run().exits(1).contains("/no/such.tar");
     env.rbuild(["import", "-", "x"]).stdin("this is no tar").run().exits(1);
     env.rbuild(["images"]).ok().lacks("x ");
