@@ -23,6 +23,7 @@ mod cgroup;
 mod confined;
 pub mod emulation;
 mod error;
+mod fence;
 mod fuse;
 mod init;
 mod launcher;

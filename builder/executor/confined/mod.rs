@@ -6,7 +6,6 @@
 //! Landlock, where the kernel has it, keeps a step that breaks out of its chroot in there; the container around rbuild is the
 //! outer wall. Steps run one at a time, since that is how the launcher can tell whose the processes are that a step leaves.
 
-mod fence;
 mod fixture;
 mod leftovers;
 
@@ -21,6 +20,7 @@ pub(crate) use fixture::Fixture;
 pub(crate) use leftovers::{adopt_orphans, end_all as end_leftovers};
 
 use crate::error::{Doing, Error};
+use crate::fence::Fence;
 use crate::init::{self, Setup};
 use crate::launcher::wire::{self, Report};
 use crate::spec::{self, Process, Root, Source};
@@ -136,7 +136,7 @@ fn become_step(
     init::enter_working_directory(directory.as_fd(), &process.cwd)?;
     let privileged = matches!(process.capabilities, spec::Capabilities::All);
     if !privileged {
-        fence::build().doing("fence the step in")?;
+        Fence::Whole.build().doing("fence the step in")?;
     }
 
     init::standard_descriptors(setup, None, identity)?;

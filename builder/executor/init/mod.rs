@@ -27,6 +27,7 @@ use sys::{Named, fd, mount, process, socket};
 
 use crate::cgroup::Group;
 use crate::error::{Doing, Error};
+use crate::fence::Fence;
 use crate::launcher::wire::{self, MAX_MESSAGE, Report, Request};
 use crate::machine::Machine;
 use crate::seccomp::Filter;
@@ -146,6 +147,9 @@ fn become_step(setup: &Setup<'_>) -> Result<(), Error> {
     leave_keyring()?;
     mount::pivot_root(root.as_fd()).doing("change the root")?;
     working_directory::enter(directory.as_fd(), &process.cwd)?;
+    if let Some(fence) = Fence::beside_mounts(process).filter(|_| setup.io.iter().all(is_no_file)) {
+        fence.build().doing("fence the step in")?;
+    }
 
     // 7. What the program starts with. From here on nothing is opened any more.
     standard_descriptors(setup, terminal.as_ref(), &identity)?;
@@ -220,6 +224,17 @@ fn give_pipe(fd: BorrowedFd<'_>, identity: &Identity) {
         let (uid, gid) = (rustix::fs::Uid::from_raw(identity.uid), rustix::fs::Gid::from_raw(identity.gid));
         rustix::fs::fchown(fd, Some(uid), Some(gid)).ok();
     }
+}
+
+/// Whether a standard descriptor is neither a file nor a terminal of somebody's, which the program may open once more as
+/// /dev/stdout.
+fn is_no_file(fd: &OwnedFd) -> bool {
+    use rustix::fs::FileType;
+    rustix::fs::fstat(fd).is_ok_and(|stat| match FileType::from_raw_mode(stat.st_mode) {
+        FileType::Fifo | FileType::Socket => true,
+        FileType::CharacterDevice => stat.st_rdev == rustix::fs::makedev(1, 3),
+        _ => false,
+    })
 }
 
 /// Sets the limits, as far as this process may: a hard limit that it cannot reach is taken as the highest that it can.

@@ -33,7 +33,8 @@ const TESTS: &[Test<Lab>] = tests! {
     isolation: the_first_process_is_the_steps_own, capabilities_are_dockers, what_tells_about_the_machine_is_hidden,
         devices_are_the_few_harmless_ones, nodes_that_a_step_makes_cannot_be_opened,
         without_network_there_is_loopback_only, a_network_is_used_again_when_nothing_is_left_in_it, names_and_limits_are_the_steps_own, dangerous_system_calls_are_refused, programs_of_32_bits_run_under_the_filter,
-        our_own_program_cannot_be_reached_for_writing, an_insecure_step_has_what_was_lifted, a_terminal_is_the_steps_own;
+        our_own_program_cannot_be_reached_for_writing,
+        a_directory_that_leads_out_cannot_be_listed_or_changed, an_insecure_step_has_what_was_lifted, a_terminal_is_the_steps_own;
     mounts: changes_go_to_the_upper_directory, many_layers_join_in_order, a_directory_serves_as_root,
         a_readonly_root_is_readonly_and_its_mounts_are_not, files_of_etc_are_mounted_and_leave_no_trace,
         binds_are_mounted_with_their_attributes, links_lead_nowhere_but_inside, secrets_are_in_memory_with_mode_and_owner,

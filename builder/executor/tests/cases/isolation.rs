@@ -240,6 +240,67 @@ pub(crate) fn our_own_program_cannot_be_reached_for_writing(lab: &Lab) {
     assert_eq!(fs::read(&own).expect("own program"), before);
 }
 
+const OUTSIDE: &str = r#"
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/un.h>
+#include <unistd.h>
+int main(void) {
+    struct sockaddr_un to = { .sun_family = AF_UNIX, .sun_path = "/socket" };
+    char byte, space[CMSG_SPACE(sizeof(int))];
+    struct iovec data = { &byte, 1 };
+    struct msghdr message = { .msg_iov = &data, .msg_iovlen = 1, .msg_control = space, .msg_controllen = sizeof space };
+    int s = socket(AF_UNIX, SOCK_STREAM, 0), outside;
+    if (connect(s, (void *)&to, sizeof to) || recvmsg(s, &message, 0) != 1 || !CMSG_FIRSTHDR(&message)) return 1;
+    memcpy(&outside, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof outside);
+    struct stat stat;
+    if (fstatat(outside, "canary", &stat, 0)) return 2;
+    if (syscall(444, 0, 0, 1) < 1) { puts("no Landlock"); return 0; }
+    if (openat(outside, ".", O_RDONLY | O_DIRECTORY) >= 0) puts("listed");
+    if (openat(outside, "canary", O_WRONLY) >= 0) puts("written");
+    if (openat(outside, "new", O_WRONLY | O_CREAT, 0600) >= 0) puts("made");
+    if (!mkdirat(outside, "directory", 0700)) puts("made a directory");
+    if (!symlinkat("/", outside, "link")) puts("linked");
+    if (!linkat(outside, "canary", AT_FDCWD, "/canary", 0)) puts("taken along");
+    if (!renameat(outside, "canary", outside, "other")) puts("renamed");
+    if (!unlinkat(outside, "canary", 0)) puts("removed");
+    puts("end");
+    return 0;
+}
+"#;
+
+/// CVE-2024-21626 and its like: a descriptor of a directory outside comes into a step, here by a socket.
+pub(crate) fn a_directory_that_leads_out_cannot_be_listed_or_changed(lab: &Lab) {
+    let Some(program) = compile(lab, "outside", OUTSIDE, &[]) else { return };
+    let (outside, path) = (lab.path("outside-of-all"), lab.path("socket"));
+    fs::create_dir(&outside).expect("mkdir");
+    fs::write(outside.join("canary"), "tweet").expect("write");
+    let listener = std::os::unix::net::UnixListener::bind(&path).expect("bind");
+    let directory = fs::File::open(&outside).expect("open");
+    let giver = std::thread::spawn(move || {
+        let (stream, _) = listener.accept().expect("the step connects");
+        sys::socket::send(&stream, b"x", &[std::os::fd::AsFd::as_fd(&directory)], true).expect("send");
+    });
+    let mut process = lab.process(["/outside"]);
+    fs::copy(program, lab.changes(&process).join("outside")).expect("copy");
+    let source = executor::Source::Bind { path, selector: String::new(), recursive: false };
+    process.mounts.push(executor::Mount { destination: "/socket".to_owned(), source, readonly: false });
+    let text = lab.output(process);
+    giver.join().expect("the descriptor was passed");
+    if text == "no Landlock\n" {
+        eprintln!("SKIPPED: this kernel has no Landlock");
+        return;
+    }
+    assert_eq!(text, "end\n");
+    assert_eq!(fs::read_to_string(outside.join("canary")).expect("still there"), "tweet");
+    assert_eq!(fs::read_dir(&outside).expect("list").count(), 1);
+}
+
 pub(crate) fn an_insecure_step_has_what_was_lifted(lab: &Lab) {
     let process = lab
         .script("mount -t tmpfs none /tmp && echo mounted; unshare -m true && echo unshared; test -w /proc/sys/kernel/hostname && echo writable; test -e /dev/kmsg && echo devices")

@@ -1,0 +1,59 @@
+//! Landlock (landlock(7)): what lies outside of the root stays out of reach even for who escapes a chroot, or finds a descriptor
+//! that leads out.
+
+use landlock::{
+    ABI, Access, AccessFs, BitFlags, CompatLevel, Compatible, PathBeneath, Ruleset, RulesetAttr, RulesetCreatedAttr,
+    Scope,
+};
+use rustix::fs::{Mode, OFlags};
+use sys::Named;
+
+use crate::spec::{Capabilities, Process, Seccomp};
+
+/// What is fenced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fence {
+    /// Everything.
+    Whole,
+    /// All but reading and executing files whose path is known. The kernel opens interpreters that binfmt_misc holds for the
+    /// step, and they lie outside of its root.
+    Changes,
+}
+
+impl Fence {
+    /// What fits a step that has a root of its own by its mounts. A step that may do more than by default may also mount, which
+    /// Landlock forbids.
+    pub(crate) fn beside_mounts(process: &Process) -> Option<Self> {
+        let is_default = process.capabilities == Capabilities::Default && process.seccomp == Seccomp::Default;
+        is_default.then_some(Self::Changes)
+    }
+
+    /// Restricts this process and its children to the root it has now. A kernel without Landlock gives what it has.
+    ///
+    /// Who has no CAP_SYS_ADMIN, as in a chroot, can do so only once nobody can gain privileges any more. Elsewhere setuid programs
+    /// keep their effect.
+    pub(crate) fn build(self) -> sys::Result<()> {
+        let root = rustix::fs::open(c"/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+            .call(|| "open(\"/\", O_PATH)".to_owned())?;
+        let everything = AccessFs::from_all(ABI::V5);
+        let handled = match self {
+            Self::Whole => everything,
+            Self::Changes => everything & !(AccessFs::ReadFile | AccessFs::Execute),
+        };
+        let scopes: BitFlags<Scope> = Scope::from_all(ABI::V6);
+        let restrict = || {
+            Ruleset::default()
+                .set_compatibility(CompatLevel::BestEffort)
+                .handle_access(handled)?
+                .scope(scopes)?
+                .create()?
+                .add_rule(PathBeneath::new(root, handled))?
+                .no_new_privs(self == Self::Whole)
+                .restrict_self()
+        };
+        match restrict() {
+            Ok(_) => Ok(()),
+            Err(error) => Err(sys::Error::new(format!("landlock: {error}"), rustix::io::Errno::INVAL)),
+        }
+    }
+}
