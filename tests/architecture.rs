@@ -162,6 +162,22 @@ fn explained(lines: &[&str]) -> bool {
 }
 
 #[test]
+fn each_known_attack_has_its_tests() {
+    let code: String = sources().iter().map(|file| read(&top().join(file))).collect();
+    let list = read(&top().join("docs/attacks.md"));
+    let rows: Vec<&str> = list.lines().filter(|line| line.starts_with("| ")).skip(1).collect();
+    assert!(rows.len() > 25, "the list is read: {rows:?}");
+    for row in rows {
+        let tests = row.trim_end_matches(" |").rsplit(" | ").next().unwrap_or_default();
+        let names: Vec<&str> = tests.split('`').skip(1).step_by(2).collect();
+        assert!(!names.is_empty(), "no test carries this out: {row}");
+        for name in names {
+            assert!(code.contains(&format!("fn {name}(")), "there is no test {name}");
+        }
+    }
+}
+
+#[test]
 fn no_file_is_longer_than_a_reader_can_hold() {
     let long: Vec<_> = sources()
         .iter()

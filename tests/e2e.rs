@@ -75,5 +75,7 @@ mod ssh;
 #[path = "e2e/storage.rs"]
 mod storage;
 mod support;
+#[path = "e2e/tiers.rs"]
+mod tiers;
 #[path = "e2e/transfer.rs"]
 mod transfer;

@@ -26,7 +26,7 @@ fn printed(stderr: &str, mark: &str) -> Vec<String> {
 
 /// CVE-2024-23651: one step swaps what another one mounts.
 #[test]
-fn a_source_that_is_swapped_meanwhile_leads_nowhere() {
+pub(crate) fn a_source_that_is_swapped_meanwhile_leads_nowhere() {
     let (env, dir) = with_canary();
     let swap = "end=$(($(date +%s) + 3)); while [ $(date +%s) -lt $end ]; do rm -rf /c/sel; ln -s $T /c/sel; rm -f /c/sel; mkdir /c/sel; done";
     let mut text = format!(
@@ -50,8 +50,55 @@ fn a_source_that_is_swapped_meanwhile_leads_nowhere() {
     }
 }
 
+/// CVE-2024-23652: what was made to be mounted on is taken away after the step, which has put something else into its way.
 #[test]
-fn nothing_leads_from_a_mount_into_a_layer_or_back() {
+pub(crate) fn what_is_taken_away_after_a_step_is_the_steps_own() {
+    let (env, dir) = with_canary();
+    for name in ["empty", "beside"] {
+        std::fs::create_dir(env.path(name)).expect("ours");
+    }
+    for change in [
+        format!("mv /deep /moved && ln -s {dir} /deep"),
+        format!("mv /deep /moved && ln -s ../../../../../../../..{dir} /deep && ls /deep/"),
+        "mv /deep /moved && ln -s /proc/self/root/tmp /deep && mkdir -p /tmp/empty".to_owned(),
+        "mv /deep /moved && mkdir -p /deep/empty && echo kept > /deep/empty/f".to_owned(),
+    ] {
+        let text = format!(
+            "FROM busybox\nRUN --mount=type=tmpfs,target=/deep/empty --mount=type=tmpfs,target=/deep/beside {change}; true\n\
+             RUN --mount=type=bind,from=busybox,source=/bin/busybox,target=/deep/canary true\n"
+        );
+        let out = env.build(&env.dockerfile("c", &text), &["--no-cache"]).run();
+        assert!(!out.stderr.contains("panicked"), "{}", out.stderr);
+        assert!(env.path("empty").is_dir() && env.path("beside").is_dir(), "{change}: removed outside");
+        untouched(&env);
+    }
+}
+
+/// CVE-2019-5736: a script whose interpreter is /proc/self/exe would have rbuild's own program run, and writes to it.
+#[test]
+pub(crate) fn the_program_itself_stays_as_it_is() {
+    let env = TestEnv::busybox();
+    let digest = || {
+        let bytes = std::fs::read(env!("CARGO_BIN_EXE_rbuild")).expect("built");
+        registry::digest_of(&bytes).to_string()
+    };
+    let before = digest();
+    let write =
+        "(for i in $(seq 300); do for p in /proc/[0-9]*/exe; do (echo pwned > $p) 2>/dev/null; done; done &) ; ";
+    let text = format!(
+        "FROM busybox\nRUN printf '#!/proc/self/exe\\n' > /evil && chmod 755 /evil && ln -sf /proc/self/exe /link\n\
+         RUN {write} /evil --version; /link --version; true\nENTRYPOINT [\"/evil\"]\nRUN [\"/evil\"]\n"
+    );
+    let context = env.dockerfile("c", &text);
+    for _ in 0..2 {
+        let out = env.build(&context, &["--no-cache"]).timeout(60).run();
+        assert!(!out.stderr.contains("panicked"), "{}", out.stderr);
+    }
+    assert_eq!(digest(), before);
+}
+
+#[test]
+pub(crate) fn nothing_leads_from_a_mount_into_a_layer_or_back() {
     let (env, _) = with_canary();
     let context = env.dockerfile(
         "c",
@@ -79,7 +126,7 @@ fn nothing_leads_from_a_mount_into_a_layer_or_back() {
 }
 
 #[test]
-fn a_step_sees_nothing_of_one_that_runs_beside_it() {
+pub(crate) fn a_step_sees_nothing_of_one_that_runs_beside_it() {
     let env = TestEnv::busybox();
     std::fs::write(env.path("secret"), "canary-of-the-secret").expect("ours");
     let text = "FROM busybox AS victim\nRUN --mount=type=secret,id=s,env=S --mount=type=secret,id=s sleep 4.25\n\
@@ -94,8 +141,25 @@ fn a_step_sees_nothing_of_one_that_runs_beside_it() {
     assert!(!out.stderr.contains("***"), "{}", out.stderr);
 }
 
+/// The same where steps see processes of others, as they do in a container that covers parts of its /proc.
 #[test]
-fn the_kernels_ways_out_are_shut() {
+pub(crate) fn a_step_gets_nothing_out_of_one_that_runs_beside_it() {
+    let env = TestEnv::busybox();
+    std::fs::write(env.path("secret"), "canary-of-the-secret").expect("ours");
+    let text = "FROM busybox AS victim\nRUN --mount=type=secret,id=s,env=S --mount=type=secret,id=s,mode=0444 sleep 4.75\n\
+                FROM busybox AS thief\nRUN sleep 1; cat /proc/[0-9]*/environ 2>/dev/null | tr '\\0' '\\n'; \
+                cat /proc/[0-9]*/root/run/secrets/s /proc/[0-9]*/cwd/run/secrets/s 2>/dev/null; \
+                for pid in /proc/[0-9]*; do [ \"$(readlink $pid/root)\" = / ] && [ -e $pid/root/run/secrets/s ] && echo reached: $pid; done; \
+                killall -9 sleep 2>/dev/null; echo done\n\
+                FROM busybox\nCOPY --from=victim /bin/busybox /1\nCOPY --from=thief /bin/busybox /2\n";
+    let secret = format!("id=s,src={}", env.path("secret").display());
+    let out = env.build(&env.dockerfile("c", text), &["--secret", &secret]).ok().lacks("canary-of-the-secret");
+    assert_eq!(printed(&out.stderr, "reached: "), Vec::<String>::new(), "{}", out.stderr);
+    assert!(!out.stderr.contains("***"), "{}", out.stderr);
+}
+
+#[test]
+pub(crate) fn the_kernels_ways_out_are_shut() {
     let (env, dir) = with_canary();
     let script = format!(
         "for file in /proc/sys/kernel/core_pattern /proc/sys/kernel/modprobe /proc/sys/kernel/hotplug /proc/sys/vm/panic_on_oom \
@@ -126,7 +190,7 @@ fn the_kernels_ways_out_are_shut() {
 
 /// GHSA-72x6-4j93-7w86 and its like: files of the image that are read before anything runs.
 #[test]
-fn files_of_the_image_that_are_read_for_a_step_cannot_stop_or_mislead_it() {
+pub(crate) fn files_of_the_image_that_are_read_for_a_step_cannot_stop_or_mislead_it() {
     let (env, dir) = with_canary();
     for make in [
         "head -c 20000000 /dev/zero | tr '\\0' 'x' > /etc/passwd",
@@ -162,7 +226,7 @@ fn files_of_the_image_that_are_read_for_a_step_cannot_stop_or_mislead_it() {
 }
 
 #[test]
-fn a_hostile_image_gets_nothing_out_of_a_shell() {
+pub(crate) fn a_hostile_image_gets_nothing_out_of_a_shell() {
     if !require(&["busybox"]) {
         return;
     }

@@ -11,7 +11,7 @@ fn built_and_run(dockerfile: &str, command: &[&str]) -> String {
 }
 
 #[test]
-fn from_scratch_with_one_static_program() {
+pub(crate) fn from_scratch_with_one_static_program() {
     let env = TestEnv::new();
     let busybox = std::fs::read(find("busybox").expect("busybox-static")).expect("readable");
     let context = env
@@ -26,7 +26,7 @@ fn from_scratch_with_one_static_program() {
 }
 
 #[test]
-fn build_is_the_default_command() {
+pub(crate) fn build_is_the_default_command() {
     let env = TestEnv::busybox();
     let context =
         env.dockerfile("c", "FROM busybox\nRUN echo hi > /hi\n").file("Other", "FROM busybox\nRUN echo other > /hi\n");
@@ -41,7 +41,7 @@ fn build_is_the_default_command() {
 }
 
 #[test]
-fn the_dockerfile_comes_from_standard_input() {
+pub(crate) fn the_dockerfile_comes_from_standard_input() {
     let env = TestEnv::busybox();
     env.rbuild(["-t", "stdin", "-"]).stdin("FROM busybox\nRUN echo from stdin > /said\n").ok();
     assert_eq!(env.run("stdin", &["cat", "/said"]).ok().line(), "from stdin");
@@ -52,7 +52,7 @@ fn the_dockerfile_comes_from_standard_input() {
 }
 
 #[test]
-fn the_context_comes_as_a_tar_on_standard_input() {
+pub(crate) fn the_context_comes_as_a_tar_on_standard_input() {
     let env = TestEnv::busybox();
     let context = env.dockerfile("c", "FROM busybox\nCOPY dir/data /said\n").file("dir/data", "from a tar");
     let tar = env.program("tar").args(["-C"]).arg(context.dir()).args(["-cz", "."]).ok().stdout_bytes;
@@ -86,7 +86,7 @@ fn the_last_line_says_where_the_image_is_and_how_to_run_it() {
 }
 
 #[test]
-fn build_args_target_and_labels() {
+pub(crate) fn build_args_target_and_labels() {
     let env = TestEnv::busybox();
     let context = env.dockerfile(
         "c",
@@ -125,7 +125,7 @@ fn the_image_id_is_written_to_a_file() {
 }
 
 #[test]
-fn stages_are_joined_by_copy_from() {
+pub(crate) fn stages_are_joined_by_copy_from() {
     let text = "FROM busybox AS one\nRUN mkdir /out && echo one > /out/a\nFROM busybox AS two\nRUN echo two > /b\n\
                 FROM busybox\nCOPY --from=one /out/ /got/\nCOPY --from=1 /b /got/\nCOPY --from=busybox /etc/group /got/\n";
     assert_eq!(
@@ -142,7 +142,7 @@ fn a_stage_that_nobody_needs_is_not_built() {
 }
 
 #[test]
-fn independent_stages_run_at_the_same_time() {
+pub(crate) fn independent_stages_run_at_the_same_time() {
     let stage = |name: &str| {
         format!(
             "FROM busybox AS {name}\nRUN read a _ < /proc/uptime; sleep 1; read b _ < /proc/uptime; echo $a $b > /{name}\n"
@@ -161,7 +161,7 @@ fn independent_stages_run_at_the_same_time() {
 }
 
 #[test]
-fn env_workdir_user_and_shell_reach_the_step_and_the_image() {
+pub(crate) fn env_workdir_user_and_shell_reach_the_step_and_the_image() {
     let text = "FROM busybox\nENV A=1 B=\"two words\"\nENV C=$A-${B}\nWORKDIR /w\nWORKDIR x/y\nRUN pwd > where && echo \"$C\" > c\n\
                 RUN chown 1000:1001 /w/x/y\nUSER web\nRUN id -un > who\nSHELL [\"/bin/sh\", \"-xc\"]\nRUN echo traced\nCMD cat where c who; pwd; echo \"$C\"\n";
     let env = TestEnv::busybox();
@@ -171,7 +171,7 @@ fn env_workdir_user_and_shell_reach_the_step_and_the_image() {
 }
 
 #[test]
-fn heredocs() {
+pub(crate) fn heredocs() {
     let text = "FROM busybox\nRUN <<EOF\nset -e\necho one > /a\necho two >> /a\nEOF\nCOPY <<one <<\"two\" /dir/\nuser $HOME\none\nliteral $HOME\ntwo\n\
                 RUN <<EOF cat > /b\nfrom stdin\nEOF\n";
     assert_eq!(
@@ -181,7 +181,7 @@ fn heredocs() {
 }
 
 #[test]
-fn copy_follows_the_rules_of_paths_owners_and_modes() {
+pub(crate) fn copy_follows_the_rules_of_paths_owners_and_modes() {
     let env = TestEnv::busybox();
     let context = env
         .dockerfile(
@@ -205,7 +205,7 @@ fn copy_follows_the_rules_of_paths_owners_and_modes() {
 }
 
 #[test]
-fn files_of_the_context_belong_to_root() {
+pub(crate) fn files_of_the_context_belong_to_root() {
     let env = TestEnv::busybox();
     let context = env.dockerfile("c", "FROM busybox\nCOPY f /f\n").file("f", "x");
     if rustix::process::geteuid().is_root() {
@@ -216,7 +216,7 @@ fn files_of_the_context_belong_to_root() {
 }
 
 #[test]
-fn copy_goes_through_a_symlinked_directory_of_the_base() {
+pub(crate) fn copy_goes_through_a_symlinked_directory_of_the_base() {
     let env = TestEnv::busybox();
     let context = env
         .dockerfile("c", "FROM busybox\nRUN ln -s usr/sbin /tools && ln -s /bin /abs\nCOPY f /tools/f\nCOPY f /abs/\n")
@@ -229,7 +229,7 @@ fn copy_goes_through_a_symlinked_directory_of_the_base() {
 }
 
 #[test]
-fn dockerignore_keeps_files_out() {
+pub(crate) fn dockerignore_keeps_files_out() {
     let env = TestEnv::busybox();
     let context = env
         .dockerfile("c", "FROM busybox\nCOPY . /all/\n")
@@ -246,7 +246,7 @@ fn dockerignore_keeps_files_out() {
 }
 
 #[test]
-fn add_unpacks_a_local_archive_and_copy_does_not() {
+pub(crate) fn add_unpacks_a_local_archive_and_copy_does_not() {
     let env = TestEnv::busybox();
     let context =
         env.dockerfile("c", "FROM busybox\nADD in.tar.gz /added/\nCOPY in.tar.gz /copied/\n").file("in/file", "packed");
@@ -256,7 +256,7 @@ fn add_unpacks_a_local_archive_and_copy_does_not() {
 }
 
 #[test]
-fn onbuild_runs_in_the_build_upon_it() {
+pub(crate) fn onbuild_runs_in_the_build_upon_it() {
     let env = TestEnv::busybox();
     env.build(&env.dockerfile("p", "FROM busybox\nONBUILD COPY f /f\nONBUILD RUN cp /f /g\n"), &["-t", "parent"]).ok();
     env.run("parent", &["test", "!", "-e", "/f"]).ok();
@@ -265,7 +265,7 @@ fn onbuild_runs_in_the_build_upon_it() {
 }
 
 #[test]
-fn metadata_instructions_end_in_the_config() {
+pub(crate) fn metadata_instructions_end_in_the_config() {
     let env = TestEnv::busybox();
     let text = "FROM busybox\nLABEL a=1 b=\"two words\"\nEXPOSE 80 53/udp\nVOLUME /data\nSTOPSIGNAL SIGUSR1\nUSER 1000:50\nWORKDIR /w\n\
                 HEALTHCHECK --interval=5s --retries=2 CMD true\nENTRYPOINT [\"/bin/echo\"]\nCMD [\"x\"]\nMAINTAINER someone\n";
@@ -287,7 +287,7 @@ fn metadata_instructions_end_in_the_config() {
 }
 
 #[test]
-fn mounts_of_run() {
+pub(crate) fn mounts_of_run() {
     let env = TestEnv::busybox();
     let context = env
         .dockerfile(

@@ -3,7 +3,7 @@
 
 use crate::support::{Context, Outcome, TestEnv};
 
-const RANDOM: &str = "cat /proc/sys/kernel/random/uuid";
+const RANDOM: &str = "mktemp -u";
 
 fn context(env: &TestEnv) -> Context {
     env.dockerfile(
@@ -31,7 +31,7 @@ fn build(env: &TestEnv, context: &Context, args: &[&str]) -> Built {
 }
 
 #[test]
-fn a_second_build_runs_nothing() {
+pub(crate) fn a_second_build_runs_nothing() {
     let env = TestEnv::busybox();
     let context = context(&env);
     let one = build(&env, &context, &[]);
@@ -42,7 +42,7 @@ fn a_second_build_runs_nothing() {
 }
 
 #[test]
-fn a_changed_file_is_done_again_from_its_copy_on() {
+pub(crate) fn a_changed_file_is_done_again_from_its_copy_on() {
     let env = TestEnv::busybox();
     let context = context(&env);
     let one = build(&env, &context, &[]);
@@ -149,7 +149,7 @@ fn a_step_whose_inputs_have_the_same_content_is_not_run_again() {
 }
 
 #[test]
-fn a_step_that_failed_is_run_again() {
+pub(crate) fn a_step_that_failed_is_run_again() {
     let env = TestEnv::busybox();
     let context =
         env.dockerfile("c", "FROM busybox\nRUN --mount=type=cache,target=/c test -e /c/x || { touch /c/x; exit 3; }\n");

@@ -3,7 +3,7 @@
 use crate::support::TestEnv;
 
 #[test]
-fn a_failing_step_is_shown_with_its_line_its_status_and_its_last_words() {
+pub(crate) fn a_failing_step_is_shown_with_its_line_its_status_and_its_last_words() {
     let env = TestEnv::busybox();
     let text = "FROM busybox\n\nRUN echo fine\nRUN for i in 1 2 3; do echo said $i; done; \\\n    echo last words >&2; \\\n    exit 37\nRUN echo never\n";
     let context = env.dockerfile("c", text);
@@ -20,7 +20,7 @@ fn a_failing_step_is_shown_with_its_line_its_status_and_its_last_words() {
 }
 
 #[test]
-fn a_step_killed_by_a_signal_says_so() {
+pub(crate) fn a_step_killed_by_a_signal_says_so() {
     let env = TestEnv::busybox();
     let context = env.dockerfile("c", "FROM busybox\nRUN sh -c 'kill -9 $$'; exit $?\n");
     let out = env.build(&context, &[]).run().exits(1);
@@ -28,7 +28,7 @@ fn a_step_killed_by_a_signal_says_so() {
 }
 
 #[test]
-fn a_command_that_does_not_exist() {
+pub(crate) fn a_command_that_does_not_exist() {
     let env = TestEnv::busybox();
     let context = env.dockerfile("c", "FROM busybox\nRUN [\"/no/such/thing\"]\n");
     env.build(&context, &[]).run().exits(1).contains("/no/such/thing").contains("Dockerfile:2");

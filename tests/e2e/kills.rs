@@ -7,11 +7,11 @@ use rustix::process::Signal;
 use crate::support::{Context, TestEnv};
 
 fn slow(env: &TestEnv) -> Context {
-    env.dockerfile("c", "FROM busybox\nRUN cat /proc/sys/kernel/random/uuid > /id\nRUN echo under way; sleep 300\n")
+    env.dockerfile("c", "FROM busybox\nRUN mktemp -u > /id\nRUN echo under way; sleep 300\n")
 }
 
 #[test]
-fn ctrl_c_ends_the_build_and_its_steps() {
+pub(crate) fn ctrl_c_ends_the_build_and_its_steps() {
     let env = TestEnv::busybox();
     let context = slow(&env);
     let mut build = env.build(&context, &["-t", "it"]).timeout(30).spawn();
@@ -34,7 +34,7 @@ fn sigterm_ends_the_build_and_its_steps() {
 }
 
 #[test]
-fn kill_9_leaves_nothing_and_loses_nothing() {
+pub(crate) fn kill_9_leaves_nothing_and_loses_nothing() {
     let env = TestEnv::busybox();
     let context = slow(&env);
     let mut build = env.build(&context, &["-t", "it"]).timeout(30).spawn();
@@ -44,7 +44,7 @@ fn kill_9_leaves_nothing_and_loses_nothing() {
     // Without another start of rbuild: the launcher's end takes all with it.
     env.assert_clean();
     // What was done is known to the next build.
-    context.write("Dockerfile", "FROM busybox\nRUN cat /proc/sys/kernel/random/uuid > /id\nRUN echo quick\n");
+    context.write("Dockerfile", "FROM busybox\nRUN mktemp -u > /id\nRUN echo quick\n");
     let out = env.build(&context, &["-t", "it"]).ok();
     assert_eq!(out.cached(), 1, "{}", out.stderr);
 }

@@ -16,7 +16,7 @@ fn paths(image: &Image, layer: usize) -> Vec<&str> {
 }
 
 #[test]
-fn a_layer_holds_what_the_step_changed() {
+pub(crate) fn a_layer_holds_what_the_step_changed() {
     let env = TestEnv::busybox();
     let text = "FROM busybox\nRUN mkdir -p /a/b && echo 1 > /a/b/c && rm /etc/group && ln -s c /a/b/s && ln /a/b/c /a/b/h && touch /etc/passwd\n\
                 RUN rm -r /a/b && mkdir /a/b && echo 2 > /a/b/d\nRUN true\n";
@@ -38,7 +38,7 @@ fn a_layer_holds_what_the_step_changed() {
 }
 
 #[test]
-fn of_the_mount_points_made_for_a_step_only_the_standard_ones_stay() {
+pub(crate) fn of_the_mount_points_made_for_a_step_only_the_standard_ones_stay() {
     let env = TestEnv::busybox();
     // Engines that run an image read-only need /proc, /sys and /dev to be there.
     let text = "FROM scratch\nCOPY --from=busybox /bin/busybox /bin/sh\n\
@@ -48,7 +48,7 @@ fn of_the_mount_points_made_for_a_step_only_the_standard_ones_stay() {
 }
 
 #[test]
-fn odd_files_survive_into_the_image_and_through_a_load() {
+pub(crate) fn odd_files_survive_into_the_image_and_through_a_load() {
     let env = TestEnv::busybox();
     let long = "n".repeat(200);
     let text = format!(
@@ -83,7 +83,7 @@ fn odd_files_survive_into_the_image_and_through_a_load() {
 }
 
 #[test]
-fn extended_attributes_and_capabilities_survive() {
+pub(crate) fn extended_attributes_and_capabilities_survive() {
     let env = TestEnv::busybox();
     let context = env.dockerfile("c", "FROM busybox\nCOPY f /f\nRUN cp /f /g\n").mode("f", 0o755, "x");
     // cap_net_bind_service=ep as the kernel stores it; the caller may not be allowed to set it.
@@ -100,8 +100,64 @@ fn extended_attributes_and_capabilities_survive() {
     }
 }
 
+/// Owners, device nodes, setuid bits and file capabilities of a base, and what a step changes beside and of them.
 #[test]
-fn the_same_context_makes_the_same_layers_in_another_store() {
+pub(crate) fn what_the_disk_cannot_hold_comes_out_right() {
+    use tar::EntryType::{Block, Char, Fifo, Regular};
+    let capability = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let wanted = [
+        ("d/null", Char, 0o666, (0, 0), Some((1, 3))),
+        ("d/disk", Block, 0o660, (0, 6), Some((8, 1))),
+        ("d/pipe", Fifo, 0o622, (33, 0), None),
+        ("d/suid", Regular, 0o4711, (33, 44), None),
+        ("d/nobody", Regular, 0o2755, (65534, 65534), None),
+        ("d/capable", Regular, 0o755, (0, 0), None),
+    ];
+    let env = TestEnv::new();
+    let mut base = std::fs::read(crate::support::busybox_base().tar).expect("made by the harness");
+    // It goes on where its end was.
+    base.truncate(base.len() - 1024);
+    let length = base.len() as u64;
+    let mut base = tar::Builder::new(std::io::Cursor::new(base));
+    base.get_mut().set_position(length);
+    for (path, kind, mode, (uid, gid), numbers) in wanted {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_mode(mode);
+        header.set_uid(uid);
+        header.set_gid(gid);
+        header.set_size(0);
+        if let Some((major, minor)) = numbers {
+            header
+                .set_device_major(major)
+                .and_then(|()| header.set_device_minor(minor))
+                .expect("a header with devices");
+        }
+        if path == "d/capable" {
+            base.append_pax_extensions([("SCHILY.xattr.security.capability", &capability[..])])
+                .expect("memory takes it");
+        }
+        base.append_data(&mut header, path, std::io::empty()).expect("memory takes it");
+    }
+    let tar = env.path("base.tar");
+    std::fs::write(&tar, base.into_inner().expect("memory takes it").into_inner()).expect("ours");
+    env.rbuild(["import"]).arg(&tar).arg("base").ok();
+    let text = "FROM base\nRUN echo more >> /d/nobody && chmod 2755 /d/nobody && chmod 777 /d && touch /d/new\n";
+    let (context, out) = (env.dockerfile("c", text), env.path("out.tar"));
+    env.build(&context, &["-o", &format!("type=tar,dest={}", out.display())]).ok();
+    let entries = crate::support::entries(&std::fs::read(out).expect("written"));
+    for (path, kind, mode, owner, numbers) in wanted {
+        let found = entries.iter().find(|entry| entry.path == path).unwrap_or_else(|| panic!("{path} is gone"));
+        let is = (found.kind, found.mode & 0o7777, (found.uid, found.gid), found.numbers);
+        assert_eq!(is, (kind, mode, owner, numbers), "{path}");
+    }
+    let capable = entries.iter().find(|entry| entry.path == "d/capable").expect("checked");
+    assert_eq!(capable.pax.get("SCHILY.xattr.security.capability").map(Vec::as_slice), Some(&capability[..]));
+    assert!(entries.iter().any(|entry| entry.path == "d/new" && (entry.uid, entry.gid) == (0, 0)));
+}
+
+#[test]
+pub(crate) fn the_same_context_makes_the_same_layers_in_another_store() {
     let text = "FROM busybox\nCOPY . /src/\nCOPY --chown=1:2 a /owned\nWORKDIR /src\n";
     let layers = |name: &str| {
         let env = TestEnv::busybox();

@@ -57,7 +57,7 @@ fn a_limit_that_cannot_be_had_is_an_error() {
 }
 
 #[test]
-fn a_profile_of_system_calls_from_a_file_is_the_steps_filter() {
+pub(crate) fn a_profile_of_system_calls_from_a_file_is_the_steps_filter() {
     let env = TestEnv::busybox();
     let profile = |rules: &str| {
         let json = format!(
@@ -158,7 +158,7 @@ fn a_parent_group_holds_the_step_while_it_runs() {
 }
 
 #[test]
-fn a_step_that_takes_too_long_shows_its_processes_and_is_killed() {
+pub(crate) fn a_step_that_takes_too_long_shows_its_processes_and_is_killed() {
     let env = TestEnv::busybox();
     let context = env.dockerfile("c", "FROM busybox\nRUN echo begun; sleep 321 & sleep 322\n");
     let out = env.build(&context, &["--step-timeout=1s"]).timeout(30).run().exits(1);

@@ -36,7 +36,7 @@ fn own_address() -> IpAddr {
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 #[test]
-fn a_step_reaches_the_network_and_not_the_machines_loopback() {
+pub(crate) fn a_step_reaches_the_network_and_not_the_machines_loopback() {
     let env = TestEnv::busybox();
     let outside = server(own_address(), "far away");
     let canary = server(LOOPBACK, "canary");
@@ -71,7 +71,7 @@ fn host_gateway_is_the_machine() {
 }
 
 #[test]
-fn abstract_sockets_of_the_machine_do_not_exist_in_a_step() {
+pub(crate) fn abstract_sockets_of_the_machine_do_not_exist_in_a_step() {
     let env = TestEnv::busybox();
     let name = format!("rbuild-canary-{}", std::process::id());
     let address = LocalAddr::from_abstract_name(&name).expect("a name");
@@ -138,7 +138,7 @@ fn what_a_step_sends_arrives_whole_with_its_end() {
 }
 
 #[test]
-fn steps_at_the_same_time_have_a_loopback_each() {
+pub(crate) fn steps_at_the_same_time_have_a_loopback_each() {
     let env = TestEnv::busybox();
     let stage = |name: &str| {
         format!(

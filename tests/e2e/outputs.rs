@@ -180,7 +180,7 @@ fn docker_archive_and_load_reach_docker() {
 }
 
 #[test]
-fn tar_and_local_give_the_root_file_system() {
+pub(crate) fn tar_and_local_give_the_root_file_system() {
     let env = TestEnv::busybox();
     let tar = output(&env, "type=tar", "root.tar");
     let list = env.program("tar").arg("-tvf").arg(&tar).ok().stdout;
@@ -211,7 +211,7 @@ fn a_local_output_stays_in_its_directory() {
 }
 
 #[test]
-fn several_outputs_of_one_build() {
+pub(crate) fn several_outputs_of_one_build() {
     let env = TestEnv::busybox();
     let (one, two) = (env.path("one.tar"), env.path("two"));
     let specs = [format!("type=oci,dest={}", one.display()), format!("type=local,dest={}", two.display())];

@@ -17,7 +17,7 @@ fn run_prints(line: &str) -> String {
 }
 
 #[test]
-fn every_namespace_is_its_own() {
+pub(crate) fn every_namespace_is_its_own() {
     let inside =
         run_prints("for n in mnt pid ipc uts net cgroup; do echo \"out: $n $(readlink /proc/self/ns/$n)\"; done");
     assert_eq!(inside.lines().count(), 6, "{inside}");
@@ -29,7 +29,7 @@ fn every_namespace_is_its_own() {
 }
 
 #[test]
-fn network_none_has_no_interface_but_loopback() {
+pub(crate) fn network_none_has_no_interface_but_loopback() {
     let env = TestEnv::busybox();
     let out = env
         .build(&env.dockerfile("c", "FROM busybox\nRUN echo \"out: $(ls /sys/class/net)\"\n"), &["--network", "none"])
@@ -41,19 +41,19 @@ fn network_none_has_no_interface_but_loopback() {
 }
 
 #[test]
-fn the_step_is_process_one_and_alone() {
+pub(crate) fn the_step_is_process_one_and_alone() {
     assert_eq!(run_prints("set -- /proc/[0-9]*; echo \"out: $$ $#\""), "1 1");
 }
 
 #[test]
-fn no_descriptor_is_inherited() {
+pub(crate) fn no_descriptor_is_inherited() {
     // 0, 1, 2, and the one that ls reads the directory with.
     assert_eq!(run_prints("echo \"out: $(ls /proc/self/fd | tr '\\n' ' ')\""), "0 1 2 3 ");
     assert_eq!(run_prints("cat; echo \"out: stdin is empty\""), "stdin is empty");
 }
 
 #[test]
-fn capabilities_are_the_default_set_and_none_inheritable() {
+pub(crate) fn capabilities_are_the_default_set_and_none_inheritable() {
     let caps = run_prints("sed -n 's/^\\(Cap...\\):\\t/out: \\1 /p' /proc/self/status");
     let default = "00000000a80425fb";
     assert_eq!(
@@ -66,7 +66,7 @@ fn capabilities_are_the_default_set_and_none_inheritable() {
 }
 
 #[test]
-fn the_user_has_the_groups_of_the_image() {
+pub(crate) fn the_user_has_the_groups_of_the_image() {
     let env = TestEnv::busybox();
     let groups = |user: &str| {
         step_prints(&env, &format!("FROM busybox\nUSER {user}\nRUN echo \"out: $(id -u) $(id -g) $(id -G)\"\n"))
@@ -83,7 +83,7 @@ fn the_user_has_the_groups_of_the_image() {
 }
 
 #[test]
-fn kernel_settings_cannot_be_written_and_secrets_of_the_kernel_not_read() {
+pub(crate) fn kernel_settings_cannot_be_written_and_secrets_of_the_kernel_not_read() {
     let script = "for f in /proc/sys/kernel/hostname /proc/sysrq-trigger /proc/sys/kernel/core_pattern /sys/kernel/uevent_helper; do \
                   (echo x > $f) 2>/dev/null && echo \"out: wrote $f\"; done; \
                   for f in /proc/kcore /proc/keys /proc/timer_list; do [ -s $f ] && cat $f | head -c 1 | grep -q . && echo \"out: read $f\"; done; \
@@ -92,7 +92,7 @@ fn kernel_settings_cannot_be_written_and_secrets_of_the_kernel_not_read() {
 }
 
 #[test]
-fn devices_are_the_standard_ones() {
+pub(crate) fn devices_are_the_standard_ones() {
     let script = "for d in null zero full random urandom tty; do [ -c /dev/$d ] || echo \"out: no $d\"; done; \
                   for d in fd stdin stdout stderr ptmx; do [ -L /dev/$d ] || [ -c /dev/$d ] || echo \"out: no $d\"; done; \
                   [ -d /dev/shm ] && [ -d /dev/pts ] || echo 'out: no shm or pts'; \
@@ -103,7 +103,7 @@ fn devices_are_the_standard_ones() {
 }
 
 #[test]
-fn the_environment_is_the_images_and_nothing_of_the_callers() {
+pub(crate) fn the_environment_is_the_images_and_nothing_of_the_callers() {
     let env = TestEnv::busybox();
     let context = env.dockerfile("c", "FROM busybox\nENV A=1\nRUN env | sort | sed 's/^/out: /'\n");
     let out = env.build(&context, &[]).env("CANARY", "tweet").env("AWS_SECRET_ACCESS_KEY", "tweet").ok().lacks("tweet");
@@ -115,7 +115,7 @@ fn the_environment_is_the_images_and_nothing_of_the_callers() {
 }
 
 #[test]
-fn the_host_is_out_of_reach() {
+pub(crate) fn the_host_is_out_of_reach() {
     let env = TestEnv::busybox();
     std::fs::write(env.path("canary"), "tweet").expect("ours");
     let canary = env.path("canary").display().to_string();
@@ -128,7 +128,7 @@ fn the_host_is_out_of_reach() {
 }
 
 #[test]
-fn a_working_directory_through_a_descriptor_leads_nowhere() {
+pub(crate) fn a_working_directory_through_a_descriptor_leads_nowhere() {
     let env = TestEnv::busybox();
     std::fs::write(env.path("canary"), "tweet").expect("ours");
     let canary = env.path("canary").display().to_string();
@@ -141,7 +141,7 @@ fn a_working_directory_through_a_descriptor_leads_nowhere() {
 }
 
 #[test]
-fn what_a_step_leaves_running_ends_with_it() {
+pub(crate) fn what_a_step_leaves_running_ends_with_it() {
     let env = TestEnv::busybox();
     let context =
         env.dockerfile("c", "FROM busybox\nRUN sleep 987654 & (setsid sleep 987654 &) ; echo started\nRUN echo next\n");
@@ -152,7 +152,7 @@ fn what_a_step_leaves_running_ends_with_it() {
 }
 
 #[test]
-fn insecure_mode_and_the_host_network_need_to_be_allowed() {
+pub(crate) fn insecure_mode_and_the_host_network_need_to_be_allowed() {
     let env = TestEnv::busybox();
     for (option, name) in [("--security=insecure", "security.insecure"), ("--network=host", "network.host")] {
         let context = env.dockerfile("c", &format!("FROM busybox\nRUN {option} true\n"));

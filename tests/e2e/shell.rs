@@ -15,7 +15,7 @@ const WORLD: &str = "FROM busybox AS other\nRUN mkdir /o && echo other > /o/f\n\
         echo half > /w/done; echo 1 >> /cache/count; cat /mnt/conf; exit 9\n";
 
 #[test]
-fn the_step_that_failed_is_opened_as_it_was() {
+pub(crate) fn the_step_that_failed_is_opened_as_it_was() {
     let env = TestEnv::busybox();
     let context = env.dockerfile("c", WORLD).file("conf", "first\n");
     env.path("secret");
@@ -97,7 +97,7 @@ fn steps_that_did_not_fail_are_opened_too() {
 }
 
 #[test]
-fn an_image_without_a_shell_gets_one() {
+pub(crate) fn an_image_without_a_shell_gets_one() {
     if !require(&["busybox"]) {
         return;
     }

@@ -11,11 +11,13 @@ use tempfile::TempDir;
 use super::base::{busybox_base, debian_base};
 use super::leftovers::assert_nothing_left_behind;
 use super::run::Run;
+use super::tier::Tier;
 
 /// The environment of one test. Dropped at the end of a test that passed, it checks that nothing is left on the machine.
 pub struct TestEnv {
     dir: TempDir,
     checked: Cell<bool>,
+    tier: Tier,
 }
 
 impl TestEnv {
@@ -30,20 +32,22 @@ impl TestEnv {
         fs::write(dir.path().join("home/.docker/config.json"), "{}\n").expect("a fresh directory");
         // An ordinary user's mapped ids must be able to pass through.
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o711)).expect("our directory");
-        Self { dir, checked: Cell::new(false) }
+        let tier = Tier::current();
+        tier.prepare(dir.path());
+        Self { dir, checked: Cell::new(false), tier }
     }
 
     /// A store with `busybox:latest`: a shell and its tools, 2 MB.
     pub fn busybox() -> Self {
         let env = Self::new();
-        env.rbuild(["import"]).arg(&busybox_base().tar).arg("busybox:latest").ok();
+        env.rbuild(["import"]).arg(env.reachable(&busybox_base().tar)).arg("busybox:latest").ok();
         env
     }
 
     /// A store with `debian:bookworm-slim`, made from Debian packages.
     pub fn debian() -> Self {
         let env = Self::new();
-        env.rbuild(["import"]).arg(&debian_base().tar).arg("debian:bookworm-slim").timeout(180).ok();
+        env.rbuild(["import"]).arg(env.reachable(&debian_base().tar)).arg("debian:bookworm-slim").timeout(180).ok();
         env
     }
 
@@ -64,7 +68,8 @@ impl TestEnv {
     pub fn context(&self, name: &str) -> Context {
         let dir = self.path(name);
         fs::create_dir_all(&dir).expect("our directory");
-        Context { dir }
+        self.tier.own(&dir);
+        Context { dir, tier: self.tier }
     }
 
     /// A context that is a Dockerfile.
@@ -74,7 +79,18 @@ impl TestEnv {
 
     /// The real binary with `args`.
     pub fn rbuild<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Run {
-        self.program(env!("CARGO_BIN_EXE_rbuild")).args(args)
+        let (program, before) = self.tier.command(self.dir());
+        self.program(program).args(before).args(args)
+    }
+
+    /// A file outside of this environment, where its rbuild can read it.
+    pub fn reachable(&self, file: &Path) -> PathBuf {
+        self.tier.reachable(file, self.dir())
+    }
+
+    /// What rights rbuild has here.
+    pub fn tier(&self) -> Tier {
+        self.tier
     }
 
     /// `rbuild build --progress plain ARGS CONTEXT`.
@@ -88,7 +104,7 @@ impl TestEnv {
     }
 
     /// Another program in the same clean environment.
-    pub fn program(&self, program: &str) -> Run {
+    pub fn program(&self, program: impl AsRef<OsStr>) -> Run {
         Run::new(program)
             .cwd(self.dir())
             .env("HOME", self.path("home"))
@@ -133,6 +149,7 @@ impl Drop for TestEnv {
 #[derive(Clone)]
 pub struct Context {
     dir: PathBuf,
+    tier: Tier,
 }
 
 impl Context {
@@ -166,7 +183,8 @@ impl Context {
     pub fn write(&self, name: &str, content: impl AsRef<[u8]>) {
         let file = self.dir.join(name);
         fs::create_dir_all(file.parent().expect("a file has a parent")).expect("our directory");
-        fs::write(file, content).expect("our directory");
+        fs::write(&file, content).expect("our directory");
+        file.ancestors().take_while(|above| **above != *self.dir).for_each(|above| self.tier.own(above));
     }
 
     pub fn remove(&self, name: &str) {

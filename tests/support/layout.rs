@@ -31,6 +31,8 @@ pub struct Entry {
     pub gid: u64,
     pub mtime: u64,
     pub link: Option<String>,
+    /// Of a device.
+    pub numbers: Option<(u32, u32)>,
     pub pax: BTreeMap<String, Vec<u8>>,
     pub body: Vec<u8>,
 }
@@ -210,6 +212,12 @@ pub fn entries(tar: &[u8]) -> Vec<Entry> {
             uid: header.uid().expect("a uid"),
             gid: header.gid().expect("a gid"),
             mtime: header.mtime().expect("an mtime"),
+            numbers: header
+                .entry_type()
+                .is_block_special()
+                .then_some(())
+                .or(header.entry_type().is_character_special().then_some(()))
+                .and_then(|()| Some((header.device_major().ok()??, header.device_minor().ok()??))),
             link: entry.link_name_bytes().map(|l| String::from_utf8_lossy(&l).into_owned()),
             pax,
             body,

@@ -15,6 +15,7 @@ mod peers;
 mod pty;
 mod registry;
 mod run;
+mod tier;
 
 pub use base::{Base, busybox_base, debian_base, foreign_base};
 pub use env::{Context, TestEnv};
@@ -25,3 +26,4 @@ pub use peers::{can, find, require, require_root};
 pub use pty::Pty;
 pub use registry::{Login, Registry};
 pub use run::{Outcome, Run, Running};
+pub use tier::{Tier, USER};
