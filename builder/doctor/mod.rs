@@ -75,6 +75,7 @@ pub async fn examine(start: &Start, root: Option<PathBuf>) -> Diagnosis {
             let step = probes::step(&launcher).await;
             let runs = step.state != State::Missing;
             checks.push(step);
+            checks.push(probes::fence(executor::landlock(), &start.tier));
             checks.push(probes::network(&launcher).await);
             if runs {
                 checks.push(probes::limits(&launcher, &start.tier).await);

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use executor::rootless::Tier;
 use executor::spec::Limits;
-use executor::{Error, Launcher, Network, Process, Root, Source, Stdio};
+use executor::{Error, LandlockLevel, Launcher, Network, Process, Root, Source, Stdio};
 use rustix::io::Errno;
 use snapshotter::Store;
 
@@ -21,7 +21,8 @@ pub(super) fn store(root: Option<PathBuf>, tier: &Tier) -> (Check, Option<Store>
         let fix = Some("set HOME, or name a directory with --root".to_owned());
         return (Check::missing("store", "neither XDG_DATA_HOME nor HOME is set", fix), None);
     };
-    match Store::open(&root) {
+    let opened = Store::open(&root).inspect(|store| store.unpack_as(crate::session::apply_options(tier)));
+    match opened {
         Ok(store) => (Check::good("store", root.display().to_string()), Some(store)),
         Err(error) => {
             let fix = Some("name another directory with --root".to_owned());
@@ -146,6 +147,26 @@ async fn run(launcher: &Launcher, limits: Limits) -> Result<i32, String> {
     Ok(running.wait().await.map_err(explained)?.shell_code())
 }
 
+/// The second fence around steps, which in a chroot is the first.
+pub(super) fn fence(landlock: Option<LandlockLevel>, tier: &Tier) -> Check {
+    let what = match tier {
+        Tier::Confined { .. } => "nothing outside of a step's root can be reached by it",
+        _ => "nothing outside of a step's root can be changed or listed by it, whatever leads there",
+    };
+    match landlock {
+        Some(LandlockLevel::Whole) => Check::good("fence", format!("Landlock: {what}")),
+        Some(LandlockLevel::Part) => {
+            let found = format!("an early Landlock: {what}, but for what its version does not see");
+            Check::limited("fence", found, "Linux 6.12 or later has all of it")
+        }
+        None => {
+            let fix = "Linux 5.19 or later with landlock in its list of security modules (lsm= on its command line), and a system \
+                       call filter around rbuild that permits landlock_create_ruleset";
+            Check::limited("fence", "no Landlock: steps have no second fence", fix)
+        }
+    }
+}
+
 /// Makes a private network, through which a packet has to pass.
 pub(super) async fn network(launcher: &Launcher) -> Check {
     match network::connect(launcher, StepNetwork::Private).await {
@@ -159,7 +180,11 @@ pub(super) async fn network(launcher: &Launcher) -> Check {
                 "network namespaces and packet sockets have to be permitted here"
             };
             let found = format!("steps share the host's: {cause}");
-            Check::limited("network", found, format!("{fix}; until then --network=none isolates steps"))
+            let meanwhile = match launcher.is_confined() {
+                false => "; until then --network=none isolates steps",
+                true => "",
+            };
+            Check::limited("network", found, format!("{fix}{meanwhile}"))
         }
         Err(error) => Check::missing("network", error.to_string(), None),
     }
@@ -249,6 +274,15 @@ mod tests {
         assert!(stub.found.contains("127.0.0.53") && stub.found.contains("stands for it"), "{}", stub.found);
         assert_eq!(names("nameserver 192.0.2.1\nnameserver 2001:db8::1\n").found, "asked of 192.0.2.1, 2001:db8::1");
         assert_eq!(names("search example.test\n").state, State::Limited);
+    }
+
+    #[test]
+    fn without_landlock_the_fence_is_said_to_be_missing() {
+        let (bare, root) = (Tier::Confined { reason: String::new() }, Tier::Root);
+        assert_eq!(fence(Some(LandlockLevel::Whole), &root).state, State::Good);
+        assert!(fence(Some(LandlockLevel::Whole), &bare).found.contains("can be reached"));
+        assert_eq!(fence(Some(LandlockLevel::Part), &root).state, State::Limited);
+        assert!(fence(None, &bare).fix.is_some_and(|fix| fix.contains("lsm=")));
     }
 
     #[test]

@@ -10,6 +10,32 @@ use sys::Named;
 
 use crate::spec::{Capabilities, Process, Seccomp};
 
+/// How much of Landlock this kernel has, as far as steps use it; none where it has none or its first version, or has it switched off.
+pub fn landlock() -> Option<LandlockLevel> {
+    let has = |abi: ABI| {
+        let ruleset = Ruleset::default().set_compatibility(CompatLevel::HardRequirement);
+        let ruleset = ruleset.handle_access(AccessFs::from_all(abi));
+        let scoped = ruleset.and_then(|ruleset| match Scope::from_all(abi) {
+            none if none.is_empty() => Ok(ruleset),
+            scopes => ruleset.scope(scopes),
+        });
+        scoped.and_then(Ruleset::create).is_ok()
+    };
+    if has(ABI::V6) {
+        return Some(LandlockLevel::Whole);
+    }
+    has(ABI::V2).then_some(LandlockLevel::Part)
+}
+
+/// See [`landlock`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LandlockLevel {
+    /// All that steps use.
+    Whole,
+    /// An earlier version, which does not see every change, nor signals.
+    Part,
+}
+
 /// What is fenced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fence {
@@ -41,8 +67,12 @@ impl Fence {
             Self::Changes => everything & !(AccessFs::ReadFile | AccessFs::Execute),
         };
         let scopes: BitFlags<Scope> = Scope::from_all(ABI::V6);
+        // The first version refuses all renames and links from one directory to another.
+        let with_renames =
+            Ruleset::default().set_compatibility(CompatLevel::HardRequirement).handle_access(AccessFs::Refer);
+        let Ok(ruleset) = with_renames else { return Ok(()) };
         let restrict = || {
-            Ruleset::default()
+            ruleset
                 .set_compatibility(CompatLevel::BestEffort)
                 .handle_access(handled)?
                 .scope(scopes)?

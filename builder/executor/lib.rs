@@ -39,6 +39,7 @@ mod user;
 
 pub use emulation::{Emulation, Foreign};
 pub use error::{Error, SystemError, UserError};
+pub use fence::{LandlockLevel, landlock};
 pub use launcher::Launcher;
 pub use machine::{Fallbacks, OverlayCalls};
 pub use network::Subnet;
