@@ -7,7 +7,10 @@ use rustix::process::Signal;
 use crate::support::{Context, TestEnv};
 
 fn slow(env: &TestEnv) -> Context {
-    env.dockerfile("c", "FROM busybox\nRUN mktemp -u > /id\nRUN echo under way; sleep 300\n")
+    // With processes that have left their parent, their session and their terminal, and do not listen.
+    let text = "FROM busybox\nRUN mktemp -u > /id\n\
+                RUN (setsid sh -c 'trap \"\" HUP TERM INT; (setsid sleep 300 &) ; sleep 300' &) ; echo under way; sleep 300\n";
+    env.dockerfile("c", text)
 }
 
 #[test]
