@@ -145,7 +145,7 @@ fn indexes_end_and_name_something() {
     // Deeper and deeper; the first names what does not exist, so none can name itself.
     let liar = Liar::new();
     let mut child = json!({ "mediaType": OCI_INDEX, "digest": format!("sha256:{}", "a".repeat(64)), "size": 2 });
-    for _ in 0..8 {
+    for _ in 0..20 {
         child["platform"] = platform.clone();
         let index = json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [child] }).to_string();
         let digest = liar.fake.add_manifest("a/b", "1", OCI_INDEX, index.clone());
