@@ -176,6 +176,8 @@ pub(crate) async fn find(
                 return Ok(found);
             }
             Ok(None) => {}
+            // Somebody else's daemon, or a socket that one has left behind.
+            Err(EngineError::Http(error)) if error.is_connect() => {}
             Err(error) => {
                 vertex.say(&format!("{reference} cannot be had from {}: {}", engine.shown(), in_full(&error)));
             }

@@ -148,6 +148,18 @@ fn bases_come_from_docker() {
     let run = other.build(&context, &["--build-context", "ctx=docker-daemon:made", "-t", "n"]);
     run.env("DOCKER_HOST", &host).ok();
     other.rbuild(["inspect", "--validate", "docker-daemon:made"]).env("DOCKER_HOST", &host).ok();
+    // A daemon that does not answer is not worth a word to who did not ask for it.
+    let gone = other.path("gone.sock");
+    drop(std::os::unix::net::UnixListener::bind(&gone).expect("ours"));
+    let gone = format!("unix://{}", gone.display());
+    let missing = other.dockerfile("missing", "FROM missing:1\n");
+    other.build(&missing, &[]).env("DOCKER_HOST", &gone).timeout(120).run().exits(4).lacks("docker (");
+    other
+        .rbuild(["inspect", "--raw", "docker-daemon:made"])
+        .env("DOCKER_HOST", &gone)
+        .run()
+        .exits(1)
+        .contains("daemon");
     // What is written is an image of ours, not of docker's.
     other.rbuild(["copy", "store:n", "docker-daemon:n"]).env("DOCKER_HOST", &host).run().exits(1).contains("only read");
 }
