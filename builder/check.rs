@@ -10,8 +10,9 @@ use serde_json::{Value, json};
 use solver::{Found, Progress};
 use tokio_util::sync::CancellationToken;
 
-use crate::build::{self, BuildError, Named, Request};
+use crate::build::{self, BuildError, Named};
 use crate::report::{Excerpt, Report};
+use crate::request::Request;
 use crate::session::Session;
 
 /// A Dockerfile, looked at.

@@ -27,6 +27,7 @@ pub mod progress;
 pub mod provenance;
 pub mod referrers;
 pub mod report;
+pub mod request;
 pub mod resources;
 pub mod session;
 mod shell;

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::lint::{self, Call};
 use super::metadata::Metadata;
-use crate::build::{self, BuildError, Built, Prepared, Request};
+use crate::build::{self, BuildError, Built, Prepared};
 use crate::builds::{About, Builds, Recorder, State};
 use crate::cache::{self, CacheTo};
 use crate::config::Engine;
@@ -21,6 +21,7 @@ use crate::outputs::{self, Delivered};
 use crate::progress::{self, Mode};
 use crate::provenance;
 use crate::report::Report;
+use crate::request::Request;
 use crate::session::Session;
 use crate::size::Size;
 use crate::terminal;

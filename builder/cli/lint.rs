@@ -6,10 +6,11 @@ use std::process::ExitCode;
 use tokio_util::sync::CancellationToken;
 
 use super::build;
-use crate::build::{BuildError, Request};
+use crate::build::BuildError;
 use crate::check::{self, Checked};
 use crate::progress::{self, Mode};
 use crate::report::{EXIT_FAILURE, Report};
+use crate::request::Request;
 use crate::session::Session;
 
 /// Check a Dockerfile without building it

@@ -10,11 +10,12 @@ use solver::RunContext;
 use tokio_util::sync::CancellationToken;
 
 use super::build;
-use crate::build::{self as builder, BuildError, Request};
+use crate::build::{self as builder, BuildError};
 use crate::export::{OutputKind, OutputSpec};
 use crate::images::parse_name;
 use crate::progress::{self, Colours, Mode, neutralise};
 use crate::report::Report;
+use crate::request::Request;
 use crate::session::Session;
 use crate::stored::{self, Stored, StoredError};
 use crate::variant::{Variant, variants};
