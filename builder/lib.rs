@@ -25,6 +25,7 @@ pub mod notices;
 pub mod outputs;
 pub mod progress;
 pub mod provenance;
+mod proxies;
 pub mod referrers;
 pub mod report;
 pub mod request;

@@ -15,6 +15,7 @@ use crate::context::{ContextArg, NamedContexts, named_contexts};
 use crate::export::OutputSpec;
 use crate::images::parse_name;
 use crate::network::{HOST_GATEWAY, StepNetwork};
+use crate::proxies;
 use crate::resources::Patience;
 use crate::ssh::Agents;
 use crate::worker::StepPolicy;
@@ -152,10 +153,14 @@ fn pair(text: &str) -> (String, String) {
     (name.to_owned(), value.to_owned())
 }
 
-/// A name without a value takes the caller's; what the caller does not have is not set. Proxies of the caller are passed on,
-/// as docker does by its configuration; SOURCE_DATE_EPOCH as buildx does.
+/// A name without a value takes the caller's; what the caller does not have is not set. Proxies that the Docker client is
+/// configured with are passed on, as it does itself; SOURCE_DATE_EPOCH as buildx does.
 fn build_args(given: &[String]) -> BTreeMap<String, String> {
-    let mut args = BTreeMap::new();
+    let is_given = |name: &str| {
+        given.iter().any(|text| text.split_once('=').map_or(&**text, |(given, _)| given).eq_ignore_ascii_case(name))
+    };
+    let proxies = proxies::of_docker_client(|name| std::env::var(name).ok());
+    let mut args: BTreeMap<_, _> = proxies.into_iter().filter(|(name, _)| !is_given(name)).collect();
     if let Ok(epoch) = std::env::var("SOURCE_DATE_EPOCH") {
         args.insert("SOURCE_DATE_EPOCH".to_owned(), epoch);
     }

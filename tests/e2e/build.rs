@@ -1,5 +1,7 @@
 //! The ways to ask for a build, and the instructions, each on a real image.
 
+use serde_json::json;
+
 use crate::support::{Layout, TestEnv, find};
 
 /// Builds `dockerfile` on busybox and returns what `command` prints in the image.
@@ -332,4 +334,23 @@ fn a_config_file_and_a_root_can_be_named() {
     env.rbuild(["images", "--root"]).arg(&other).ok().contains("there");
     env.configure("[registry.\"docker.io\"]\nmirrors = 7\n");
     env.build(&context, &[]).run().exits(1).contains("rbuild.toml");
+}
+
+/// As the Docker client does it; they are no part of the cache key, nor of the image.
+#[test]
+fn proxies_of_the_docker_clients_configuration_reach_steps() {
+    let env = TestEnv::busybox();
+    let configure = |http: &str| {
+        let text = json!({ "proxies": { "default": { "httpProxy": http, "noProxy": "localhost" } } }).to_string();
+        std::fs::create_dir_all(env.path("home/.docker")).expect("ours");
+        std::fs::write(env.path("home/.docker/config.json"), text).expect("ours");
+    };
+    let context = env.dockerfile("c", "FROM busybox\nRUN env | grep -i proxy | sort > /proxies\n");
+    configure("http://one.test:1");
+    env.build(&context, &["-t", "it", "--build-arg", "no_proxy=mine"]).ok();
+    let seen = env.run("it", &["cat", "/proxies"]).ok().stdout;
+    assert_eq!(seen, "HTTP_PROXY=http://one.test:1\nNO_PROXY=mine\nhttp_proxy=http://one.test:1\nno_proxy=mine\n");
+    assert_eq!(env.run("it", &["env"]).ok().stdout.to_lowercase().matches("proxy").count(), 0);
+    configure("http://two.test:2");
+    assert_eq!(env.build(&context, &["-t", "it"]).ok().cached(), 1);
 }
