@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use frontend::ContextSource;
 
-use super::ContextArg;
+use super::{ContextArg, MAIN_CONTEXT};
 use crate::bundle::Place;
 
 /// What `--build-context` gives.
@@ -31,6 +31,9 @@ pub fn named_contexts(specs: &[String]) -> Result<NamedContexts, String> {
         let (name, value) =
             spec.split_once('=').ok_or_else(|| format!("--build-context {spec:?} is not NAME=SOURCE"))?;
         let name = name.to_ascii_lowercase();
+        if name == MAIN_CONTEXT {
+            return Err(format!("--build-context {spec:?}: {name} is the name of the main context"));
+        }
         let source = if let Some(image) = value.strip_prefix("docker-image://") {
             ContextSource::Image(image.to_owned())
         } else if Place::is_on_this_machine(value) {

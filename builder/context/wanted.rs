@@ -27,6 +27,10 @@ impl Wanted {
     #[must_use]
     pub fn of(graph: &Graph<Op>, source: NodeId) -> Self {
         let mut wanted = Self::default();
+        // What no step reads is there as the result, or as a stage that is looked at: all of it.
+        if graph.users(source).is_empty() {
+            wanted.add("/");
+        }
         for user in graph.users(source) {
             let node = graph.node(user);
             let reads = |input: u32| node.inputs.get(input as usize) == Some(&source);

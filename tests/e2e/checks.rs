@@ -127,3 +127,18 @@ fn a_context_can_be_a_target_of_the_same_file() {
     let slip = env.rbuild(["build", "--build-context", "one=target:tow"]).arg(context.dir()).run();
     slip.exits(1).contains("did you mean two?");
 }
+
+#[test]
+fn a_context_can_take_the_place_of_the_target() {
+    let env = TestEnv::new();
+    let context = env.dockerfile("c", "FROM scratch AS lib\nCOPY no /\n");
+    let other = env.dockerfile("other", "").file("sub/x", "x").file("skip.log", "").file(".dockerignore", "*.log\n");
+    let (given, out) = (format!("lib={}", other.dir().display()), env.path("out"));
+    let output = format!("type=local,dest={}", out.display());
+    env.rbuild(["build", "--build-context", &given, "-o", &output]).arg(context.dir()).ok();
+    assert_eq!(std::fs::read(out.join("sub/x")).expect("the context's file"), b"x");
+    assert!(!out.join("skip.log").exists());
+    let main = given.replace("lib=", "context=");
+    let refused = env.rbuild(["build", "--build-context", &main]).arg(context.dir()).run();
+    refused.contains("context is the name of the main context");
+}
