@@ -249,10 +249,9 @@ impl Prepared {
         for (one, rootfs) in self.lowered.iter().zip(solved.rootfs) {
             images.push(finish(session, one, rootfs, *epoch, inline)?);
         }
-        let (hits, misses) = (solved.hits, solved.misses);
-        let facts = self.facts.ended(worker.materials());
-        let (epoch, source, mounts) = (*epoch, source.clone(), worker.used_mounts());
-        Ok(Built { images, epoch, source, hits, misses, results, mounts, facts })
+        let (hits, misses, epoch) = (solved.hits, solved.misses, *epoch);
+        let (mounts, facts) = (worker.used_mounts(), self.facts.ended(worker.materials()));
+        Ok(Built { images, epoch, source: source.clone(), hits, misses, results, mounts, facts })
     }
 }
 

@@ -102,7 +102,8 @@ impl Store {
 
     /// Whether a layer's directory holds anything of use.
     pub(crate) fn has_tree(&self, directory: &Path) -> bool {
-        // Most often it is this process's own, for which nothing has to be listed.
+        // Most often it is this process's own, for which nothing has to be listed. The database may be
+        // held, so it is not asked.
         let own = directory.join(self.tree_name.get().map_or(FIRST, String::as_str));
         let is_of_use = !self.disregarded.lock().unwrap_or_else(PoisonError::into_inner).contains(&own);
         (is_of_use && own.exists()) || self.usable_trees(directory).next().is_some()

@@ -334,6 +334,8 @@ impl Store {
     /// # Errors
     /// The database.
     pub fn lookup(&self, key: &ContentDigest) -> Result<Option<CacheRecord>, StoreError> {
+        // For `has_tree`.
+        self.tree_name()?;
         let record = self.db.read_guarded(|db| {
             let read = |row: &Row<'_>| {
                 Ok(CacheRecord {

@@ -71,10 +71,14 @@ pub(super) async fn push(
     let missing = files.values().filter(|blob| !present.contains(&blob.descriptor.digest));
     try_join_all(missing.map(|blob| send_layer(session, blob, reference, context))).await?;
     let mut is_merged = true;
+    // What the name has led to until now. Others rely on it being taken over by whoever saw it, and may have left.
+    let mut before = Table::default();
     for attempt in 0..ATTEMPTS {
         let mut table = own.clone();
         if is_merged {
             table.join(&there.table, now);
+            table.join(&before, now);
+            before.join(&there.table, now);
         } else {
             // Parts that only the registry had may be what it has lost.
             table.mounts.retain(|_, mount| mount.parts.iter().all(|part| files.contains_key(&part.raw)));
