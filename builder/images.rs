@@ -211,7 +211,7 @@ impl Remote {
             chain = Some(layer.chain);
             let media_type = blob.media_type().to_string();
             let digest = digest(blob.digest()).map_err(malformed)?;
-            let blob = LayerBlobRecord { digest, media_type, size: blob.size(), made: false };
+            let blob = LayerBlobRecord::from_elsewhere(digest, media_type, blob.size());
             layers.push(ForeignLayer { layer, blob: Some(blob) });
         }
         self.store.put_foreign(&layers, &reference.repository().to_string(), false)?;

@@ -23,7 +23,7 @@ use crate::layout::Layout;
 use crate::{StoreError, lock, migrate};
 
 /// Of the tables below; see `migrate.rs` for those of earlier ones.
-pub(crate) const SCHEMA_VERSION: i64 = 4;
+pub(crate) const SCHEMA_VERSION: i64 = 5;
 
 /// What a row of `files` stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,7 +48,7 @@ pub(crate) const SCHEMA: &str = "
     CREATE INDEX IF NOT EXISTS layers_by_diff_id ON layers (diff_id);
     CREATE TABLE IF NOT EXISTS layer_blobs (
         diff_id BLOB NOT NULL, digest BLOB NOT NULL, media_type TEXT NOT NULL, size INTEGER NOT NULL,
-        made INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (diff_id, digest)) WITHOUT ROWID;
+        came INTEGER NOT NULL DEFAULT 1, level INTEGER, PRIMARY KEY (diff_id, digest)) WITHOUT ROWID;
     CREATE TABLE IF NOT EXISTS locations (
         digest BLOB NOT NULL, repository TEXT NOT NULL, PRIMARY KEY (digest, repository)) WITHOUT ROWID;
     CREATE TABLE IF NOT EXISTS records (

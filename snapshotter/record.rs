@@ -61,8 +61,24 @@ pub struct LayerBlobRecord {
     pub media_type: String,
     /// Bytes.
     pub size: u64,
-    /// It was compressed here. Others came as they are.
-    pub made: bool,
+    /// It is known from elsewhere.
+    pub came: bool,
+    /// The level at which it was compressed here.
+    pub level: Option<u32>,
+}
+
+impl LayerBlobRecord {
+    /// One that somebody else made.
+    #[must_use]
+    pub fn from_elsewhere(digest: Digest, media_type: String, size: u64) -> Self {
+        Self { digest, media_type, size, came: true, level: None }
+    }
+
+    /// One that was compressed here.
+    #[must_use]
+    pub fn made(digest: Digest, media_type: String, size: u64, level: u32) -> Self {
+        Self { digest, media_type, size, came: false, level: Some(level) }
+    }
 }
 
 /// A layer of which somebody else tells.

@@ -513,8 +513,10 @@ pub(crate) fn insert_layer(db: &Connection, layer: &LayerRecord) -> rusqlite::Re
 }
 
 fn insert_layer_blob(db: &Connection, diff_id: &Digest, blob: &LayerBlobRecord) -> rusqlite::Result<()> {
-    let sql = "INSERT OR IGNORE INTO layer_blobs (diff_id, digest, media_type, size, made) VALUES (?1, ?2, ?3, ?4, ?5)";
-    let values = params![diff_id.as_bytes(), blob.digest.as_bytes(), blob.media_type, blob.size as i64, blob.made];
+    let sql = "INSERT INTO layer_blobs (diff_id, digest, media_type, size, came, level) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+               ON CONFLICT DO UPDATE SET came = max(came, excluded.came), level = coalesce(excluded.level, level)";
+    let LayerBlobRecord { digest, media_type, size, came, level } = blob;
+    let values = params![diff_id.as_bytes(), digest.as_bytes(), media_type, *size as i64, came, level];
     db.prepare_cached(sql)?.execute(values)?;
     Ok(())
 }
@@ -549,13 +551,14 @@ pub(crate) fn find_chains(db: &Connection, diff_id: &Digest) -> rusqlite::Result
 
 fn find_layer_blobs(db: &Connection, diff_id: &Digest) -> rusqlite::Result<Vec<LayerBlobRecord>> {
     let mut statement =
-        db.prepare_cached("SELECT digest, media_type, size, made FROM layer_blobs WHERE diff_id = ?1")?;
+        db.prepare_cached("SELECT digest, media_type, size, came, level FROM layer_blobs WHERE diff_id = ?1")?;
     let blob = |row: &Row<'_>| {
         Ok(LayerBlobRecord {
             digest: column_digest(row, 0)?,
             media_type: row.get(1)?,
             size: row.get::<_, i64>(2)? as u64,
-            made: row.get(3)?,
+            came: row.get(3)?,
+            level: row.get(4)?,
         })
     };
     statement.query_map([diff_id.as_bytes()], blob)?.collect()

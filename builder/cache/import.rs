@@ -151,12 +151,10 @@ impl Imports {
                     writer: None,
                     created: layer.created,
                 },
-                blob: layer.blob.as_ref().map(|blob| LayerBlobRecord {
-                    digest: blob.digest,
-                    media_type: blob.media_type.clone(),
-                    size: blob.size,
-                    made: false,
-                }),
+                blob: layer
+                    .blob
+                    .as_ref()
+                    .map(|blob| LayerBlobRecord::from_elsewhere(blob.digest, blob.media_type.clone(), blob.size)),
             })
             .collect();
         self.store.put_foreign(&layers, &location, true)?;

@@ -51,7 +51,7 @@ pub(super) fn add(
         }
     } else {
         let media_type = blob.media_type.unwrap_or_else(|| media_type(compression).to_owned());
-        let blob = LayerBlobRecord { digest: blob.digest, media_type, size: blob.size, made: false };
+        let blob = LayerBlobRecord::from_elsewhere(blob.digest, media_type, blob.size);
         store.add_layer_blob(&applied.diff_id, &blob)?;
     }
     store.put_layer(&record)?;

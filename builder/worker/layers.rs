@@ -421,9 +421,16 @@ impl Layers {
         let wanted = types.media_type(compression.algorithm);
         let mut known = self.store.layer_blobs(&layer.diff_id)?;
         let own = layer.writer.is_some();
-        // A layer of somebody else's leaves as it came, whatever else was made of it for others before; ours as we make it.
-        known.retain(|blob| same_compression(&blob.media_type, wanted) || !(own || blob.made || compression.force));
-        known.sort_by_key(|blob| blob.made != own);
+        // A layer of somebody else's leaves as it came, ours as it is asked for: what was made of it for others before is not seen
+        // in its digest.
+        let level = compression.algorithm.level();
+        let keep = own && self.any_tar(layer)?.is_some();
+        known.retain(|blob| {
+            let alike = same_compression(&blob.media_type, wanted);
+            // Of ours that others have too, their form counts only where there is no other any more.
+            (blob.level == Some(level) && alike) || (blob.came && !keep && (alike || !(own || compression.force)))
+        });
+        known.sort_by_key(|blob| !blob.came);
         for blob in &known {
             let mut path = match bytes {
                 true => self.sound_blob(context, layer, &blob.digest).await?,
@@ -472,7 +479,8 @@ impl Layers {
         media_type: &'static str,
         begins: Option<Begins>,
     ) -> Result<LayerBlob, WorkError> {
-        let name = format!("compress:{}:{media_type}", layer.diff_id);
+        let level = compression.algorithm.level();
+        let name = format!("compress:{}:{media_type}:{level}", layer.diff_id);
         let diff_id = layer.diff_id;
         // A form of the layer that turns out to be damaged is taken away, and the next one tried.
         while let Some(tar) = self.any_tar(layer)? {
@@ -482,7 +490,9 @@ impl Layers {
                 let _lock = store.lock(&name, &|| cancelled.is_cancelled())?;
                 // Another process may have been at it while we waited.
                 let done = store.layer_blobs(&diff_id)?.into_iter().find(|blob| {
-                    blob.media_type == media_type && !compression.force && store.blob_path(&blob.digest).is_some()
+                    blob.media_type == media_type
+                        && blob.level == Some(level)
+                        && store.blob_path(&blob.digest).is_some()
                 });
                 if let Some(done) = done {
                     return Ok(Ok((done.digest, done.size)));
@@ -502,7 +512,7 @@ impl Layers {
                 }
                 let (digest, size) = hashing.to.finish()?.end().commit(None)?;
                 let media_type = media_type.to_owned();
-                store.add_layer_blob(&diff_id, &LayerBlobRecord { digest, media_type, size, made: true })?;
+                store.add_layer_blob(&diff_id, &LayerBlobRecord::made(digest, media_type, size, level))?;
                 Ok(Ok((digest, size)))
             });
             match packed.await? {

@@ -33,6 +33,18 @@ pub enum Compression {
     },
 }
 
+impl Compression {
+    /// How hard it tries.
+    #[must_use]
+    pub fn level(self) -> u32 {
+        match self {
+            Self::None => 0,
+            Self::Gzip { level } => level,
+            Self::Zstd { level } => u32::try_from(level).unwrap_or(0),
+        }
+    }
+}
+
 /// Compresses what is written to it, on all cores of rayon's current pool. Must be [finished](Encoder::finish).
 pub struct Encoder<W: Write>(Inner<W>);
 

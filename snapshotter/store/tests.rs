@@ -132,7 +132,7 @@ fn a_record_without_its_layers_is_a_miss() {
         // A layer that only a registry has counts as there.
         remote = LayerRecord::foreign(None, Digest::of(b"remote"));
         store.put_layer(&remote).unwrap();
-        let blob = LayerBlobRecord { digest: Digest::of(b"blob"), media_type: "gzip".into(), size: 4, made: false };
+        let blob = LayerBlobRecord::from_elsewhere(Digest::of(b"blob"), "gzip".into(), 4);
         store.add_layer_blob(&remote.diff_id, &blob).unwrap();
         store.add_location(&Digest::of(b"blob"), "docker.io/library/x").unwrap();
         let remote_key = record(&store, remote.chain);

@@ -171,6 +171,8 @@ fn a_base_leaves_as_it_came_whatever_was_made_of_it_before() {
         ",compression=zstd,force-compression=true",
         ",compression=uncompressed,force-compression=true",
         ",compression=gzip,force-compression=true",
+        ",compression=gzip,compression-level=9,force-compression=true",
+        ",compression=gzip,compression-level=1",
     ] {
         layers(&context, keys);
         layers(&local, keys);
