@@ -79,7 +79,8 @@ fn bases_come_from_podman() {
         assert_eq!(snapshot(&env.path(driver)), before, "{driver}: nothing was touched");
         // Another file in the place of the image's is noticed; then there is nobody left to ask.
         let (damaged, conf) = self::other(&env, driver);
-        let find = "f=$(find \"$0\" -name set -path '*odd*' | head -n 1); cp -p \"$f\" \"$f.old\"; echo t > \"$f\"";
+        // vfs has it in each layer above as well.
+        let find = "find \"$0\" -name set -path '*odd*' | while read -r f; do echo t > \"$f\"; done";
         Run::new("sh").args(["-c", find]).arg(env.path(driver)).ok();
         let run = damaged.build(&looking(&damaged, "localhost/made"), &[]).env("CONTAINERS_STORAGE_CONF", &conf);
         run.timeout(120).run().exits(4).contains("cannot be had from podman");
