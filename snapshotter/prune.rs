@@ -142,6 +142,10 @@ impl Store {
         // A little more than needed, or every further step would have to do it again.
         let policy = PrunePolicy { bases: true, keep: Some(limit - limit / 20), ..PrunePolicy::default() };
         self.take(&policy, &sizes, at_end)?;
+        if at_end {
+            // The limit is the disk's, not the database's.
+            self.settle();
+        }
         Ok(self.known_sizes()?.total)
     }
 
