@@ -64,7 +64,7 @@ fn a_machine_without_one_begins_with_what_another_left() {
     assert_eq!((said(&third, "found:"), sum(&third)), ("big deep file1 file2".into(), sum(&first)));
     let look = three.dockerfile(
         "look",
-        "FROM busybox\nRUN --mount=type=cache,target=/x,id=things stat -c '%n %a %u:%g %h' /x/file2 /x/deep && readlink /x/deep/link\n",
+        "FROM busybox\nRUN --mount=type=cache,target=/x,id=things,mode=0750,uid=3,gid=4 stat -c '%n %a %u:%g %h' /x/file2 /x/deep && readlink /x/deep/link\n",
     );
     three.build(&look, &[]).ok().contains("/x/file2 640 0:0").contains("/x/deep 755 7:8").contains("../../out");
 
