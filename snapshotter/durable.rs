@@ -38,15 +38,18 @@ impl Store {
     /// The disk: then nothing is marked.
     pub fn make_durable(&self) -> Result<(), StoreError> {
         self.note_use()?;
-        let (last, images) = self.db.read(|db| Ok((last_not_durable(db)?, replaced_images(db)?)))?;
+        // In this order: what is named is there by then.
+        let images = self.db.read(replaced_images)?;
+        let last = self.db.read(last_not_durable)?;
         if last.is_none() && images.is_empty() {
             self.db.shorten_log();
-            return Ok(());
+            // Another process may have marked the files of a name that was given here.
+            return if self.named.swap(false, Ordering::Relaxed) { self.db.sync_log() } else { Ok(()) };
         }
         // Rows that are added from here on are not covered: they have higher numbers.
         match self.few_files()? {
             Some(files) => sync_each(&files)?,
-            None => sync_all(self.root())?,
+            None => sync_all(&self.disk, self.root())?,
         }
         self.db.write(|db| {
             db.execute("UPDATE files SET durable = 1 WHERE durable = 0 AND seq <= ?1", [last])?;
@@ -79,8 +82,11 @@ impl Store {
             _ => None,
         };
         let Some(mut files) = rows.into_iter().map(path).collect::<Option<Vec<PathBuf>>>() else { return Ok(None) };
-        let directories: BTreeSet<PathBuf> =
-            files.iter().filter_map(|file| file.parent()).map(Path::to_owned).collect();
+        let above = |file: &PathBuf| -> Vec<PathBuf> {
+            let all = file.ancestors().skip(1).take_while(|directory| directory.starts_with(self.root()));
+            all.map(Path::to_owned).collect()
+        };
+        let directories: BTreeSet<PathBuf> = files.iter().flat_map(above).collect();
         files.extend(directories);
         Ok(Some(files))
     }
@@ -139,9 +145,10 @@ fn sync_each(paths: &[PathBuf]) -> Result<(), StoreError> {
     Ok(())
 }
 
-fn sync_all(root: &Path) -> Result<(), StoreError> {
-    let directory = File::open(root).map_err(StoreError::io("open", root))?;
-    rustix::fs::syncfs(&directory).map_err(|error| StoreError::io("sync", root)(error.into()))
+/// Writes all of a file system. What went wrong since `disk` was opened is told, also what another sync was told before (errors
+/// are counted by descriptor, syncfs(2)).
+pub(crate) fn sync_all(disk: &File, root: &Path) -> Result<(), StoreError> {
+    rustix::fs::syncfs(disk).map_err(|error| StoreError::io("sync", root)(error.into()))
 }
 
 /// Has the kernel write what was unpacked while a build goes on.
@@ -166,8 +173,9 @@ impl Flusher {
             let (sender, receiver) = mpsc::sync_channel::<()>(1);
             let root = root.to_owned();
             let work = move || {
-                // What fails here fails at the end, where somebody is told.
-                receiver.into_iter().for_each(|()| drop(sync_all(&root)));
+                let Ok(disk) = File::open(&root) else { return };
+                // What fails here is told at the end, to the descriptor that the store has.
+                receiver.into_iter().for_each(|()| drop(sync_all(&disk, &root)));
             };
             std::thread::Builder::new().name("flusher".into()).spawn(work).ok().map(|_| sender)
         };

@@ -1,6 +1,7 @@
 //! Named images.
 
 use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 
 use graph::Digest;
 use rusqlite::{Connection, OptionalExtension, Row, params};
@@ -116,6 +117,9 @@ impl Store {
                 db.prepare_cached("DELETE FROM images WHERE name = ?1")?.execute([unnamed])?;
             } else if has_name(db, &image.config, &image.name)? {
                 return Ok(0);
+            }
+            if old.as_ref().is_none_or(|(old, _)| old != image) {
+                self.named.store(true, Ordering::Relaxed);
             }
             let previous = match old {
                 None => None,

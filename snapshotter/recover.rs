@@ -8,6 +8,7 @@ use graph::{Digest, ImageConfig};
 use rusqlite::{Connection, OptionalExtension};
 
 use crate::db::{self, Db, FileKind, Gate, Inside, SCHEMA_VERSION};
+use crate::form::trees;
 use crate::layout::Layout;
 use crate::reaper::Reaper;
 use crate::{StoreError, lease, lock, migrate};
@@ -138,7 +139,13 @@ fn drop_rows_without_files(db: &Connection, layout: &Layout) -> rusqlite::Result
             kind if kind == FileKind::Plain as i64 => layout.plain(&digest),
             _ => layout.index(&digest),
         };
-        if !path.exists() {
+        let is_there = match kind {
+            kind if kind == FileKind::Snapshot as i64 || kind == FileKind::Plain as i64 => {
+                trees(&path).next().is_some()
+            }
+            _ => path.exists(),
+        };
+        if !is_there {
             db.execute("DELETE FROM files WHERE seq = ?1", [seq])?;
         }
     }

@@ -12,6 +12,7 @@ use graph::Digest;
 
 use crate::blob::write_file;
 use crate::db::{FileKind, add_file, forget_file, has_file};
+use crate::durable::sync_all;
 use crate::form::trees;
 use crate::reaper::Reaper;
 use crate::store::insert_layer;
@@ -104,15 +105,21 @@ impl Store {
         self.reaper.discard(&active.work).map_err(StoreError::io("remove", &active.work))?;
         // As the disk has it: overlays and sparse files make it another number than the tar's.
         let size = measure(&active.directory, &mut HashSet::new());
+        let was_there = target.exists();
+        if was_there {
+            // What is there may be durable, and stays so: a row is for all trees of a layer.
+            sync_all(&self.disk, self.root())?;
+        }
         self.db.write_files(|db| {
             self.lease.hold(&layer.chain);
+            let is_beside = target.exists();
             let is_new = self.appear(&active, &target, tree)?;
-            let is_other = !is_new && fs::read(target.join("index")).ok().as_deref() != Some(index);
+            let is_other = is_beside && fs::read(target.join("index")).ok().as_deref() != Some(index);
             if is_other {
                 // Of another version of ours, which is why the layer was unpacked again.
                 fs::rename(&encoded, target.join("index")).map_err(StoreError::io("write", &target))?;
             }
-            if is_new || is_other {
+            if (is_new && !(is_beside && was_there)) || is_other {
                 // Another directory than the one that was synced.
                 forget_file(db, kind, &layer.chain)?;
             }

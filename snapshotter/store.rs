@@ -1,6 +1,7 @@
 //! The store: opening it, and the records of layers and results.
 
 use std::collections::HashSet;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -29,6 +30,10 @@ pub struct Store {
     pub(crate) lease: Lease,
     pub(crate) reaper: Arc<Reaper>,
     pub(crate) flusher: Flusher,
+    /// The root, opened before anything is written: what fails to reach the disk is told to whoever had it open.
+    pub(crate) disk: File,
+    /// Whether a name was given that is not synced.
+    pub(crate) named: AtomicBool,
     unique: AtomicU64,
     /// There are no overlays here.
     pub(crate) native: AtomicBool,
@@ -75,6 +80,7 @@ impl Store {
     fn upon(layout: Layout, db: Db) -> Result<Self, StoreError> {
         layout.is_up_to_date()?;
         let lease = Lease::create(&layout)?;
+        let disk = File::open(&layout.root).map_err(StoreError::io("open", &layout.root))?;
         let reaper = Arc::new(Reaper::new(layout.join("trash"), lease.id().to_owned()));
         recover::after_crash(&layout, &db, &reaper)?;
         discard_unfinished(&layout, &reaper)?;
@@ -85,6 +91,8 @@ impl Store {
             lease,
             reaper,
             flusher: Flusher::default(),
+            disk,
+            named: AtomicBool::new(false),
             unique: AtomicU64::new(0),
             native: AtomicBool::new(false),
             unpacking: OnceLock::new(),

@@ -107,6 +107,10 @@ struct Found {
 
 /// So many names of a directory are worth another thread.
 const CHUNK: usize = 64;
+/// So many directories are looked into at the same time, at most.
+const BATCH: usize = 256;
+/// Fewer are not worth other threads.
+const FEW: usize = 8;
 
 struct Walk<'a> {
     root: &'a Path,
@@ -142,20 +146,29 @@ impl<'a> Walk<'a> {
         }
         let all = self.wanted.reach(b"") == Reach::All;
         let mut pending = vec![Pending { path: Vec::new(), state: self.ignore.root(), all }];
-        while let Some(directory) = pending.pop() {
-            let mut names = self.names(&directory.path)?;
-            names.sort_unstable();
-            let look = |name: Vec<u8>| self.look(&directory, &name);
-            let seen: Vec<_> = if names.len() < 2 * CHUNK {
-                names.into_iter().map(look).collect::<Result<_, _>>()?
+        while !pending.is_empty() {
+            let batch = pending.split_off(pending.len().saturating_sub(BATCH));
+            let seen: Vec<Vec<Seen>> = if batch.len() < FEW {
+                batch.iter().map(|directory| self.contents(directory)).collect::<Result<_, _>>()?
             } else {
-                names.into_par_iter().with_min_len(CHUNK).map(look).collect::<Result<_, _>>()?
+                batch.par_iter().map(|directory| self.contents(directory)).collect::<Result<_, _>>()?
             };
             for seen in seen.into_iter().flatten() {
                 pending.extend(self.keep(seen));
             }
         }
         Ok(())
+    }
+
+    /// What there is in a directory, by name.
+    fn contents(&self, directory: &Pending) -> Result<Vec<Seen>, ContextError> {
+        let mut names = self.names(&directory.path)?;
+        names.sort_unstable();
+        let look = |name: Vec<u8>| self.look(directory, &name).transpose();
+        if names.len() < 2 * CHUNK {
+            return names.into_iter().filter_map(look).collect();
+        }
+        names.into_par_iter().with_min_len(CHUNK).filter_map(look).collect()
     }
 
     fn names(&self, directory: &[u8]) -> Result<Vec<Vec<u8>>, ContextError> {

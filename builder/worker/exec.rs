@@ -1,5 +1,6 @@
 //! ExecOp: one process on an overlay of the input's snapshots; what it changed becomes a layer.
 
+use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -120,6 +121,7 @@ impl BuildWorker {
         let connected = self.connect(context, op).await?;
         process.files = network::etc_files(&connected, &op.extra_hosts, &process.hostname);
         process.network = connected.network;
+        self.take_caches(context, op, inputs, &mut held).await?;
         for mount in &op.mounts {
             let source = self.mount(context, mount, inputs, &mut process, &mut held).await?;
             held.sources.push(source);
@@ -214,17 +216,12 @@ impl BuildWorker {
                 return Ok(Some(rootfs));
             }
             MountKind::Cache(cache) => {
-                if cache.from.input.is_none() && !matches!(cache.from.selector.as_str(), "" | "/" | ".") {
-                    return Err(WorkError::Unsupported("--mount=type=cache with source= but without from="));
-                }
                 let initial = self.bind_source(context, &cache.from, inputs).await?;
-                let source = cache.from.input.map(|_| initial.clone());
-                let directory = self.cache_mount(context, cache, initial).await?;
+                let directory = held.caches.get(&cache_id(cache, &initial)).ok_or(WorkError::CacheChanged)?;
                 let selector = if cache.from.input.is_some() { cache.from.selector.clone() } else { "/".into() };
                 let path = directory.path().to_owned();
                 add(Source::Bind { path, selector, recursive: false }, mount.readonly);
-                held.caches.push(directory);
-                return Ok(source);
+                return Ok(cache.from.input.map(|_| initial));
             }
             MountKind::Secret(secret) => match self.policy.secrets.get(&secret.id).map_err(WorkError::Secret)? {
                 Some(content) => {
@@ -260,9 +257,35 @@ impl BuildWorker {
         }
     }
 
+    /// Directories of the step's cache mounts: each once, however often it is mounted, and in the order of their ids, so that no
+    /// two steps wait for what the other has locked.
+    async fn take_caches(
+        &self,
+        context: &RunContext,
+        op: &ExecOp,
+        inputs: &[Output],
+        held: &mut Held,
+    ) -> Result<(), WorkError> {
+        let mut wanted = BTreeMap::new();
+        for mount in &op.mounts {
+            let MountKind::Cache(cache) = &mount.kind else { continue };
+            if cache.from.input.is_none() && !matches!(cache.from.selector.as_str(), "" | "/" | ".") {
+                return Err(WorkError::Unsupported("--mount=type=cache with source= but without from="));
+            }
+            let initial = self.bind_source(context, &cache.from, inputs).await?;
+            wanted.entry(cache_id(cache, &initial)).or_insert((cache, initial));
+        }
+        for (id, (cache, initial)) in wanted {
+            let directory = self.cache_mount(context, id.clone(), cache, initial).await?;
+            held.caches.insert(id, directory);
+        }
+        Ok(())
+    }
+
     async fn cache_mount(
         &self,
         context: &RunContext,
+        id: String,
         cache: &graph::CacheMount,
         initial: Rootfs,
     ) -> Result<snapshotter::CacheMountDir, WorkError> {
@@ -277,15 +300,6 @@ impl BuildWorker {
             None => None,
         };
         let (store, options) = (Arc::clone(&self.store), self.layers.options()?);
-        // Caches that begin as something else are others, whatever their name: what is wanted of one may not be in the other,
-        // or not be open to the step's user.
-        let mut id = cache.id.clone();
-        if let (Some(_), Some(chain)) = (cache.from.input, &initial.chain) {
-            id = format!("{id}:{chain}");
-        }
-        if (cache.mode, cache.uid, cache.gid) != (0o755, 0, 0) {
-            id = format!("{id}:{:o}:{}:{}", cache.mode, cache.uid, cache.gid);
-        }
         self.mounts.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone(), sharing);
         let restored = match store.has_cache_mount(&id) {
             true => None,
@@ -360,7 +374,8 @@ pub(super) fn forget_parents(changes: &Path, stubs: &[executor::Stub], below: &T
 pub(super) struct Held {
     /// Binds; what was written to them nobody will see.
     roots: Vec<StepRoot>,
-    caches: Vec<snapshotter::CacheMountDir>,
+    /// By id.
+    caches: BTreeMap<String, snapshotter::CacheMountDir>,
     agents: Vec<crate::ssh::Socket>,
     /// Values that the step was given and that its log must not show.
     secrets: Vec<Vec<u8>>,
@@ -379,6 +394,19 @@ impl Held {
     fn mask(&self) -> Option<Arc<Mask>> {
         Mask::new(&self.secrets).map(Arc::new)
     }
+}
+
+/// Caches that begin as something else are others, whatever their name: what is wanted of one may not be in the other, or not be
+/// open to the step's user.
+fn cache_id(cache: &graph::CacheMount, initial: &Rootfs) -> String {
+    let mut id = cache.id.clone();
+    if let (Some(_), Some(chain)) = (cache.from.input, &initial.chain) {
+        id = format!("{id}:{chain}");
+    }
+    if (cache.mode, cache.uid, cache.gid) != (0o755, 0, 0) {
+        id = format!("{id}:{:o}:{}:{}", cache.mode, cache.uid, cache.gid);
+    }
+    id
 }
 
 fn environment(op: &ExecOp) -> Vec<String> {

@@ -112,6 +112,8 @@ pub enum WorkError {
     Io(#[from] std::io::Error),
     #[error("{0} is not supported")]
     Unsupported(&'static str),
+    #[error("what a cache mount begins with changed during the build")]
+    CacheChanged,
     #[error("cannot remove the mount points of a step")]
     Stubs(#[source] executor::Error),
     #[error("cannot make a pipe")]

@@ -59,7 +59,10 @@ impl Lowering<'_> {
 
         let mut env = state.scope.to_vec();
         let size = |(name, value): &(String, String)| size_of::<(String, String)>() + name.len() + value.len();
-        let spent = self.volume.spend(env.iter().map(size).sum());
+        // All of this the step has for itself, and the arguments stand in the history, too.
+        let words: usize = args.iter().map(|word| 2 * word.len()).sum();
+        let own = words + state.image.config.user.len() + state.image.config.working_dir.len();
+        let spent = self.volume.spend(own + env.iter().map(size).sum::<usize>());
         spent.map_err(|reason| Diagnostic::new(instruction.span, reason.to_string()))?;
         if let Some(socket) = ssh_socket
             && state.scope.value("SSH_AUTH_SOCK").is_none()

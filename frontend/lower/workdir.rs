@@ -11,6 +11,9 @@ use crate::stage::Step;
 use super::stage_state::StageState;
 use super::{Lowering, comments, owner, path};
 
+/// PATH_MAX of linux/limits.h without its end. Every step remembers the directory it is in.
+const LONGEST: usize = 4095;
+
 impl Lowering<'_> {
     pub(super) fn workdir(
         &mut self,
@@ -32,6 +35,11 @@ impl Lowering<'_> {
             wanted if wanted.starts_with('/') => wanted.to_owned(),
             wanted => path::join(current, wanted),
         };
+        if dir.len() > LONGEST {
+            let problem =
+                format!("the working directory is longer than a path can be ({} bytes of {LONGEST})", dir.len());
+            return Err(Diagnostic::new(workdir.path.span, problem).with_hint("an absolute path begins anew"));
+        }
         state.image.config.working_dir.clone_from(&dir);
         if dir == "/" {
             state.record(format!("WORKDIR {dir}"), Layer::None);

@@ -345,6 +345,23 @@ fn cache_mounts_of_another_owner_are_others() {
     assert_eq!(env.run("it", &["cat", "/seen"]).ok().stdout, "7:8\n");
 }
 
+/// One directory that is mounted twice is locked once; and steps that lock the same two do so in one order.
+#[test]
+fn locked_cache_mounts_never_wait_for_each_other() {
+    let env = TestEnv::busybox();
+    let mount = |id: &str, target: &str| format!("--mount=type=cache,sharing=locked,id={id},target={target}");
+    let step = |one: &str, two: &str, run: &str| format!("RUN {} {} {run}\n", mount(one, "/x"), mount(two, "/y"));
+    let text = format!(
+        "FROM busybox AS base\n{}FROM base AS left\n{}FROM base AS right\n{}FROM base\n\
+         COPY --from=left /l /\nCOPY --from=right /r /\n",
+        step("same", "same", "touch /x/file && ls /y > /seen"),
+        step("a", "b", "sleep 0.3; touch /l"),
+        step("b", "a", "sleep 0.3; touch /r"),
+    );
+    env.build(&env.dockerfile("c", &text), &["-t", "it"]).timeout(60).ok();
+    assert_eq!(env.run("it", &["cat", "/seen"]).ok().stdout, "file\n");
+}
+
 /// As the Docker client does it; they are no part of the cache key, nor of the image.
 #[test]
 fn proxies_of_the_docker_clients_configuration_reach_steps() {

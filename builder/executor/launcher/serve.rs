@@ -276,8 +276,11 @@ impl Server {
                     self.networks.refill(connection);
                 }
                 let fixture = None;
-                // What a program serves has to be written back before anybody looks at it, and that is at its unmounting.
-                let mounts = if servers.is_empty() { namespace::mounts_of(&pidfd).ok() } else { None };
+                // What a program serves, or a step has mounted itself, has to be written back before anybody looks at it, and
+                // that is at its unmounting.
+                let may_mount = self.machine.step_capabilities(&request.process).contains(CapabilitySet::SYS_ADMIN);
+                let is_plain = servers.is_empty() && !may_mount;
+                let mounts = if is_plain { namespace::mounts_of(&pidfd).ok() } else { None };
                 self.steps.push(Step {
                     control,
                     pid,
@@ -387,7 +390,7 @@ impl Server {
         }
         tell(&step.control, &Outcome::Ended(status(&ended, wall, &step.group)));
         // What follows is off rbuild's path, which goes on with what the step has changed: nobody is left to change it again.
-        // The next step starts when this one's mounts are gone, so that no layer is ever in two overlays at the same time.
+        // This launcher's next step starts when the mounts are gone.
         drop(step.mounts);
         self.leaving.push(step.group);
         if let Some(connection) = step.connection {

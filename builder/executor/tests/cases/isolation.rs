@@ -111,7 +111,7 @@ pub(crate) fn a_network_is_used_again_when_nothing_is_left_in_it(lab: &Lab) {
     let ours = again.expect("a network that is used again");
     let connection = format!(
         "nc -l -p 80 >/dev/null & i=0; until echo x | nc 127.0.0.1 80 || [ $((i += 1)) = 100 ]; do sleep 0.1; done
-        i=0; until grep -q ' 06 ' /proc/net/tcp; do [ $((i += 1)) = 100 ] && echo 'no connection waits' && break; sleep 0.1; done
+        i=0; until grep -q ' 06 ' /proc/net/tcp /proc/net/tcp6; do [ $((i += 1)) = 100 ] && echo 'no connection waits' && break; sleep 0.1; done
         {number}"
     );
     let text = lab.output(lab.script(&connection));
