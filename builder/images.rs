@@ -483,7 +483,7 @@ pub fn chain_of(diff_ids: &[Digest]) -> Option<Digest> {
 }
 
 /// Whether an image of platform `has` can stand for `wanted`. An image that names no platform can.
-fn runs_on(has: &Platform, wanted: &Platform) -> bool {
+pub(crate) fn runs_on(has: &Platform, wanted: &Platform) -> bool {
     (has.os.is_empty() || has.os == wanted.os)
         && (has.architecture.is_empty() || has.architecture == wanted.architecture)
         && (has.variant.is_empty() || wanted.variant.is_empty() || has.variant == wanted.variant)

@@ -58,6 +58,12 @@ impl Notices {
                 }
                 return;
             }
+            Event::SettingsIgnored { why } => {
+                if let Some(progress) = &shown.progress {
+                    progress.warn(format!("settings passed over: {why}"));
+                }
+                return;
+            }
             _ => return,
         };
         shown.line(&line);

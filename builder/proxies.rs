@@ -4,7 +4,6 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
-use std::path::PathBuf;
 
 use serde::Deserialize;
 
@@ -34,13 +33,12 @@ pub(crate) fn of_docker_client(var: impl Fn(&str) -> Option<String>) -> Vec<(Str
 }
 
 fn read(var: impl Fn(&str) -> Option<String>) -> Option<Vec<(String, String)>> {
-    let get = |name: &str| var(name).filter(|value| !value.is_empty());
-    let directory =
-        get("DOCKER_CONFIG").map(PathBuf::from).or_else(|| Some(PathBuf::from(get("HOME")?).join(".docker")));
+    let file = File::open(registry::docker_directory(&var)?.join("config.json")).ok()?;
     let mut text = String::new();
-    File::open(directory?.join("config.json")).ok()?.take(MOST).read_to_string(&mut text).ok()?;
+    file.take(MOST).read_to_string(&mut text).ok()?;
     let mut config: Config = serde_json::from_str(&text).ok()?;
-    let own = get("DOCKER_HOST").and_then(|host| config.proxies.remove(&host));
+    let host = var("DOCKER_HOST").filter(|host| !host.is_empty());
+    let own = host.and_then(|host| config.proxies.remove(&host));
     let chosen = own.or_else(|| config.proxies.remove("default"))?;
     let named = [
         ("HTTP_PROXY", chosen.http_proxy),

@@ -13,13 +13,14 @@ use snapshotter::{LayerRecord, Store, StoreError};
 use solver::{Progress, RunContext};
 use tokio_util::sync::CancellationToken;
 
-use super::import::{read_layout, read_registry};
+use super::import::{MAX_CONFIG, read_layout, read_registry};
 use super::mounts::{CachedMount, MountExport, Part, UsedMounts};
 use super::push::push;
 use super::spec::{CacheTo, Mode, Place};
 use super::table::{CachedLayer, Entry, Stack, Table};
 use super::{Recorded, format};
 use crate::export::{Descriptor, LayerBlob};
+use crate::progress::bytes;
 use crate::session::Session;
 use crate::worker::{BlobTypes, WorkError, blocking};
 
@@ -41,6 +42,16 @@ pub enum ExportError {
         path: PathBuf,
         /// Why.
         source: io::Error,
+    },
+    /// Nobody would read it; what is there stays.
+    #[error("cannot export the cache: its {what} would have {}, and no more than {} are read", bytes(*size), bytes(*most))]
+    TooLarge {
+        /// Which document.
+        what: &'static str,
+        /// Its length.
+        size: u64,
+        /// The most that it may have.
+        most: u64,
     },
     /// Layers.
     #[error("cannot export the cache")]
@@ -89,7 +100,10 @@ pub async fn export(
                 let scratch = tempfile::tempdir_in(session.store.scratch_directory()).map_err(WorkError::Io)?;
                 let (mounts, parts) = mounts(session, leaves.mounts, most, &to.place, scratch.path(), &context).await?;
                 table.mounts = mounts;
-                files.extend(parts);
+                // A layer of the same bytes is no less a layer.
+                for (digest, part) in parts {
+                    files.entry(digest).or_insert(part);
+                }
                 _parts = Some(scratch);
             }
             match &to.place {
@@ -222,6 +236,7 @@ fn add_layers(table: &mut Table, known: &HashMap<Digest, LayerRecord>, chain: Di
     }
 }
 
+/// What a cache's blobs are sent from, by their digests.
 pub(super) type Files = BTreeMap<Digest, LayerBlob>;
 
 /// Compresses what has no blob yet. A layer of somebody else's image that is not here stays where it is: who uses the cache
@@ -267,11 +282,12 @@ async fn add_blobs(
         () = context.cancelled.cancelled() => return Err(WorkError::Cancelled.into()),
         blobs = try_join_all(blobs) => blobs?,
     };
-    let files: Files = blobs.into_iter().flatten().map(|blob| (blob.diff_id, blob)).collect();
+    let blobs: Vec<LayerBlob> = blobs.into_iter().flatten().collect();
+    let by_diff_id: HashMap<Digest, &LayerBlob> = blobs.iter().map(|blob| (blob.diff_id, blob)).collect();
     for layer in table.layers.values_mut() {
-        layer.blob = files.get(&layer.diff_id).map(|blob| blob.descriptor.clone());
+        layer.blob = by_diff_id.get(&layer.diff_id).map(|blob| blob.descriptor.clone());
     }
-    Ok(files)
+    Ok(blobs.into_iter().map(|blob| (blob.descriptor.digest, blob)).collect())
 }
 
 /// Whether a layer's bytes are on this machine, or at the registry that the cache goes to.
@@ -289,8 +305,35 @@ fn is_near(session: &Session, layer: &LayerRecord, registry: Option<&str>) -> Re
     Ok(false)
 }
 
+/// A table as it is written.
+pub(super) struct Documents {
+    pub(super) config: Vec<u8>,
+    /// Of the config.
+    pub(super) descriptor: Descriptor,
+    pub(super) manifest: Vec<u8>,
+    pub(super) media_type: &'static str,
+}
+
+impl Documents {
+    /// # Errors
+    /// Its readers would find it too large.
+    pub(super) fn of(table: &Table, to: &CacheTo) -> Result<Self, ExportError> {
+        let (config, blobs) = format::encode(table);
+        let descriptor = Descriptor::new(format::CONFIG, Digest::of(&config), config.len() as u64);
+        let (manifest, media_type) = manifest(&descriptor, &blobs, to);
+        let limits = [("config", config.len(), MAX_CONFIG), ("manifest", manifest.len(), registry::MANIFEST_MAX)];
+        for (what, size, most) in limits {
+            let size = size as u64;
+            if size > most {
+                return Err(ExportError::TooLarge { what, size, most });
+            }
+        }
+        Ok(Self { config, descriptor, manifest, media_type })
+    }
+}
+
 /// The manifest around a config and blobs, and its media type.
-pub(super) fn manifest(config: &Descriptor, blobs: &[Descriptor], to: &CacheTo) -> (Vec<u8>, &'static str) {
+fn manifest(config: &Descriptor, blobs: &[Descriptor], to: &CacheTo) -> (Vec<u8>, &'static str) {
     let (media_type, document) = if to.image_manifest {
         let media_type = registry::OCI_MANIFEST;
         (media_type, json!({ "schemaVersion": 2, "mediaType": media_type, "config": config, "layers": blobs }))
@@ -331,9 +374,7 @@ fn write(table: &Table, files: &Files, layout: &Path, tag: &str, to: &CacheTo) -
         layer.blob = layer.blob.take().filter(|blob| is_in_layout(layout, blob));
     }
     table.mounts.retain(|_, mount| mount.parts.iter().all(|part| is_in_layout(layout, &part.blob)));
-    let (config, blobs) = format::encode(&table);
-    let descriptor = Descriptor::new(format::CONFIG, Digest::of(&config), config.len() as u64);
-    let (manifest, media_type) = manifest(&descriptor, &blobs, to);
+    let Documents { config, descriptor, manifest, media_type } = Documents::of(&table, to)?;
     let digest = Digest::of(&manifest);
     for (digest, bytes) in [(descriptor.digest, &config), (digest, &manifest)] {
         let path = blobs_path.join(digest.hex());
@@ -391,5 +432,41 @@ fn forget(blobs: &Path, old: &Table, manifest: &Digest, index: &Value, now: &Tab
     for digest in old.blobs().into_iter().chain(config).chain([*manifest]).filter(|digest| !kept.contains(digest)) {
         // What stays costs space, no more.
         let _ = fs::remove_file(blobs.join(digest.hex()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::mounts::{MOST_PARTS, PART};
+    use super::*;
+
+    /// A cache with one mount of so many parts, each another blob.
+    fn table(parts: usize) -> Table {
+        let part = |n: usize| {
+            let digest = Digest::of(&n.to_le_bytes());
+            Part { raw: digest, size: 16 << 20, blob: Descriptor::new(PART, digest, 16 << 20) }
+        };
+        let (tar, used) = (Digest::of(b"tar"), jiff::Timestamp::UNIX_EPOCH);
+        let mount = CachedMount { tar, used, parts: (0..parts).map(part).collect() };
+        Table { mounts: [("id".to_owned(), mount)].into(), ..Table::default() }
+    }
+
+    #[test]
+    fn what_nobody_would_read_is_not_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let (layout, to) = (dir.path(), CacheTo::parse("type=local,dest=c").unwrap());
+        write(&table(0), &Files::new(), layout, "latest", &to).unwrap();
+        let before = fs::read(layout.join("index.json")).unwrap();
+        // As many parts as there may be leave the manifest room for layers.
+        let documents = Documents::of(&table(MOST_PARTS), &to).unwrap();
+        assert!(documents.manifest.len() < 2 << 20 && documents.config.len() < 2 << 20);
+        let error = Documents::of(&table(60_000), &to).map(|_| ()).unwrap_err();
+        assert!(matches!(error, ExportError::TooLarge { .. }), "{error}");
+        // An id of any length, with no part that the layout would have to have.
+        let (mut large, id) = (table(0), "x".repeat(17 << 20));
+        large.mounts = large.mounts.into_values().map(|mount| (id.clone(), mount)).collect();
+        let error = write(&large, &Files::new(), layout, "latest", &to).unwrap_err();
+        assert!(error.to_string().contains("no more than"), "{error}");
+        assert_eq!(fs::read(layout.join("index.json")).unwrap(), before);
     }
 }

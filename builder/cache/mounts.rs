@@ -4,9 +4,10 @@
 //! are those of the time before, which are neither compressed nor sent again. Machines that live for one build get what their
 //! predecessors downloaded; it is a cache all the same, and what cannot be read is a miss.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use graph::Digest;
@@ -26,6 +27,10 @@ pub type UsedMounts = BTreeMap<String, CacheMountSharing>;
 
 /// Media type of a part.
 pub(super) const PART: &str = "application/vnd.rbuild.cache-mount.part.v1+zstd";
+
+/// Parts of all mounts of one cache. Config and manifest take some 170 bytes for each, and many registries take no manifest of
+/// more than 4 MiB.
+pub(super) const MOST_PARTS: usize = 10_000;
 
 /// No part is longer.
 pub(super) const LONGEST: usize = 16 << 20;
@@ -85,15 +90,20 @@ impl MountExport<'_> {
         let parts = self.there.mounts.values().flat_map(|mount| &mount.parts);
         let known: HashMap<Digest, &Part> = parts.map(|part| (part.raw, part)).collect();
         let (mut mounts, mut files) = (BTreeMap::new(), Files::new());
+        let mut room = MOST_PARTS;
         for (id, sharing) in self.used {
             let Some(directory) = self.store.existing_cache_mount(id, *sharing)? else { continue };
-            let packer = Packer { known: &known, scratch: self.scratch, files: &mut files, parts: Vec::new() };
-            match packer.pack(directory.path(), self.most, context) {
-                Ok((tar, parts)) => {
-                    let used = jiff::Timestamp::now();
-                    mounts.insert(id.clone(), CachedMount { tar, used, parts });
+            let (known, scratch) = (&known, self.scratch);
+            let packer = Packer { known, scratch, room, context, files: Files::new(), parts: Vec::new() };
+            match packer.pack(directory.path(), self.most) {
+                // There is nothing to begin with.
+                Ok(None) => {}
+                Ok(Some((mount, new))) => {
+                    room -= mount.parts.len();
+                    mounts.insert(id.clone(), mount);
+                    files.extend(new);
                 }
-                Err(PackError::Layer(LayerError::Cancelled)) => return Err(WorkError::Cancelled.into()),
+                Err(_) if context.cancelled.is_cancelled() => return Err(WorkError::Cancelled.into()),
                 // Other builds may be changing it; the next will bring it.
                 Err(error) => {
                     context.progress.warn(format!("the cache mount {} is not exported: {error}", name_of(id)));
@@ -111,26 +121,48 @@ enum PackError {
     #[error("it changed while it was read")]
     Changed,
     #[error(transparent)]
-    Layer(#[from] LayerError),
+    Layer(LayerError),
     #[error(transparent)]
     Io(#[from] io::Error),
+}
+
+impl From<LayerError> for PackError {
+    fn from(error: LayerError) -> Self {
+        match error {
+            // What the tar goes to is the packer, whose words are enough.
+            LayerError::Write(source) => Self::Io(source),
+            other => Self::Layer(other),
+        }
+    }
 }
 
 struct Packer<'a> {
     /// Parts that the cache has, by what they hold.
     known: &'a HashMap<Digest, &'a Part>,
     scratch: &'a Path,
-    files: &'a mut Files,
+    /// So many parts it may have.
+    room: usize,
+    context: &'a RunContext,
+    files: Files,
     parts: Vec<Part>,
 }
 
 impl Packer<'_> {
-    fn pack(mut self, directory: &Path, most: u64, context: &RunContext) -> Result<(Digest, Vec<Part>), PackError> {
-        let cancelled = || context.cancelled.is_cancelled();
+    /// The mount, and files of its new parts; `None` for one that is empty.
+    fn pack(mut self, directory: &Path, most: u64) -> Result<Option<(CachedMount, Files)>, PackError> {
+        let cancelled = || self.context.cancelled.is_cancelled();
+        // What is too large is not read to find that out.
+        let size = size_of_files(directory, &cancelled);
+        if size > most {
+            return Err(PackError::TooLarge { size, most });
+        }
         let options = CommitOptions { cancelled: Some(&cancelled), ..CommitOptions::default() };
         let held = commit_upper(directory, &options)?;
         if held.size > most {
             return Err(PackError::TooLarge { size: held.size, most });
+        }
+        if held.index.entries().iter().all(|entry| entry.path.is_empty()) {
+            return Ok(None);
         }
         if !is_portable(&held.index) {
             return Err(PackError::Io(io::Error::other("it holds device nodes")));
@@ -141,10 +173,17 @@ impl Packer<'_> {
         if tar != held.diff_id {
             return Err(PackError::Changed);
         }
-        Ok((tar, self.parts))
+        let mount = CachedMount { tar, used: jiff::Timestamp::now(), parts: self.parts };
+        Ok(Some((mount, self.files)))
     }
 
     fn add(&mut self, piece: &[u8]) -> io::Result<()> {
+        if self.context.cancelled.is_cancelled() {
+            return Err(io::Error::other("cancelled"));
+        }
+        if self.parts.len() == self.room {
+            return Err(io::Error::other("a cache cannot hold that much"));
+        }
         let raw = Digest::of(piece);
         if let Some(part) = self.known.get(&raw) {
             self.parts.push((*part).clone());
@@ -155,9 +194,25 @@ impl Packer<'_> {
         let path = self.scratch.join(descriptor.digest.hex());
         fs::write(&path, &compressed)?;
         self.parts.push(Part { raw, size: piece.len() as u64, blob: descriptor.clone() });
-        self.files.insert(raw, LayerBlob { diff_id: raw, descriptor, path: Some(path) });
+        self.files.insert(descriptor.digest, LayerBlob { diff_id: raw, descriptor, path: Some(path) });
         Ok(())
     }
+}
+
+/// The bytes of all files below a directory, of which those with several names count once. Others may be changing it.
+fn size_of_files(directory: &Path, cancelled: &dyn Fn() -> bool) -> u64 {
+    let (mut total, mut seen, mut pending) = (0_u64, HashSet::new(), vec![directory.to_owned()]);
+    while let Some(directory) = pending.pop().filter(|_| !cancelled()) {
+        for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
+            let Ok(metadata) = entry.metadata() else { continue };
+            if metadata.is_dir() {
+                pending.push(entry.path());
+            } else if metadata.is_file() && (metadata.nlink() == 1 || seen.insert((metadata.dev(), metadata.ino()))) {
+                total = total.saturating_add(metadata.len());
+            }
+        }
+    }
+    total
 }
 
 /// Files, directories and links are what caches are made of. Who wrote a shared cache is not to bring device nodes.
@@ -276,6 +331,20 @@ mod tests {
         let again = split(&after);
         let new = again.iter().filter(|part| !parts.contains(part)).count();
         assert!(new <= 2, "{new} of {}", again.len());
+    }
+
+    #[test]
+    fn files_count_once_and_links_lead_nowhere() {
+        let outer = tempfile::tempdir().unwrap();
+        let directory = outer.path().join("mount");
+        fs::create_dir_all(directory.join("deep/er")).unwrap();
+        fs::write(outer.path().join("outside"), vec![0; 5000]).unwrap();
+        assert_eq!(size_of_files(&directory, &|| false), 0);
+        fs::write(directory.join("deep/er/file"), vec![0; 300]).unwrap();
+        fs::hard_link(directory.join("deep/er/file"), directory.join("same")).unwrap();
+        std::os::unix::fs::symlink("../outside", directory.join("link")).unwrap();
+        std::os::unix::fs::symlink("..", directory.join("up")).unwrap();
+        assert_eq!(size_of_files(&directory, &|| false), 300);
     }
 
     #[test]

@@ -9,6 +9,7 @@
 //!
 //! A cache that says already what is to be written is left as it is, without a watch.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use futures_util::future::try_join_all;
@@ -16,8 +17,7 @@ use graph::Digest;
 use registry::{BlobSource, Client, Reference};
 use solver::{RunContext, Status};
 
-use super::export::{ExportError, Files, manifest};
-use super::format;
+use super::export::{Documents, ExportError, Files};
 use super::import::{ReadError, read_registry};
 use super::mounts::PART;
 use super::spec::CacheTo;
@@ -60,8 +60,9 @@ pub(super) async fn push(
     // The builds of one store need not meet at the registry.
     let (store, cancelled, name) = (session.store.clone(), context.cancelled.clone(), format!("cache-to:{reference}"));
     let _turn = blocking(move || Ok(store.lock(&name, &|| cancelled.is_cancelled())?)).await?;
-    let is_lost = |blob: &Digest| session.layers.is_lost(blob);
-    let mut there = shown(&client, reference, is_lost).await.map_err(failed)?;
+    // Blobs that the name refers to and the registry does not have.
+    let mut gone = BTreeSet::new();
+    let mut there = shown(session, &client, reference, &gone).await.map_err(failed)?;
     let now = jiff::Timestamp::now();
     if there.table.says(own, now - NOTED) {
         return remember(session, files, reference);
@@ -70,35 +71,37 @@ pub(super) async fn push(
     let present = there.table.blobs();
     let missing = files.values().filter(|blob| !present.contains(&blob.descriptor.digest));
     try_join_all(missing.map(|blob| send_layer(session, blob, reference, context))).await?;
-    let mut is_merged = true;
+    let (mut own, mut is_mended) = (own.clone(), false);
     // What the name has led to until now. Others rely on it being taken over by whoever saw it, and may have left.
     let mut before = Table::default();
     for attempt in 0..ATTEMPTS {
         let mut table = own.clone();
-        if is_merged {
-            table.join(&there.table, now);
-            table.join(&before, now);
-            before.join(&there.table, now);
-        } else {
-            // Parts that only the registry had may be what it has lost.
-            table.mounts.retain(|_, mount| mount.parts.iter().all(|part| files.contains_key(&part.raw)));
-        }
-        let (config, blobs) = format::encode(&table);
-        let descriptor = Descriptor::new(format::CONFIG, Digest::of(&config), config.len() as u64);
-        let (manifest, media_type) = manifest(&descriptor, &blobs, to);
+        table.join(&there.table, now);
+        table.join(&before, now);
+        before.join(&there.table, now);
+        let Documents { config, descriptor, manifest, media_type } = Documents::of(&table, to)?;
         let wanted = registry::digest_of(&manifest);
         send(session, reference, &descriptor, &bytes::Bytes::from(config), &[]).await?;
         let began = fresh_look(&client, reference, there.manifest.as_ref()).await.map_err(failed)?;
-        let Some(began) = began.or((!is_merged).then(Instant::now)) else {
-            there = shown(&client, reference, is_lost).await.map_err(failed)?;
+        let Some(began) = began else {
+            there = shown(session, &client, reference, &gone).await.map_err(failed)?;
             continue;
         };
         match client.put_manifest(reference, media_type, manifest.into()).await {
             Ok(_) => {}
-            // A blob of others that the registry has lost must not stand in the way of ours, which are sent again if need be.
-            Err(error) if is_merged && !there.table.layers.is_empty() && !error.is_transient() => {
-                is_merged = false;
-                try_join_all(files.values().map(|blob| send_layer(session, blob, reference, context))).await?;
+            // A blob of others that the registry has lost must not stand in the way of the rest, and ours are sent again.
+            Err(error) if !is_mended && is_about_content(&error) => {
+                is_mended = true;
+                gone = absent(&client, reference, &table).await.map_err(failed)?;
+                if gone.is_empty() {
+                    return Err(failed(error));
+                }
+                let ours = files.values().filter(|blob| gone.contains(&blob.descriptor.digest));
+                try_join_all(ours.map(|blob| send_layer(session, blob, reference, context))).await?;
+                gone.retain(|blob| !files.contains_key(blob));
+                for table in [&mut own, &mut there.table, &mut before] {
+                    table.forget_blobs(|blob| gone.contains(blob));
+                }
                 continue;
             }
             Err(error) => return Err(failed(error)),
@@ -113,9 +116,8 @@ pub(super) async fn push(
         if current(&client, reference).await.map_err(failed)?.as_ref() == Some(&wanted) {
             return remember(session, files, reference);
         }
-        is_merged = true;
-        there = shown(&client, reference, is_lost).await.map_err(failed)?;
-        if there.table.answers(own) {
+        there = shown(session, &client, reference, &gone).await.map_err(failed)?;
+        if there.table.answers(&own) {
             return remember(session, files, reference);
         }
     }
@@ -162,19 +164,41 @@ async fn current(client: &Client, reference: &Reference) -> Result<Option<regist
     }
 }
 
+/// Whether a registry may have refused a manifest for a blob that it does not have. No two say so with the same words.
+fn is_about_content(error: &registry::Error) -> bool {
+    error.is_not_found() || matches!(error, registry::Error::Status { status: 400 | 422, .. })
+}
+
+/// Blobs of a table that the registry does not have. They are asked for and not read.
+async fn absent(client: &Client, reference: &Reference, table: &Table) -> Result<BTreeSet<Digest>, registry::Error> {
+    let layers = table.layers.values().filter_map(|layer| layer.blob.as_ref());
+    let parts = table.mounts.values().flat_map(|mount| mount.parts.iter().map(|part| &part.blob));
+    let blobs: BTreeMap<Digest, &Descriptor> = layers.chain(parts).map(|blob| (blob.digest, blob)).collect();
+    let asked = blobs.into_values().map(|blob| async move {
+        // What cannot be asked for is not there either.
+        let Ok(descriptor) = registry_descriptor(blob) else { return Ok(Some(blob.digest)) };
+        match client.blob(reference.repository(), &descriptor).await {
+            Ok(_) => Ok(None),
+            Err(error) if error.is_not_found() => Ok(Some(blob.digest)),
+            Err(error) if error.is_transient() => Err(error),
+            // Then the refusal says more than this does.
+            Err(_) => Ok(None),
+        }
+    });
+    Ok(try_join_all(asked).await?.into_iter().flatten().collect())
+}
+
 /// What the name leads to now. What is no cache is replaced; what cannot be read at the moment is not. Blobs that turned out to
 /// be gone are not promised again.
 async fn shown(
+    session: &Session,
     client: &Client,
     reference: &Reference,
-    is_lost: impl Fn(&Digest) -> bool,
+    gone: &BTreeSet<Digest>,
 ) -> Result<Shown, registry::Error> {
     match read_registry(client, reference).await {
         Ok((mut table, digest)) => {
-            for layer in table.layers.values_mut() {
-                layer.blob = layer.blob.take().filter(|blob| !is_lost(&blob.digest));
-            }
-            table.mounts.retain(|_, mount| !mount.blobs().any(|blob| is_lost(&blob)));
+            table.forget_blobs(|blob| gone.contains(blob) || session.layers.is_lost(blob));
             Ok(Shown { table, manifest: Some(digest) })
         }
         Err(ReadError::Registry(error)) if error.is_transient() => Err(error),

@@ -2,7 +2,7 @@
 //! fail. What is unpacked is anybody's tar, and treated like a layer: nothing of it comes to lie outside its directory.
 
 use std::fs::{self, File};
-use std::io::{self, BufReader, Seek, Write};
+use std::io::{self, BufReader};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::Path;
 
@@ -11,12 +11,14 @@ use registry::Client;
 use snapshotter::Room;
 use snapshotter::layer::{ApplyOptions, Marks, apply};
 use solver::{RunContext, Status};
+use tokio::io::{AsyncSeekExt, AsyncWriteExt};
 
 use super::import::{Imports, ReadError, read_blob};
-use super::mounts::{CachedMount, LONGEST, Part, is_portable, name_of};
+use super::mounts::{CachedMount, LONGEST, MOST_PARTS, Part, is_portable, name_of};
 use super::spec::Place;
 use crate::images::registry_descriptor;
 use crate::progress::bytes;
+use crate::worker::blocking;
 
 /// Mounts that hold more are not fetched: a few bytes can stand for as many as somebody likes.
 const MOST: u64 = 64 << 30;
@@ -70,12 +72,14 @@ async fn fetch(
 ) -> Result<Restored, ReadError> {
     let failed = |source| ReadError::File { path: scratch.to_owned(), source };
     let total = mount.parts.iter().fold(0_u64, |sum, part| sum.saturating_add(part.size));
-    if total > MOST || mount.parts.iter().any(|part| part.size > LONGEST as u64 || part.blob.size > 2 * LONGEST as u64)
-    {
+    if mount.parts.len() > MOST_PARTS || !mount.parts.iter().all(is_plausible) {
+        return Err(ReadError::Malformed("what it says of its parts makes no sense".into()));
+    }
+    if total > MOST {
         return Err(ReadError::Malformed(format!("it says that it holds {}", bytes(total))));
     }
     let mut room = Room::at(scratch);
-    let mut tar = tempfile::tempfile_in(scratch).map_err(failed)?;
+    let mut tar = tokio::fs::File::from_std(tempfile::tempfile_in(scratch).map_err(failed)?);
     let name = format!("restoring cache mount {}", name_of(id));
     let mut current = 0;
     for part in &mount.parts {
@@ -84,24 +88,40 @@ async fn fetch(
                 lost(&part.blob.digest);
             }
         })?;
-        room.take(part.size).and_then(|()| tar.write_all(&piece)).map_err(failed)?;
+        room.take(part.size).map_err(failed)?;
+        tar.write_all(&piece).await.map_err(failed)?;
         current += part.size;
         context.progress.status(Status { id: name.clone(), current, total, done: current == total });
     }
-    tar.rewind().map_err(failed)?;
-    Ok(Restored { tar, digest: mount.tar })
+    tar.flush().await.map_err(failed)?;
+    tar.rewind().await.map_err(failed)?;
+    Ok(Restored { tar: tar.into_std().await, digest: mount.tar })
+}
+
+/// Whether a part has a length that it can have, and a blob that is no longer than what becomes of the worst of them.
+fn is_plausible(part: &Part) -> bool {
+    let size = usize::try_from(part.size).unwrap_or(usize::MAX);
+    (1..=LONGEST).contains(&size) && part.blob.size <= zstd::zstd_safe::compress_bound(size) as u64
 }
 
 async fn piece(client: &Client, place: &Place, part: &Part) -> Result<Vec<u8>, ReadError> {
-    let compressed = match place {
+    let sent = match place {
         Place::Registry(reference) => {
             let blob = registry_descriptor(&part.blob).map_err(ReadError::Malformed)?;
-            client.small_blob(reference.repository(), &blob, part.blob.size).await?
+            Some(client.small_blob(reference.repository(), &blob, part.blob.size).await?)
         }
-        Place::Local { path, .. } => read_blob(path, &part.blob.digest, part.blob.size)?.into(),
-        Place::Inline => return Err(ReadError::Malformed("an image holds none".into())),
+        Place::Local { .. } | Place::Inline => None,
     };
-    unfold(part, &compressed).map_err(ReadError::Malformed)
+    let (place, part) = (place.clone(), part.clone());
+    let read = move || {
+        let compressed = match (sent, &place) {
+            (Some(sent), _) => sent,
+            (None, Place::Local { path, .. }) => read_blob(path, &part.blob.digest, part.blob.size)?.into(),
+            (None, _) => return Err(ReadError::Malformed("an image holds none".into())),
+        };
+        unfold(&part, &compressed).map_err(ReadError::Malformed)
+    };
+    blocking(move || Ok(read())).await.unwrap_or_else(|error| Err(ReadError::Malformed(error.to_string())))
 }
 
 /// The bytes of a part, which are what the cache says.
@@ -151,6 +171,8 @@ impl Restored {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Seek, Write};
+
     use super::*;
     use crate::export::Descriptor;
 
@@ -171,6 +193,25 @@ mod tests {
         assert!(unfold(&good, &compressed[1..]).is_err());
         let (other, _) = part(b"other", 100_000);
         assert!(unfold(&other, &compressed).is_err());
+    }
+
+    #[test]
+    fn a_part_is_something_and_its_blob_not_much_more() {
+        let sized = |size, blob| {
+            let (mut part, _) = part(b"x", size);
+            part.blob.size = blob;
+            part
+        };
+        // Noise does not become smaller.
+        let noise: Vec<u8> =
+            (0..3_u32 << 15).flat_map(|n| Digest::of(&n.to_le_bytes()).as_bytes()[..8].to_vec()).collect();
+        assert!(is_plausible(&part(&noise, noise.len() as u64).0));
+        assert!(is_plausible(&part(b"x", 1).0) && is_plausible(&sized(LONGEST as u64, LONGEST as u64)));
+        for (size, blob) in
+            [(0, 1), (1, 4096), (LONGEST as u64, 2 * LONGEST as u64), (LONGEST as u64 + 1, 1), (u64::MAX, 1)]
+        {
+            assert!(!is_plausible(&sized(size, blob)), "{size} {blob}");
+        }
     }
 
     fn restored(tar: &[u8], digest: Digest) -> Restored {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use graph::{ContentDigest, Digest};
 
-use super::mounts::CachedMount;
+use super::mounts::{CachedMount, MOST_PARTS};
 use crate::export::Descriptor;
 use crate::worker::{Rootfs, stacked};
 
@@ -123,8 +123,12 @@ impl Table {
         let is_since = |used: jiff::Timestamp, kept| now.duration_since(used).unsigned_abs() <= kept;
         let mut mounts: Vec<_> = other.mounts.iter().filter(|(_, mount)| is_since(mount.used, MOUNTS_KEPT)).collect();
         mounts.sort_by_key(|(_, mount)| std::cmp::Reverse(mount.used));
-        for (id, mount) in mounts.into_iter().take(MOST_MOUNTS.saturating_sub(self.mounts.len())) {
-            self.mounts.entry(id.clone()).or_insert_with(|| mount.clone());
+        for (id, mount) in mounts {
+            let parts: usize = self.mounts.values().map(|own| own.parts.len()).sum();
+            let has_room = self.mounts.len() < MOST_MOUNTS && parts + mount.parts.len() <= MOST_PARTS;
+            if has_room && !self.mounts.contains_key(id) {
+                self.mounts.insert(id.clone(), mount.clone());
+            }
         }
         let mut more: Vec<_> = other
             .entries
@@ -150,10 +154,22 @@ impl Table {
             }
             self.entries.insert(*key, *entry);
         }
+        // Where only the other knows a layer's blob, it is not lost for that.
+        for (chain, layer) in self.layers.iter_mut().filter(|(_, layer)| layer.blob.is_none()) {
+            layer.blob = other.layers.get(chain).and_then(|layer| layer.blob.clone());
+        }
     }
 }
 
 impl Table {
+    /// Promises no blob any more that is gone, nor mounts that need one.
+    pub(crate) fn forget_blobs(&mut self, is_gone: impl Fn(&Digest) -> bool) {
+        for layer in self.layers.values_mut() {
+            layer.blob = layer.blob.take().filter(|blob| !is_gone(&blob.digest));
+        }
+        self.mounts.retain(|_, mount| !mount.blobs().any(|blob| is_gone(&blob)));
+    }
+
     /// Blobs of its layers, where it has them, and of its mounts.
     pub(crate) fn blobs(&self) -> BTreeSet<Digest> {
         let layers = self.layers.values().filter_map(|layer| Some(layer.blob.as_ref()?.digest));
@@ -197,6 +213,7 @@ impl Table {
 
 #[cfg(test)]
 mod tests {
+    use super::super::mounts::Part;
     use super::*;
 
     fn at(second: i64) -> jiff::Timestamp {
@@ -237,6 +254,47 @@ mod tests {
         assert_eq!(ours.entries[&key(2)].stack, Stack::Empty, "what this build made stands");
         assert_eq!(ours.entries.len(), 2, "neither the old one nor the one without layers");
         assert_eq!(ours.stack(&top).unwrap().iter().map(|(chain, _)| *chain).collect::<Vec<_>>(), [base, top]);
+    }
+
+    #[test]
+    fn others_mounts_are_taken_over_as_far_as_there_is_room() {
+        let blob = Descriptor::new("part", Digest::of(b"part"), 1);
+        let mount = |parts, second| CachedMount {
+            tar: Digest::of(b"tar"),
+            used: at(second),
+            parts: vec![Part { raw: Digest::of(b"raw"), size: 1, blob: blob.clone() }; parts],
+        };
+        let table = |mounts: &[(&str, usize, i64)]| Table {
+            mounts: mounts.iter().map(|(id, parts, second)| ((*id).to_owned(), mount(*parts, *second))).collect(),
+            ..Table::default()
+        };
+        let mut ours = table(&[("ours", 100, 50), ("both", 100, 50)]);
+        let theirs = [("both", 9000, 60), ("old", MOST_PARTS / 2, 10), ("new", MOST_PARTS / 2, 40), ("small", 10, 20)];
+        ours.join(&table(&theirs), at(100));
+        assert_eq!(ours.mounts.keys().collect::<Vec<_>>(), ["both", "new", "ours", "small"]);
+        assert_eq!(ours.mounts["both"].parts.len(), 100, "what this build left stands");
+        // Those that both have need no room.
+        let names: Vec<String> = (0..MOST_MOUNTS).map(|n| n.to_string()).collect();
+        let all: Vec<(&str, usize, i64)> = names.iter().map(|name| (name.as_str(), 1, 90)).collect();
+        let mut ours = table(&all[1..]);
+        ours.join(&table(&all), at(100));
+        assert_eq!(ours.mounts.len(), MOST_MOUNTS);
+    }
+
+    #[test]
+    fn a_blob_that_only_the_other_knows_is_known_to_both() {
+        let (mut ours, mut theirs) = (Table::default(), Table::default());
+        let top = layer(&mut ours, None, 1);
+        layer(&mut theirs, None, 1);
+        let blob = Descriptor::new("tar", Digest::of(b"1"), 1);
+        theirs.layers.get_mut(&top).unwrap().blob = Some(blob.clone());
+        for table in [&mut ours, &mut theirs] {
+            table.entries.insert(key(1), entry(Stack::Layers(top), 50));
+        }
+        ours.join(&theirs, at(60));
+        assert_eq!(ours.layers[&top].blob.as_ref(), Some(&blob));
+        ours.forget_blobs(|digest| *digest == blob.digest);
+        assert_eq!(ours.layers[&top].blob, None);
     }
 
     #[test]

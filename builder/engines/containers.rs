@@ -4,12 +4,14 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufReader, Read};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use graph::Digest;
+use graph::{Digest, Platform};
 use registry::Reference;
+use rustix::fs::OFlags;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use snapshotter::Store;
@@ -17,6 +19,7 @@ use snapshotter::layer::compress;
 
 use super::EngineError;
 use super::tar_split::TarSplit;
+use crate::images::{parse_config, runs_on};
 use crate::import::{self, Loaded};
 
 /// Drivers whose directories have a layer's files as they are.
@@ -96,17 +99,23 @@ impl Storage {
         let home = get("HOME").map(PathBuf::from);
         let under_home =
             |xdg: &str, otherwise: &str| get(xdg).map(PathBuf::from).or_else(|| Some(home.as_ref()?.join(otherwise)));
-        let mut files: Vec<PathBuf> = get("CONTAINERS_STORAGE_CONF").into_iter().map(PathBuf::from).collect();
+        let mut own: Vec<PathBuf> = get("CONTAINERS_STORAGE_CONF").into_iter().map(PathBuf::from).collect();
         if !is_root {
-            files.extend(under_home("XDG_CONFIG_HOME", ".config").map(|dir| dir.join("containers/storage.conf")));
+            own.extend(under_home("XDG_CONFIG_HOME", ".config").map(|dir| dir.join("containers/storage.conf")));
         }
-        files.extend(["/etc/containers/storage.conf", "/usr/share/containers/storage.conf"].map(PathBuf::from));
-        let conf = files.iter().find_map(|file| std::fs::read_to_string(file).ok()).unwrap_or_default();
+        let shared = ["/etc/containers/storage.conf", "/usr/share/containers/storage.conf"].map(PathBuf::from);
+        let first = |files: &[PathBuf]| files.iter().find_map(|file| std::fs::read_to_string(file).ok());
+        let own = first(&own);
+        // The graph root of the machine's file is root's.
+        let is_own = is_root || own.is_some();
+        let conf = own.or_else(|| first(&shared)).unwrap_or_default();
         // A file that podman cannot read either says nothing.
         let ConfStorage { driver, graphroot, rootless_storage_path, options } =
             toml::from_str::<Conf>(&conf).unwrap_or_default().storage;
-        let root = if is_root {
-            Some(graphroot).filter(|root| !root.is_empty()).map_or("/var/lib/containers/storage".into(), PathBuf::from)
+        let root = if is_own && !graphroot.is_empty() {
+            PathBuf::from(if is_root { graphroot } else { expanded(&graphroot, &get) })
+        } else if is_root {
+            "/var/lib/containers/storage".into()
         } else if !rootless_storage_path.is_empty() {
             PathBuf::from(expanded(&rootless_storage_path, &get))
         } else if let Some(data) = under_home("XDG_DATA_HOME", ".local/share") {
@@ -157,8 +166,8 @@ impl Storage {
 }
 
 impl Found {
-    /// Takes the image into the store, as far as it is not there.
-    pub(super) fn take(&self, store: &Store) -> Result<Loaded, EngineError> {
+    /// Takes the image into the store, as far as it is not there; `None`: it is one for another platform.
+    pub(super) fn take(&self, store: &Store, platform: &Platform) -> Result<Option<Loaded>, EngineError> {
         let config = self.image_file(&self.id.to_string());
         let read = |source| EngineError::Read { what: config.display().to_string(), source };
         let bytes = small(&config, CONFIG_MAX).map_err(read)?;
@@ -166,8 +175,11 @@ impl Found {
             let why = "the config's bytes are not those of the image's id".into();
             return Err(EngineError::Malformed { what: format!("image {}", self.id), why });
         }
+        if !runs_on(&parse_config(&config.display().to_string(), &bytes)?.platform(), platform) {
+            return Ok(None);
+        }
         let layers = self.layers()?;
-        Ok(import::take_parts(store, &bytes, layers.len(), |number| self.tar(&layers[number]))?)
+        Ok(Some(import::take_parts(store, &bytes, layers.len(), |number| self.tar(&layers[number]))?))
     }
 
     /// The ids of its layers, the lowest first.
@@ -203,7 +215,7 @@ impl Found {
             driver => self.storage.join(driver).join(layer).join("diff"),
         };
         let lines = self.storage.join(format!("{}-layers/{layer}.tar-split.gz", self.driver));
-        let lines = compress::decoder(BufReader::new(File::open(lines)?))?;
+        let lines = compress::decoder(BufReader::new(open_regular(&lines)?))?;
         Ok(Box::new(TarSplit::new(BufReader::with_capacity(1 << 16, lines), sys::file::open_root(&files)?)))
     }
 
@@ -227,9 +239,19 @@ pub(super) fn names_of(reference: &Reference, written: &str) -> Vec<String> {
     names
 }
 
+/// Does not wait for a pipe's writer.
+fn open_regular(path: &Path) -> io::Result<File> {
+    let flags = OFlags::NONBLOCK.bits().cast_signed();
+    let file = File::options().read(true).custom_flags(flags).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is not a regular file"));
+    }
+    Ok(file)
+}
+
 fn small(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    File::open(path)?.take(limit + 1).read_to_end(&mut bytes)?;
+    open_regular(path)?.take(limit + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > limit {
         return Err(io::Error::other("it is too large for what it should be"));
     }
@@ -253,25 +275,65 @@ mod tests {
     #[test]
     fn storages_are_where_podman_has_them() {
         let dir = tempfile::tempdir().unwrap();
-        let conf = dir.path().join("storage.conf");
-        std::fs::write(
-            &conf,
-            "[storage]\ndriver = \"vfs\"\ngraphroot = \"/g\"\nrootless_storage_path = \"$HOME/own\"\n\
-             [storage.options]\nadditionalimagestores = [\"/shared\"]\nunknown = 1\n",
-        )
-        .unwrap();
+        let written = |name: &str, graphroot: &str| {
+            let conf = dir.path().join(name);
+            let text = format!(
+                "[storage]\ndriver = \"vfs\"\ngraphroot = \"{graphroot}\"\nrootless_storage_path = \"$HOME/own\"\n\
+                 [storage.options]\nadditionalimagestores = [\"/shared\"]\nunknown = 1\n"
+            );
+            std::fs::write(&conf, text).unwrap();
+            conf.display().to_string()
+        };
+        let (conf, without) = (written("storage.conf", "/g/$USER"), written("without.conf", ""));
         let roots = |is_root, vars: &[(&str, &str)]| {
             let vars: BTreeMap<_, _> = vars.iter().copied().collect();
             let storages = Storage::of_user(is_root, |name| vars.get(name).map(|&value| value.to_owned()));
             storages.into_iter().map(|storage| (storage.root, storage.driver)).collect::<Vec<_>>()
         };
-        let conf = conf.to_str().unwrap();
         let vfs = Some("vfs".to_owned());
-        let named = [("CONTAINERS_STORAGE_CONF", conf), ("HOME", "/h")];
-        assert_eq!(roots(true, &named), [("/g".into(), vfs.clone()), ("/shared".into(), vfs.clone())]);
-        assert_eq!(roots(false, &named), [("/h/own".into(), vfs.clone()), ("/shared".into(), vfs)]);
+        let named = [("CONTAINERS_STORAGE_CONF", conf.as_str()), ("HOME", "/h"), ("USER", "u")];
+        let both = |first: &str| [(first.into(), vfs.clone()), ("/shared".into(), vfs.clone())];
+        assert_eq!(roots(true, &named), both("/g/$USER"));
+        assert_eq!(roots(false, &named), both("/g/u"));
+        let named = [("CONTAINERS_STORAGE_CONF", without.as_str()), ("HOME", "/h")];
+        assert_eq!(roots(true, &named), both("/var/lib/containers/storage"));
+        assert_eq!(roots(false, &named), both("/h/own"));
         let other = [named[0], named[1], ("STORAGE_DRIVER", "overlay")];
         assert_eq!(roots(false, &other)[0].1.as_deref(), Some("overlay"));
+    }
+
+    #[test]
+    fn nothing_is_waited_for_that_is_no_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = sys::file::open_root(dir.path()).unwrap();
+        sys::file::mknod(&root, b"pipe", sys::file::Node::Fifo, 0o644).unwrap();
+        for name in ["pipe", "."] {
+            let error = small(&dir.path().join(name), 10).unwrap_err();
+            assert!(error.to_string().contains("not a regular file"), "{error}");
+        }
+        std::fs::write(dir.path().join("file"), "12345678901").unwrap();
+        assert!(small(&dir.path().join("file"), 10).is_err());
+        assert_eq!(small(&dir.path().join("file"), 11).unwrap().len(), 11);
+    }
+
+    #[test]
+    fn an_image_for_another_platform_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("store")).unwrap();
+        let config = br#"{"architecture":"arm","variant":"v7","os":"linux","rootfs":{"type":"layers","diff_ids":[]}}"#;
+        let id = Digest::of(config);
+        let images = dir.path().join("vfs-images");
+        std::fs::create_dir_all(images.join(id.hex())).unwrap();
+        let list = serde_json::json!([{ "id": id.hex(), "names": ["localhost/app:1"] }]);
+        std::fs::write(images.join("images.json"), list.to_string()).unwrap();
+        let storage = Storage { root: dir.path().to_owned(), driver: None };
+        let found = storage.find(&["localhost/app:1".to_owned()]).unwrap().unwrap();
+        std::fs::write(found.image_file(&id.to_string()), config).unwrap();
+        for other in ["linux/amd64", "linux/arm/v6"] {
+            assert_eq!(found.take(&store, &other.parse().unwrap()).unwrap(), None, "{other}");
+        }
+        assert_eq!(store.blob_path(&id), None);
+        assert_eq!(found.take(&store, &"linux/arm/v7".parse().unwrap()).unwrap().unwrap().id, id);
     }
 
     #[test]

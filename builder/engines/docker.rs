@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use graph::{Digest, Platform};
-use registry::Reference;
+use registry::{Manifest, Reference};
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
-use snapshotter::Store;
+use snapshotter::{ManifestRef, Store};
 
 use super::EngineError;
-use crate::import::{self, ImportError, Input, Loaded, Wanted};
+use crate::images::runs_on;
+use crate::import::{self, Input, Loaded, Wanted};
 
 /// How long the daemon may take to say which image it means.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -33,17 +34,16 @@ struct Inspected {
     os: String,
     #[serde(default)]
     architecture: String,
+    #[serde(default)]
+    variant: String,
 }
 
 impl Daemon {
     /// The one that docker's own program would speak to, if it is reached by a socket of this machine.
     pub(crate) fn of_user(var: impl Fn(&str) -> Option<String>) -> Option<Self> {
         let get = |name: &str| var(name).filter(|value| !value.is_empty());
-        let host = get("DOCKER_HOST").or_else(|| {
-            let config = get("DOCKER_CONFIG").map(PathBuf::from);
-            let config = config.or_else(|| Some(PathBuf::from(get("HOME")?).join(".docker")))?;
-            host_of_context(&config, get("DOCKER_CONTEXT"))
-        });
+        let host =
+            get("DOCKER_HOST").or_else(|| host_of_context(&registry::docker_directory(&var)?, get("DOCKER_CONTEXT")));
         let host = host.unwrap_or_else(|| "unix:///var/run/docker.sock".into());
         let socket = PathBuf::from(host.strip_prefix("unix://")?);
         // Nobody is asked who is not there.
@@ -64,10 +64,9 @@ impl Daemon {
                     return Err(unclear("its answer is too long"));
                 }
             }
-            let inspected: Inspected = serde_json::from_slice(&bytes).map_err(|_| unclear("its answer has no id"))?;
-            let fits = |has: &str, wanted: &str| has.is_empty() || has == wanted;
-            let fits = fits(&inspected.os, &platform.os) && fits(&inspected.architecture, &platform.architecture);
-            Ok(fits.then_some(inspected.id))
+            let inspected = serde_json::from_slice(&bytes).map_err(|_| unclear("its answer has no id"))?;
+            let Inspected { id, os, architecture, variant } = inspected;
+            Ok(runs_on(&Platform { os, architecture, variant }, platform).then_some(id))
         };
         match tokio::time::timeout(PATIENCE, asked).await {
             Ok(answer) => answer,
@@ -75,16 +74,20 @@ impl Daemon {
         }
     }
 
-    /// Has the daemon send the image, and takes it into the store.
-    pub(super) async fn take(&self, store: &Arc<Store>, name: &Reference) -> Result<Loaded, EngineError> {
-        let mut answer = self.get(&format!("images/{name}/get")).await?;
+    /// Has the daemon send the image with this id, whatever name it has by now, and takes it into the store.
+    pub(super) async fn take(&self, store: &Arc<Store>, id: Digest) -> Result<Loaded, EngineError> {
+        let begun = tokio::time::timeout(STALL, self.get(&format!("images/{id}/get"))).await;
+        let mut answer = begun.map_err(|_| unclear("it does not send the image"))??;
         if !answer.status().is_success() {
             return Err(unclear(&format!("it does not send the image ({})", answer.status())));
         }
         let (chunks, sender) = crate::worker::pipe();
         let store = Arc::clone(store);
-        let taken =
-            tokio::task::spawn_blocking(move || import::take(&store, Input::Archive(Box::new(chunks)), Wanted::All));
+        let taken = tokio::task::spawn_blocking(move || {
+            let images = import::take(&store, Input::Archive(Box::new(chunks)), Wanted::All)?;
+            let image = images.into_iter().find(|image| is_of(&store, image, &id));
+            image.ok_or_else(|| unclear(&format!("what it sends is not the image {id}")))
+        });
         loop {
             let piece = match tokio::time::timeout(STALL, answer.chunk()).await {
                 Ok(Ok(None)) => break,
@@ -99,11 +102,7 @@ impl Daemon {
             }
         }
         drop(sender);
-        let images = taken.await.map_err(|_| unclear("a thread panicked"))??;
-        match <[Loaded; 1]>::try_from(images) {
-            Ok([image]) => Ok(image),
-            Err(_) => Err(EngineError::Import(ImportError::NoImage)),
-        }
+        taken.await.map_err(|_| unclear("a thread panicked"))?
     }
 
     async fn get(&self, path: &str) -> Result<reqwest::Response, EngineError> {
@@ -115,6 +114,20 @@ impl Daemon {
     pub(super) fn shown(&self) -> String {
         format!("docker ({})", self.socket.display())
     }
+}
+
+/// Whether a daemon calls this image `id`: by its config, or, where it keeps its images in containerd, by the manifest or index that
+/// it came with. Of an index with images that the daemon has only in part, one image is what came.
+fn is_of(store: &Store, image: &Loaded, id: &Digest) -> bool {
+    let of_manifest = |manifest: &ManifestRef| manifest.digest == *id || index_names(store, id, &manifest.digest);
+    image.id == *id || image.manifest.as_ref().is_some_and(of_manifest)
+}
+
+fn index_names(store: &Store, index: &Digest, manifest: &Digest) -> bool {
+    let bytes = store.read_blob(index).ok().flatten();
+    let parsed = bytes.and_then(|bytes| Manifest::parse("", &bytes).ok());
+    let Some(Manifest::Index(index)) = parsed else { return false };
+    index.manifests().iter().any(|child| child.digest().to_string() == manifest.to_string())
 }
 
 /// The host of the context that is chosen, or of the one that is in use.
@@ -141,8 +154,81 @@ fn unclear(why: &str) -> EngineError {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::io::{BufRead as _, BufReader, Write as _};
+    use std::os::unix::net::UnixListener;
+
+    use serde_json::json;
 
     use super::*;
+
+    /// A daemon that has these answers.
+    fn daemon(dir: &Path, answers: Vec<(String, Vec<u8>)>) -> Daemon {
+        let socket = dir.join("docker.sock");
+        let listener = UnixListener::bind(&socket).unwrap();
+        std::thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                let head: Vec<String> =
+                    BufReader::new(&stream).lines().map_while(Result::ok).take_while(|line| !line.is_empty()).collect();
+                let asked = |path: &str| head[0] == format!("GET /{path} HTTP/1.1");
+                let found = answers.iter().find(|(path, _)| asked(path));
+                let (status, body) = found.map_or(("404 Not Found", &[][..]), |(_, body)| ("200 OK", body));
+                let length = body.len();
+                write!(stream, "HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n").unwrap();
+                // Who has refused it does not read it to the end.
+                let _ = stream.write_all(body);
+            }
+        });
+        Daemon { socket }
+    }
+
+    fn config(author: &str) -> Vec<u8> {
+        let config = json!({
+            "architecture": "arm", "variant": "v7", "os": "linux", "author": author, "rootfs": { "type": "layers", "diff_ids": [] }
+        });
+        config.to_string().into_bytes()
+    }
+
+    /// What `docker save` makes of images without layers.
+    fn saved(configs: &[&[u8]]) -> Vec<u8> {
+        let mut archive = tar::Builder::new(Vec::new());
+        let mut file = |name: &str, bytes: &[u8]| {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(bytes.len() as u64);
+            archive.append_data(&mut header, name, bytes).unwrap();
+        };
+        let mut images = Vec::new();
+        for (number, config) in configs.iter().enumerate() {
+            let name = format!("{number}.json");
+            file(&name, config);
+            images.push(json!({ "Config": name, "RepoTags": ["app:1"], "Layers": [] }));
+        }
+        file("manifest.json", json!(images).to_string().as_bytes());
+        archive.into_inner().unwrap()
+    }
+
+    #[tokio::test]
+    async fn the_image_that_is_taken_is_the_one_that_was_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Arc::new(Store::open(&dir.path().join("store")).unwrap());
+        let (first, second) = (config("first"), config("second"));
+        let (ours, moved) = (Digest::of(&first), Digest::of(b"gone"));
+        let inspected = json!({ "Id": ours, "Os": "linux", "Architecture": "arm", "Variant": "v7" });
+        let answers = vec![
+            ("images/docker.io/library/app:1/json".to_owned(), inspected.to_string().into_bytes()),
+            (format!("images/{ours}/get"), saved(&[&second, &first])),
+            (format!("images/{moved}/get"), saved(&[&second])),
+        ];
+        let daemon = daemon(dir.path(), answers);
+        let name = crate::images::parse_name("app:1").unwrap();
+        for (platform, want) in [("linux/arm/v7", Some(ours)), ("linux/arm/v6", None), ("linux/amd64", None)] {
+            assert_eq!(daemon.find(&name, &platform.parse().unwrap()).await.unwrap(), want, "{platform}");
+        }
+        assert_eq!(daemon.take(&store, ours).await.unwrap().id, ours);
+        let error = daemon.take(&store, moved).await.unwrap_err().to_string();
+        assert!(error.contains("not the image"), "{error}");
+        let error = daemon.take(&store, Digest::of(b"unknown")).await.unwrap_err().to_string();
+        assert!(error.contains("does not send"), "{error}");
+    }
 
     #[test]
     fn the_daemon_is_that_of_dockers_program() {

@@ -101,7 +101,7 @@ impl Engine {
                 if let Some(found) = session.remote.find_local(&kept, platform)? {
                     return Ok(Some((kept, found)));
                 }
-                (kept, daemon.take(&session.store, name).await?)
+                (kept, daemon.take(&session.store, id).await?)
             }
             Self::Containers(storage) => {
                 let Some(image) = storage.find(&containers::names_of(name, written))? else { return Ok(None) };
@@ -109,11 +109,12 @@ impl Engine {
                 if let Some(found) = session.remote.find_local(&kept, platform)? {
                     return Ok(Some((kept, found)));
                 }
-                let store = Arc::clone(&session.store);
-                let taken = tokio::task::spawn_blocking(move || image.take(&store)).await;
+                let (store, platform) = (Arc::clone(&session.store), platform.clone());
+                let taken = tokio::task::spawn_blocking(move || image.take(&store, &platform)).await;
                 let panicked =
                     |_| EngineError::Malformed { what: "internal error".into(), why: "a thread panicked".into() };
-                (kept, taken.map_err(panicked)??)
+                let Some(taken) = taken.map_err(panicked)?? else { return Ok(None) };
+                (kept, taken)
             }
         };
         let Loaded { id: config, manifest, .. } = image;

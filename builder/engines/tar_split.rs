@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, BufRead, Read};
 use std::os::fd::OwnedFd;
 
 use base64::Engine as _;
@@ -16,6 +16,9 @@ use sys::path::{Links, open};
 const FILE: u8 = 1;
 /// Bytes of the tar: headers and padding.
 const SEGMENT: u8 = 2;
+
+/// The longest line that is read: headers and padding are no larger, however odd the tar.
+const LINE_MAX: u64 = 16 << 20;
 
 /// One line.
 #[derive(Deserialize)]
@@ -34,18 +37,27 @@ struct Part {
 }
 
 /// The tar of a layer, put together while it is read. What comes out has to be compared with a digest: the files may be others.
-pub(super) struct TarSplit<R: Read> {
-    parts: serde_json::StreamDeserializer<'static, serde_json::de::IoRead<R>, Part>,
+pub(super) struct TarSplit<R> {
+    lines: R,
     root: OwnedFd,
     segment: VecDeque<u8>,
     file: Option<io::Take<File>>,
 }
 
-impl<R: Read> TarSplit<R> {
+impl<R: BufRead> TarSplit<R> {
     /// From the lines and the directory with the files.
     pub(super) fn new(lines: R, root: OwnedFd) -> Self {
-        let parts = serde_json::Deserializer::from_reader(lines).into_iter();
-        Self { parts, root, segment: VecDeque::new(), file: None }
+        Self { lines, root, segment: VecDeque::new(), file: None }
+    }
+
+    /// The next line; `None`: that was all.
+    fn part(&mut self) -> io::Result<Option<Part>> {
+        let mut line = Vec::new();
+        self.lines.by_ref().take(LINE_MAX).read_until(b'\n', &mut line)?;
+        if line.len() as u64 == LINE_MAX {
+            return Err(io::Error::other("a line is too long"));
+        }
+        if line.is_empty() { Ok(None) } else { Ok(Some(serde_json::from_slice(&line)?)) }
     }
 
     fn begin(&mut self, part: Part) -> io::Result<()> {
@@ -73,7 +85,7 @@ impl<R: Read> TarSplit<R> {
     }
 }
 
-impl<R: Read> Read for TarSplit<R> {
+impl<R: BufRead> Read for TarSplit<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         loop {
             if !self.segment.is_empty() {
@@ -87,8 +99,8 @@ impl<R: Read> Read for TarSplit<R> {
                 }
                 continue;
             }
-            match self.parts.next() {
-                Some(part) => self.begin(part?)?,
+            match self.part()? {
+                Some(part) => self.begin(part)?,
                 None => return Ok(0),
             }
         }
@@ -129,5 +141,7 @@ mod tests {
         let short = "{\"type\":1,\"name\":\"d/f\",\"size\":8}";
         assert_eq!(assembled(short).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
         assert!(assembled("nonsense").is_err());
+        let endless = format!("{{\"type\":2,\"payload\":\"{}\"}}", "A".repeat(LINE_MAX as usize));
+        assert!(assembled(&endless).unwrap_err().to_string().contains("too long"));
     }
 }

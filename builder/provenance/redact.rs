@@ -28,7 +28,12 @@ impl Redactor {
     /// The value of an argument, as it may be known. `name` may have BuildKit's prefix.
     pub(crate) fn argument(&self, name: &str, value: &str) -> String {
         let name = name.rsplit(':').next().unwrap_or(name);
-        if looks_secret(name) { HIDDEN.to_owned() } else { self.text(value) }
+        if looks_secret(name) {
+            return HIDDEN.to_owned();
+        }
+        // A proxy may stand there without a scheme, and with a password that no URL could have.
+        let is_proxy = name.to_ascii_lowercase().ends_with("_proxy");
+        self.text(value.rsplit_once('@').filter(|_| is_proxy).map_or(value, |(_, host)| host))
     }
 
     /// A text without what is secret of it.
@@ -104,6 +109,21 @@ mod tests {
             ("://", "://"),
         ] {
             assert_eq!(without_credentials(text), want);
+        }
+    }
+
+    #[test]
+    fn proxies_lose_user_and_password_however_they_are_written() {
+        let redactor = Redactor::default();
+        for (name, value, want) in [
+            ("build-arg:HTTP_PROXY", "user:pass@proxy:3128", "proxy:3128"),
+            ("build-arg:https_proxy", "http://user:pa/ss@proxy:3128/", "proxy:3128/"),
+            ("All_Proxy", "socks5://u:a@b://c@[::1]:1", "[::1]:1"),
+            ("http_proxy", "http://proxy:3128", "http://proxy:3128"),
+            ("NO_PROXY", "localhost,.example", "localhost,.example"),
+            ("build-arg:MAIL", "me@example.com", "me@example.com"),
+        ] {
+            assert_eq!(redactor.argument(name, value), want, "{name}");
         }
     }
 }

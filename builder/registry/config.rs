@@ -218,6 +218,11 @@ pub enum Event {
         /// The failure.
         error: String,
     },
+    /// Settings of another program, or some of them, could not be understood; it goes on without.
+    SettingsIgnored {
+        /// The file, and what is wrong with it.
+        why: String,
+    },
 }
 
 #[cfg(test)]

@@ -47,6 +47,12 @@ pub enum Stored {
     PlainFile(PathBuf),
 }
 
+/// Where docker's client has its configuration: `$DOCKER_CONFIG`, or `~/.docker`.
+pub fn docker_directory(var: impl Fn(&str) -> Option<String>) -> Option<PathBuf> {
+    let get = |name: &str| var(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    get("DOCKER_CONFIG").or_else(|| Some(get("HOME")?.join(".docker")))
+}
+
 impl DockerCredentials {
     /// The places of this environment: `DOCKER_AUTH_CONFIG` (JSON), the file `REGISTRY_AUTH_FILE`, `$DOCKER_CONFIG/config.json`
     /// or `~/.docker/config.json`, `$XDG_RUNTIME_DIR/containers/auth.json`, `~/.config/containers/auth.json`.
@@ -60,9 +66,8 @@ impl DockerCredentials {
         let get = |name: &str| var(name).filter(|value| !value.is_empty());
         let home = get("HOME").map(PathBuf::from);
         let registry_auth = get("REGISTRY_AUTH_FILE").map(PathBuf::from);
-        let docker = get("DOCKER_CONFIG").map(PathBuf::from).or_else(|| Some(home.as_ref()?.join(".docker")));
-        let docker = docker.map(|dir| dir.join("config.json"));
-        let config = get("XDG_CONFIG_HOME").map(PathBuf::from).or_else(|| Some(home.as_ref()?.join(".config")));
+        let docker = docker_directory(&var).map(|dir| dir.join("config.json"));
+        let config = get("XDG_CONFIG_HOME").map(PathBuf::from).or_else(|| Some(home?.join(".config")));
         let containers = |dir: PathBuf| dir.join("containers/auth.json");
         let files = [
             registry_auth.clone(),

@@ -4,9 +4,10 @@
 use std::sync::Arc;
 
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
+use url::Url;
 
 use crate::hosts_toml::{self, Host};
-use crate::http::{Tls, is_loopback};
+use crate::http::{Tls, is_loopback, is_near};
 use crate::registries_conf::{Mirror, Pull, Rule};
 use crate::transport::{Endpoint, Scheme, Shared};
 use crate::{CredentialSource, DOCKER_HUB, Error};
@@ -44,6 +45,8 @@ pub(crate) struct HostSpec {
     pub(crate) tls: Tls,
     pub(crate) headers: HeaderMap,
     pub(crate) refuses: Vec<Need>,
+    /// An image chose it: nobody is shown anything of ours there, and it leads to nothing near.
+    pub(crate) of_image: bool,
 }
 
 impl HostSpec {
@@ -67,6 +70,25 @@ impl HostSpec {
         let checked = crate::reference::check_registry(host);
         checked.map_err(|why| Error::Settings { host: registry.to_owned(), why })?;
         Self::configured(shared, registry, host, "", None, None)
+    }
+
+    /// Whom an image has asked for a layer. `None`: nobody is, since an image cannot have this machine asked, or its segment with what a
+    /// cloud tells its machines there, or anybody without TLS. The user can, who says of a host that it is insecure. A name that
+    /// turns out to lead here is of no use to an image: what listens here has no certificate for it.
+    pub(crate) fn of_image(shared: &Shared, url: &Url) -> Result<Option<Self>, Error> {
+        let host = crate::transport::authority(url);
+        let rules = shared.rules().map_err(|why| Error::Settings { host: host.clone(), why })?;
+        let is_insecure = Rule::of(rules, &host, "").is_some_and(|rule| rule.insecure && !rule.moves());
+        let mut spec = Self::origin(shared, &host)?;
+        spec.tls.insecure |= is_insecure;
+        let is_meant = spec.http || spec.tls.insecure;
+        if !is_meant && (url.scheme() != "https" || is_near(url)) {
+            return Ok(None);
+        }
+        spec.scheme = Some(if url.scheme() == "http" { Scheme::Http } else { Scheme::Https });
+        spec.tls.keypair.clear();
+        spec.of_image = true;
+        Ok(Some(spec))
     }
 
     /// A mirror of our own configuration: `host[:port][/prefix]`, with an optional scheme.
@@ -230,6 +252,36 @@ fn specs(shared: &Shared, registry: &str, path: &str) -> Result<Vec<HostSpec>, E
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Settings;
+
+    #[test]
+    fn an_image_leads_only_where_the_user_lets_it_and_shows_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        for host in ["inner.example", "127.0.0.1:5000"] {
+            std::fs::create_dir(dir.path().join(host)).unwrap();
+            for name in ["a.cert", "a.key", "a.crt"] {
+                std::fs::write(dir.path().join(host).join(name), "x").unwrap();
+            }
+        }
+        let daemon_json = dir.path().join("daemon.json");
+        std::fs::write(&daemon_json, r#"{"insecure-registries": ["127.0.0.1:5000", "plain.example"]}"#).unwrap();
+        let settings =
+            Settings { certs_dirs: vec![dir.path().to_owned()], daemon_json: vec![daemon_json], ..Settings::default() };
+        let shared = Shared::new(settings, crate::StaticCredentials::anonymous());
+        let of = |url: &str| HostSpec::of_image(&shared, &Url::parse(url).unwrap()).unwrap();
+        let spec = of("https://inner.example/x").unwrap();
+        assert!(spec.of_image && spec.tls.keypair.is_empty() && spec.tls.ca.len() == 1);
+        for (url, want) in [
+            ("http://inner.example/x", false),
+            ("http://plain.example/x", true),
+            ("http://127.0.0.1:5000/x", true),
+            ("http://127.0.0.1:5001/x", false),
+            ("https://127.0.0.1:5001/x", false),
+            ("https://169.254.169.254/x", false),
+        ] {
+            assert_eq!(of(url).is_some(), want, "{url}");
+        }
+    }
 
     #[test]
     fn prefixes_of_paths_are_replaced() {

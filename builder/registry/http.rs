@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock};
 
 use reqwest::{Certificate, Identity, NoProxy, Proxy};
+use url::{Host, Url};
 
 use crate::{Error, KeyPair, Settings};
 
@@ -248,6 +249,23 @@ pub(crate) fn is_loopback(authority: &str) -> bool {
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
+/// Whether a URL leads to this machine, or no further than its own network segment.
+pub(crate) fn is_near(url: &Url) -> bool {
+    let v4 = |ip: Ipv4Addr| ip.is_loopback() || ip.is_link_local() || ip.octets()[0] == 0;
+    match url.host() {
+        Some(Host::Domain(name)) => {
+            let name = name.trim_end_matches('.');
+            name == "localhost" || name.ends_with(".localhost")
+        }
+        Some(Host::Ipv4(ip)) => v4(ip),
+        Some(Host::Ipv6(ip)) => {
+            let mapped = ip.to_ipv4_mapped().is_some_and(v4);
+            mapped || ip.is_loopback() || ip.is_unspecified() || ip.is_unicast_link_local()
+        }
+        None => true,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -268,6 +286,29 @@ mod tests {
             ("10.0.0.1:5000", false),
         ] {
             assert_eq!(is_loopback(authority), want, "{authority}");
+        }
+    }
+
+    #[test]
+    fn near_is_however_it_is_written() {
+        for (host, want) in [
+            ("localhost", true),
+            ("LOCALHOST.:5000", true),
+            ("a.localhost", true),
+            ("127.1", true),
+            ("2130706433", true),
+            ("0x7f.0.0.1", true),
+            ("0.0.0.0", true),
+            ("169.254.169.254", true),
+            ("[::1]:443", true),
+            ("[::]", true),
+            ("[fe80::1]", true),
+            ("[::ffff:169.254.169.254]", true),
+            ("localhost.example", false),
+            ("10.0.0.1", false),
+            ("[2001:db8::1]", false),
+        ] {
+            assert_eq!(is_near(&Url::parse(&format!("https://{host}/x")).unwrap()), want, "{host}");
         }
     }
 

@@ -37,7 +37,7 @@ mod verify;
 pub use client::{Client, Progress, TransferEvent};
 pub use config::{Event, EventSink, KeyPair, Proxies, RegistryConfig, Settings};
 pub use credentials::{Credential, CredentialSource, CredentialsError, Secret, StaticCredentials};
-pub use docker_config::{DockerCredentials, Stored};
+pub use docker_config::{DockerCredentials, Stored, docker_directory};
 pub use error::{Asked, Detail, Error, Unreachable};
 pub use http::{PlainClient, client_over_socket};
 pub use manifest::{

@@ -122,7 +122,8 @@ impl Client {
     }
 
     /// As [`Self::resume_blob`], for a blob that its descriptor says is to be had at a URL: that of a foreign layer. The URL is the
-    /// image's choice, so nobody's credentials go there, and only TLS is spoken.
+    /// image's choice, so neither credentials nor certificates of ours go there, and only what has TLS and is not near is asked; other
+    /// hosts if they are configured as insecure.
     ///
     /// # Errors
     /// As [`Self::blob`]; not a URL that is followed.
@@ -135,7 +136,7 @@ impl Client {
         let what = format!("blob {} at {url}", descriptor.digest());
         let unusable = |host: &str| Error::InvalidResponse {
             asked: Asked::boxed(host, &what),
-            why: "an image may only name URLs of HTTPS for its layers".into(),
+            why: "an image may only name URLs of HTTPS for its layers, and none that lead to this machine".into(),
         };
         let url = Url::parse(url).map_err(|_| unusable(""))?;
         let host = crate::transport::authority(&url);
@@ -143,11 +144,8 @@ impl Client {
         if !named || !matches!(url.scheme(), "http" | "https") {
             return Err(unusable(&host));
         }
-        let spec = HostSpec::origin(&self.shared, &host)?;
+        let spec = HostSpec::of_image(&self.shared, &url)?.ok_or_else(|| unusable(&host))?;
         let endpoint = Endpoint::new(self.shared.clone(), StaticCredentials::anonymous(), spec);
-        if url.scheme() == "http" && !endpoint.http_configured && !crate::http::is_loopback(&host) {
-            return Err(unusable(&host));
-        }
         self.stream(vec![Arc::new(endpoint)], Place::Url(url), what, verifier).await
     }
 

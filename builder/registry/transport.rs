@@ -16,7 +16,7 @@ use crate::daemon_json;
 use crate::error::Asked;
 use crate::failure::{classify, detail_of, io_kind, rustls_error};
 use crate::hosts::{HostSpec, Need};
-use crate::http::Clients;
+use crate::http::{Clients, is_near};
 use crate::push::{BlobSource, GrowingSource};
 use crate::registries_conf::{self, Rule};
 use crate::retry::{Attempts, Retrier, parse_retry_after};
@@ -63,7 +63,8 @@ impl Shared {
     pub(crate) fn rules(&self) -> Result<&[Rule], String> {
         let read = || {
             let mut rules = registries_conf::read(&self.settings.registries_conf)?;
-            for rule in daemon_json::read(&self.settings.daemon_json)? {
+            let odd = |why| self.settings.emit(&Event::SettingsIgnored { why });
+            for rule in daemon_json::read(&self.settings.daemon_json, odd) {
                 if rules.iter().all(|known| known.prefix != rule.prefix) {
                     rules.push(rule);
                 }
@@ -303,7 +304,7 @@ impl Endpoint {
     /// Makes a request once, with authentication.
     pub(crate) async fn once(&self, request: &Request<'_>) -> Result<Response, Error> {
         // A registry may send uploads to another host; our credentials do not go there.
-        let ours = same_origin(&request.url, &self.url("").await?);
+        let ours = !self.spec.of_image && same_origin(&request.url, &self.url("").await?);
         let mut rounds = 0;
         loop {
             let grant = if ours { self.auth.grant(self, request).await? } else { Grant::default() };
@@ -377,6 +378,9 @@ impl Endpoint {
         }
         if from.scheme() == "https" && next.scheme() == "http" {
             return Err(invalid("a redirect from HTTPS to plain HTTP, which is not followed"));
+        }
+        if self.spec.of_image && !same_origin(&next, from) && (next.scheme() != "https" || is_near(&next)) {
+            return Err(invalid("a redirect to where an image may not lead"));
         }
         // User information in a redirect would become credentials of the server's choice.
         let _ = next.set_username("");

@@ -3,9 +3,9 @@
 use std::fs;
 use std::path::Path;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::support::{Context, Outcome, Registry, TestEnv, require};
+use crate::support::{Context, Layout, Outcome, Registry, TestEnv, busybox_base, require};
 
 const NEEDED: &[&str] = &["docker-registry", "skopeo", "setpriv"];
 
@@ -89,14 +89,20 @@ fn blobs(layout: &Path) -> Vec<std::path::PathBuf> {
     fs::read_dir(layout.join("blobs/sha256")).expect("a layout").flatten().map(|entry| entry.path()).collect()
 }
 
-fn parts(layout: &Path) -> Vec<std::path::PathBuf> {
+/// The files of what the manifest of a cache names, layers and parts.
+fn named(layout: &Path) -> (Vec<std::path::PathBuf>, Vec<std::path::PathBuf>) {
     let index: Value = serde_json::from_slice(&fs::read(layout.join("index.json")).expect("a layout")).expect("JSON");
     let blob = |digest: &Value| layout.join("blobs/sha256").join(&digest.as_str().expect("a digest")[7..]);
     let manifest = fs::read(blob(&index["manifests"][0]["digest"])).expect("a manifest");
     let manifest: Value = serde_json::from_slice(&manifest).expect("JSON");
-    let layers = manifest["layers"].as_array().expect("layers");
-    let is_part = |layer: &&Value| layer["mediaType"].as_str().is_some_and(|kind| kind.contains("cache-mount"));
-    layers.iter().filter(is_part).map(|layer| blob(&layer["digest"])).collect()
+    let is_part = |blob: &&Value| blob["mediaType"].as_str().is_some_and(|kind| kind.contains("cache-mount"));
+    let (parts, layers): (Vec<_>, Vec<_>) = manifest["layers"].as_array().expect("layers").iter().partition(is_part);
+    let files = |blobs: Vec<&Value>| blobs.into_iter().map(|of| blob(&of["digest"])).collect();
+    (files(layers), files(parts))
+}
+
+fn parts(layout: &Path) -> Vec<std::path::PathBuf> {
+    named(layout).1
 }
 
 #[test]
@@ -157,4 +163,32 @@ fn what_cannot_be_used_is_a_new_directory() {
     let two = TestEnv::busybox();
     let out = build(&two, &context(&two, ",id=shared"), "5", &["--cache-from", &from]);
     assert_eq!((said(&out, "found:"), sum(&out)), ("big deep file6".into(), sum(&damaged)));
+}
+
+/// The tar of an empty mount is that of an empty layer, which has to come along all the same.
+#[test]
+fn an_empty_mount_is_left_out_and_takes_no_layers_place() {
+    if !require(NEEDED) {
+        return;
+    }
+    let (registry, dir) = (Registry::plain(), tempfile::tempdir().expect("a temporary directory"));
+    let empty = dir.path().join("empty.tar");
+    fs::write(&empty, [0; 1024]).expect("ours");
+    registry.put("base", &Layout::write(&dir.path().join("base"), &[&busybox_base().tar, &empty], &json!({})));
+    let text = format!("FROM {}\nRUN --mount=type=cache,target=/cache echo made > /made\n", registry.name("base"));
+    let (layout, cache) = (dir.path().join("cache"), registry.name("cache"));
+    let one = TestEnv::new();
+    one.build(&one.dockerfile("c", &text), &["--cache-to", &format!("type=registry,ref={cache},mode=max,mounts=true")])
+        .args(["--cache-to", &format!("type=local,dest={},mode=max,mounts=true", layout.display())])
+        .ok();
+    let (layers, parts) = named(&layout);
+    assert!(parts.is_empty());
+    assert!(layers.len() == 3 && layers.iter().all(|layer| layer.exists()), "{layers:?}");
+    let more = format!("{text}RUN cat /made > /copy\n");
+    for from in [cache, format!("type=local,src={}", layout.display())] {
+        let two = TestEnv::new();
+        let out = two.build(&two.dockerfile("c", &more), &["--cache-from", &from, "-t", "it"]).ok();
+        assert_eq!(out.cached(), 1, "{}", out.stderr);
+        assert_eq!(two.run("it", &["cat", "/copy"]).ok().line(), "made");
+    }
 }

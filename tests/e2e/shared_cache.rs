@@ -342,6 +342,40 @@ fn what_a_mirror_shows_is_not_written_back() {
     }
 }
 
+/// A registry that has lost a blob refuses what names it. That is no reason to lose the rest.
+#[test]
+fn a_lost_blob_of_others_costs_no_other_result() {
+    if !require(NEEDED) {
+        return;
+    }
+    let registry = Registry::plain();
+    let base = put_base(&registry);
+    let cache = registry.name("cache");
+    let to = format!("type=registry,ref={cache},mode=max");
+    let steps = |env: &TestEnv, n: u32| env.dockerfile("c", &format!("FROM {base}\nRUN echo {n}; {RANDOM} > /id\n"));
+    let write = |n: u32| {
+        let env = TestEnv::new();
+        build(&env, &steps(&env, n), &["--cache-to", &to]);
+        layers(&raw(&registry, "--raw", "cache"))
+    };
+    let first = write(1);
+    let own = layers(&raw(&registry, "--raw", "team/base:1"));
+    let [lost] = &first.difference(&own).collect::<Vec<_>>()[..] else { panic!("{first:?}") };
+    assert_eq!(write(2).len(), 3);
+    fs::remove_file(registry_data(&registry, lost)).expect("it is there");
+    let last = write(3);
+    assert!(last.len() == 3 && !last.contains(*lost), "{last:?} without {lost}");
+    for n in [2, 3] {
+        let env = TestEnv::new();
+        let (out, _) = build(&env, &steps(&env, n), &["--cache-from", &cache]);
+        assert_eq!(out.cached(), 1, "{}", out.stderr);
+        env.run("it", &["cat", "/id"]).ok();
+    }
+    let env = TestEnv::new();
+    build(&env, &steps(&env, 1), &["--cache-from", &cache]);
+    env.run("it", &["cat", "/id"]).ok();
+}
+
 /// A cache that says it all is read and not written.
 #[test]
 fn a_cache_to_which_nothing_is_added_stays() {

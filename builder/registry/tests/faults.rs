@@ -426,11 +426,13 @@ async fn foreign_layers_come_from_where_images_say_without_credentials() {
     let fake = Fake::start().await.unwrap();
     let bytes = data(400_000);
     let descriptor = fake.add_blob("elsewhere", bytes.clone());
-    let source = StaticCredentials::one(fake.host(), Credential::password("me", CANARY));
-    let client = client_with(settings(), source);
+    let source = || StaticCredentials::one(fake.host(), Credential::password("me", CANARY));
+    let plain = RegistryConfig { http: Some(true), ..RegistryConfig::default() };
+    let registries = BTreeMap::from([(fake.host().to_owned(), plain)]);
+    let client = client_with(Settings { registries, ..settings() }, source());
     let url = format!("http://{}/v2/elsewhere/blobs/{}", fake.host(), descriptor.digest());
     fake.inject("/blobs/", 1, Fault::CutBody(100_000));
-    let fetch = async |url: &str| {
+    let fetch_with = async |client: &Client, url: &str| {
         let mut stream = client.foreign_blob(url, &descriptor, Verifier::new(&descriptor)?).await?;
         let mut all = Vec::new();
         while let Some(piece) = stream.chunk().await? {
@@ -438,17 +440,29 @@ async fn foreign_layers_come_from_where_images_say_without_credentials() {
         }
         Ok::<_, Error>(all)
     };
+    let fetch = async |url: &str| fetch_with(&client, url).await;
     assert_eq!(fetch(&url).await.unwrap(), bytes, "it resumes");
     fake.inject("/blobs/", 1, Fault::WrongBytes);
     assert!(matches!(fetch(&url).await, Err(Error::DigestMismatch { .. })));
     let challenge = ("WWW-Authenticate".to_owned(), "Basic realm=\"x\"".to_owned());
     fake.inject("/blobs/", 1, Fault::Status(401, vec![challenge], String::new()));
-    assert_eq!(fetch(&url).await.unwrap(), bytes, "asked again, with nothing to show");
+    let before = fake.seen().len();
+    assert!(matches!(fetch(&url).await, Err(Error::Unauthorized { authenticated: false, .. })));
+    assert_eq!(fake.seen().len(), before + 1, "there is nothing to show");
     assert!(fake.seen().iter().all(|seen| seen.authorization.is_empty()), "an image cannot have credentials sent");
     for url in ["http://169.254.169.254/latest", "file:///etc/passwd", "https://u:p@example.com/x", "nonsense", ""] {
         let error = fetch(url).await.unwrap_err();
         assert!(error.to_string().contains("HTTPS"), "{url}: {error}");
     }
+    // Services of this machine are not asked for an image's sake, neither at once nor by way of somebody else.
+    let inner = Fake::start().await.unwrap();
+    fake.inject("/blobs/", 1, Fault::Redirect(format!("http://{}/v2/", inner.host())));
+    assert!(fetch(&url).await.unwrap_err().to_string().contains("a redirect to where an image may not lead"));
+    for near in [url.clone(), format!("https://{}/", inner.host()), "https://169.254.169.254/latest".into()] {
+        let error = fetch_with(&client_with(settings(), source()), &near).await.unwrap_err();
+        assert!(error.to_string().contains("HTTPS"), "{near}: {error}");
+    }
+    assert!(inner.seen().is_empty());
 }
 
 #[tokio::test]

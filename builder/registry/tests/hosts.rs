@@ -111,6 +111,22 @@ async fn dockers_daemon_is_heard_where_podman_says_nothing() {
     std::fs::write(dir.path().join("registries.conf"), text).unwrap();
     other.add_manifest("library/thing", "1", OCI_MANIFEST, IMAGE);
     assert_eq!(client().resolve(&name("thing:1")).await.unwrap().host, other.host());
+    // One that makes no sense is told of once, and keeps nobody from anything.
+    std::fs::write(dir.path().join("daemon.json"), "{").unwrap();
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let seen = told.clone();
+    let on_event = move |event: &Event| {
+        if let Event::SettingsIgnored { why } = event {
+            seen.lock().unwrap().push(why.clone());
+        }
+    };
+    let settings = Settings { on_event: Some(Arc::new(on_event)), ..settings(dir.path()) };
+    let client = Client::new(settings, StaticCredentials::anonymous());
+    for host in [&other, &mirror] {
+        client.resolve(&name(&format!("{}/library/thing:1", host.host()))).await.unwrap();
+    }
+    let told = told.lock().unwrap();
+    assert!(told.len() == 1 && told[0].contains("daemon.json"), "{told:?}");
 }
 
 #[tokio::test]
