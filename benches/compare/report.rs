@@ -67,7 +67,7 @@ impl Figures {
 
     /// Bars on a logarithmic scale, as SVG: every decade is as wide as the next.
     pub(crate) fn picture(&self) -> String {
-        const LEFT: f64 = 330.0;
+        const LEFT: f64 = 385.0;
         const DECADE: f64 = 120.0;
         const BAR: usize = 15;
         let colour = |engine: &str| match engine {
@@ -79,7 +79,7 @@ impl Figures {
         let bars: usize = self.0.iter().map(|(_, _, engines)| engines.len()).sum();
         let height = 40 + bars * BAR + self.0.len() * 12;
         let mut svg = format!(
-            "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"920\" height=\"{height}\" font-family=\"sans-serif\" font-size=\"11\">\n\
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"970\" height=\"{height}\" font-family=\"sans-serif\" font-size=\"11\">\n\
              <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n\
              <text x=\"10\" y=\"20\" font-size=\"13\">Seconds for a whole build, median; a decade per {DECADE} px</text>\n"
         );
