@@ -78,10 +78,12 @@ fn is_host(host: &str) -> bool {
             && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
     };
     let name_ok = match name.strip_prefix('[').and_then(|name| name.strip_suffix(']')) {
-        Some(v6) => !v6.is_empty() && v6.bytes().all(|b| b.is_ascii_hexdigit() || b == b':'),
+        // Docker's grammar takes any digits and colons, and any number for a port; nothing could be asked there.
+        Some(v6) => v6.parse::<std::net::Ipv6Addr>().is_ok(),
         None => name.split('.').all(label),
     };
-    name_ok && port.is_none_or(|port| !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()))
+    let is_port = |port: &str| port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok();
+    name_ok && port.is_none_or(is_port)
 }
 
 /// Lower-case words and numbers, joined by one `.`, one or two `_`, or any number of `-`.
@@ -133,6 +135,8 @@ mod tests {
             ("localhost/app:1", "localhost/app:1"),
             ("localhost:5000/a/b__c", "localhost:5000/a/b__c:latest"),
             ("[::1]:5000/a", "[::1]:5000/a:latest"),
+            ("[:1]:8/a", ""),
+            ("localhost:65536/a", ""),
             ("ghcr.io/Org/x", ""),
             ("Debian", ""),
             ("a//b", ""),
