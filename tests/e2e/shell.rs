@@ -132,7 +132,7 @@ fn a_shell_on_a_terminal_has_job_control_signals_and_the_windows_size() {
     terminal.types("exit 23\r");
     assert_eq!(terminal.ends(), Some(23));
     // Ctrl-C ends the program in the foreground and not the shell, Ctrl-Z stops it.
-    let jobs = "set -m; stty size; read go; stty size; sh -c 'trap \"exit 5\" INT; echo one; sleep 1000 & wait'; echo ended $?; \
+    let jobs = "set -m; stty size; read go; until [ \"$(stty size)\" != '24 80' ]; do sleep 0.05; done; stty size; sh -c 'trap \"exit 5\" INT; echo one; sleep 1000 & wait'; echo ended $?; \
                 sh -c 'echo two; exec sleep 2000'; echo stopped $?; jobs; kill -9 %1; exit 24";
     let mut terminal = inside(&env, &[], jobs).on_terminal();
     terminal.sees("24 80");
