@@ -115,7 +115,7 @@ fn is_digest(digest: &str) -> bool {
                 "sha512" => hex.len() == 128,
                 _ => false,
             }
-            && hex.bytes().all(|b| b.is_ascii_hexdigit())
+            && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
     })
 }
 
@@ -148,6 +148,7 @@ mod tests {
             ("a b", ""),
             ("a@sha256:12", ""),
             ("a@sha256:0123456789abcdef0123456789abcdef", ""),
+            ("a@sha256:0123456789ABCDEF0123456789abcdef0123456789abcdef0123456789abcdef", ""),
         ] {
             assert_eq!(normalise(short).unwrap_or_default(), full, "{short}");
         }

@@ -161,17 +161,30 @@ fn json<'a>(words: impl Iterator<Item = &'a str>) -> Result<String, fmt::Error> 
 
 fn sources(instruction: &Instruction, sources: &[CopySource], dest: &Word) -> Result<String, fmt::Error> {
     let words = sources.iter().map(|source| match source {
-        CopySource::Path(path) => path.text.as_str(),
-        CopySource::Inline(file) => file.word.text.as_str(),
+        CopySource::Path(path) => path,
+        CopySource::Inline(file) => &file.word,
     });
-    let words: Vec<&str> = words.chain([dest.text.as_str()]).collect();
-    let inline = sources.iter().any(|source| matches!(source, CopySource::Inline(_)));
-    match instruction.heredocs.is_empty() {
-        // What looks like a here-document and has no body stood in a JSON array, or behind an open quote.
-        true if inline => json(words.into_iter()),
-        true => list(words),
-        false => Ok(joined(words)),
+    let words: Vec<&Word> = words.chain([dest]).collect();
+    let texts = || words.iter().map(|word| word.text.as_str());
+    if instruction.heredocs.is_empty() {
+        let inline = sources.iter().any(|source| matches!(source, CopySource::Inline(_)));
+        // What looks like a here-document and has no body stood in a JSON array, or behind an open quote. And `<<` would
+        // begin one with the word behind it as its name.
+        return if inline || texts().any(|word| word.ends_with("<<")) { json(texts()) } else { list(texts().collect()) };
     }
+    let mut line = String::new();
+    for word in words {
+        if line.ends_with("<<") {
+            // Behind `<<`, a space belongs to the here-document; other white space ends the word.
+            let begun = instruction.heredocs.iter().any(|doc| doc.name.span.to(word.span) == doc.name.span);
+            let document = matches!(lines::parse_heredoc(&word.text), Ok(Some(_)));
+            line.push(if begun == document { '\x0b' } else { ' ' });
+        } else if !line.is_empty() {
+            line.push(' ');
+        }
+        line.push_str(&word.text);
+    }
+    Ok(line)
 }
 
 /// Words between spaces if they can be read as such, JSON otherwise.
