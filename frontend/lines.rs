@@ -211,9 +211,11 @@ impl<'a> Lines<'a> {
             part = continued(line.text, self.escape);
             text.push(part.unwrap_or(line.text), line.start);
         }
-        if let Some(last) = empty.last() {
-            // At the end of the file the empty line may be the last of the instruction.
-            let end = if last.start > line.start { *last } else { line.span() };
+        if !empty.is_empty() {
+            // At the end of the file the last line read, empty or a comment, is the last of the instruction.
+            let read = &self.physical.text[..self.physical.at];
+            let at = read.strip_suffix('\n').unwrap_or(read).len();
+            let end = if part.is_some() { Span::new(at, at) } else { line.span() };
             self.empty_continuations.push(EmptyContinuation { lines: empty, end });
         }
         if text.as_str().trim().is_empty() {
@@ -226,9 +228,13 @@ impl<'a> Lines<'a> {
         let head = Head::split(&text, 0, self.escape);
         let heredocs = self.heredocs(&text, &head);
         let mut span = text.trimmed_span();
+        let read = &self.physical.text[..self.physical.at];
         if !heredocs.is_empty() {
-            let read = &self.physical.text[..self.physical.at];
             span.end = read.trim_end_matches(['\r', '\n']).len();
+        } else if part.is_some() {
+            // Continued up to the end of the file: what was read to see that belongs to it, as in BuildKit.
+            // With its newline, as an empty last line has nothing else.
+            span.end = read.len();
         }
         Some(LogicalLine { text, head, span, comments: std::mem::take(comments), heredocs })
     }

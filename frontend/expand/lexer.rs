@@ -301,11 +301,10 @@ impl Lexer<'_> {
             Some(pattern) => (pattern, true),
             None => (word.as_str(), false),
         };
-        let parsed = Pattern::parse(pattern)?;
         if end == '#' {
-            parsed.trim_prefix(value, longest, &mut self.budget)
+            Pattern::parse(pattern)?.trim_prefix(value, longest, &mut self.budget)
         } else {
-            parsed.trim_suffix(value, longest, &mut self.budget)
+            Pattern::parse_suffix(pattern)?.trim_suffix(value, longest, &mut self.budget)
         }
     }
 

@@ -61,6 +61,27 @@ impl Pattern {
         Ok(Self { runs })
     }
 
+    /// As [`Self::parse`]. BuildKit turns the pattern of a suffix round, and an escape character that stands alone at its
+    /// end, as a variable may bring one, then escapes what stood in front of it.
+    pub(super) fn parse_suffix(text: &str) -> Result<Self, ExpandReason> {
+        let Some(head) = text.strip_suffix('\\') else { return Self::parse(text) };
+        let (mut at, mut last) = (0, 0);
+        while let Some(c) = head[at..].chars().next() {
+            last = at;
+            let escaped = if c == '\\' { head[at + 1..].chars().next() } else { None };
+            at += c.len_utf8() + escaped.map_or(0, char::len_utf8);
+            if c == '\\' && escaped.is_none() {
+                // The last two are an escaped escape character.
+                return Self::parse(text);
+            }
+        }
+        let (front, token) = head.split_at(last);
+        match token.strip_prefix('\\') {
+            Some(escaped) => Self::parse(&format!("{front}{escaped}\\\\")),
+            None => Self::parse(&format!("{front}\\{token}")),
+        }
+    }
+
     pub(super) fn trim_prefix(&self, value: &str, longest: bool, budget: &mut Budget) -> Result<String, ExpandReason> {
         let value: Vec<char> = value.chars().collect();
         let end = self.match_at(&value, 0, longest, budget)?.unwrap_or(0);

@@ -137,6 +137,27 @@ fn words_expand() {
     }
 }
 
+/// As BuildKit's own lexer answers.
+#[test]
+fn an_escape_character_that_a_variable_puts_last_in_a_suffix_escapes_what_stands_before_it() {
+    let values = [("STARRED", "a*"), ("ESC", "x\\"), ("V", "a*\\")];
+    let patterns = [("STAR", "*\\"), ("TWO", "\\\\"), ("ESTAR", "\\*\\"), ("LONE", "\\")];
+    let env: BTreeMap<_, _> = values.iter().chain(&patterns).map(|(k, v)| (k.to_string(), v.to_string())).collect();
+    for (text, expected) in [
+        ("${STARRED%$STAR}", Some("a")),
+        ("${STARRED%%*$STAR}", Some("")),
+        ("${ESC%%$TWO}", Some("x")),
+        ("${ESC%%$ESTAR}", Some("")),
+        ("${V%%$ESTAR}", Some("")),
+        ("${V%%?$ESTAR}", Some("")),
+        ("${V%$LONE}", None),
+        ("${STARRED%%x$LONE}", None),
+    ] {
+        let word = Expander::new('\\').process_word(text, &env).ok().map(|word| word.text);
+        assert_eq!(word.as_deref(), expected, "{text}");
+    }
+}
+
 #[test]
 fn errors_say_what_is_wrong() {
     use ExpandReason::*;

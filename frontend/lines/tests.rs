@@ -225,3 +225,24 @@ fn large_files_take_linear_time_and_no_stack() {
     let odd = format!("RUN{}\n", " \\\n<<\\}${x:-\\}}".repeat(20_000));
     assert!(read(&file(&odd)).lines.len() + read(&file(&odd)).problems.len() > 0);
 }
+
+/// The last lines as BuildKit counts them: what was read to see whether the instruction goes on belongs to it.
+#[test]
+fn an_instruction_that_is_continued_up_to_the_end_of_the_file_ends_there() {
+    for (text, last, empty) in [
+        ("FROM x\nRUN a \\", 2, None),
+        ("FROM x\nRUN a \\\n", 2, None),
+        ("FROM x\nRUN a \\\n# c\n# d\n", 4, None),
+        ("FROM x\nRUN a \\\n# c\n\n", 4, Some(4)),
+        ("FROM x\nRUN a \\\n\n# c", 4, Some(4)),
+        ("FROM x\nRUN a \\\n\n# c\n\n\n", 6, Some(6)),
+        ("FROM x\nRUN a \\\n\n  b \\\n # x\n", 5, Some(5)),
+    ] {
+        let source = SourceFile::new("Dockerfile", text);
+        let mut lines = read(&source);
+        let span = lines.by_ref().last().expect("two instructions").span;
+        assert_eq!(source.line_column(span.end - 1).line, last, "{text:?}");
+        let found = lines.empty_continuations.last().map(|empty| source.line_column(empty.end.end).line);
+        assert_eq!(found, empty, "{text:?}");
+    }
+}

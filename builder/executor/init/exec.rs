@@ -105,7 +105,7 @@ fn environment(process: &Process, identity: &Identity) -> Vec<String> {
     }
     if !variables.iter().any(|variable| variable.starts_with("HOME=") && variable.len() > 5) {
         variables.retain(|variable| !variable.starts_with("HOME="));
-        let home = identity.home.as_deref().filter(|home| !home.is_empty()).unwrap_or("/");
+        let home = identity.home.as_deref().unwrap_or("/");
         variables.push(format!("HOME={home}"));
     }
     variables
