@@ -164,27 +164,26 @@ fn sources(instruction: &Instruction, sources: &[CopySource], dest: &Word) -> Re
         CopySource::Path(path) => path,
         CopySource::Inline(file) => &file.word,
     });
-    let words: Vec<&Word> = words.chain([dest]).collect();
-    let texts = || words.iter().map(|word| word.text.as_str());
-    if instruction.heredocs.is_empty() {
-        let inline = sources.iter().any(|source| matches!(source, CopySource::Inline(_)));
-        // What looks like a here-document and has no body stood in a JSON array, or behind an open quote. And `<<` would
-        // begin one with the word behind it as its name.
-        return if inline || texts().any(|word| word.ends_with("<<")) { json(texts()) } else { list(texts().collect()) };
+    let words: Vec<&str> = words.chain([dest]).map(|word| word.text.as_str()).collect();
+    if !instruction.heredocs.is_empty() {
+        return Ok(as_spaced(&words, &instruction.original).unwrap_or_else(|| joined(words)));
     }
-    let mut line = String::new();
-    for word in words {
-        if line.ends_with("<<") {
-            // Behind `<<`, a space belongs to the here-document; other white space ends the word.
-            let begun = instruction.heredocs.iter().any(|doc| doc.name.span.to(word.span) == doc.name.span);
-            let document = matches!(lines::parse_heredoc(&word.text), Ok(Some(_)));
-            line.push(if begun == document { '\x0b' } else { ' ' });
-        } else if !line.is_empty() {
-            line.push(' ');
-        }
-        line.push_str(&word.text);
+    let inline = sources.iter().any(|source| matches!(source, CopySource::Inline(_)));
+    // What looks like a here-document and has no body stood in a JSON array, or behind an open quote. And `<<` would
+    // begin one with the word behind it as its name.
+    if inline || words.iter().any(|word| word.ends_with("<<")) { json(words.into_iter()) } else { list(words) }
+}
+
+/// The words that a line ends with and the white space between them as it was: behind `<<` and in quotes some of it
+/// belongs to a here-document, and which depends on its kind.
+fn as_spaced(words: &[&str], line: &str) -> Option<String> {
+    let is_space = |c: char| u8::try_from(c).is_ok_and(lines::is_space);
+    let end = line.trim_end_matches(is_space).len();
+    let mut start = end;
+    for word in words.iter().rev() {
+        start = line[..start].trim_end_matches(is_space).strip_suffix(word)?.len();
     }
-    Ok(line)
+    Some(line[start..end].to_owned())
 }
 
 /// Words between spaces if they can be read as such, JSON otherwise.

@@ -239,7 +239,7 @@ fn an_instruction_that_is_continued_up_to_the_end_of_the_file_ends_there() {
         ("FROM x\nRUN a \\\n\n  b \\\n # x\n", 5, Some(5)),
     ] {
         let source = SourceFile::new("Dockerfile", text);
-        let mut lines = read(&source);
+        let mut lines = super::read(&source);
         let span = lines.by_ref().last().expect("two instructions").span;
         assert_eq!(source.line_column(span.end - 1).line, last, "{text:?}");
         let found = lines.empty_continuations.last().map(|empty| source.line_column(empty.end.end).line);
