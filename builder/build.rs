@@ -22,7 +22,7 @@ use crate::images::ImageError;
 use crate::provenance::{self, Facts, Material, Origin, ProvenanceSpec};
 use crate::request::Request;
 use crate::session::{Session, SessionError};
-use crate::worker::{BuildWorker, Rootfs, StepPolicy, WorkError};
+use crate::worker::{Ahead, BuildWorker, Leaving, Rootfs, StepPolicy, WorkError};
 
 /// A finished build.
 #[derive(Debug)]
@@ -226,7 +226,10 @@ pub async fn prepare(
     }
     (facts.hermetic, facts.local) = provenance::reach(&graph, facts.origin.material.is_some());
     let options = Options { parallel, must_hit: request.must_hit };
-    let worker = Arc::new(worker(session, wanted(&graph), contexts, policy, imports, epoch)?);
+    let mut worker = worker(session, wanted(&graph), contexts, policy, imports, epoch)?;
+    let leaving = if epoch.is_some() || roots.len() > 1 { Leaving::rewritten() } else { request.leaving };
+    worker.ahead = Ahead::of(&graph, &roots, leaving);
+    let worker = Arc::new(worker);
     Ok(Prepared { lowered, graph, roots, worker, options, source, epoch, inline: request.cache_inline, facts })
 }
 
@@ -533,6 +536,7 @@ pub(crate) fn worker(
         mounts: Mutex::default(),
         materials: Mutex::default(),
         builds: Builds::new(session.store.builds_directory()),
+        ahead: Ahead::default(),
         limit: session.limit(),
         tidying: Arc::default(),
         keep_failed: session.config.gc.kept_steps(),

@@ -18,7 +18,7 @@ use crate::network::{HOST_GATEWAY, StepNetwork};
 use crate::proxies;
 use crate::resources::Patience;
 use crate::ssh::Agents;
-use crate::worker::StepPolicy;
+use crate::worker::{Leaving, StepPolicy};
 
 /// What to build, parsed from the command line.
 #[derive(Debug)]
@@ -51,6 +51,8 @@ pub struct Request {
     pub cache_from: Vec<CacheFrom>,
     /// `--cache-to type=inline`: the records go into the image.
     pub cache_inline: bool,
+    /// What becomes of the layers.
+    pub leaving: Leaving,
     /// `--fail-on-miss`
     pub must_hit: MustHit,
     /// Who remembers the build.
@@ -123,6 +125,7 @@ impl Request {
                 Some(stage) => MustHit::Stage(stage.to_owned()),
             },
             recorder: None,
+            leaving: Leaving::default(),
             cache_inline: args.cache_specs()?.iter().any(|to| to.place == cache::Place::Inline),
         })
     }

@@ -187,8 +187,8 @@ async fn written_anew(
     let record = blocking(move || {
         let open = |layer: usize, path: &[u8]| source.open(layer, path);
         let layers: &[Arc<LayerIndex>] = source.tree.layers();
-        let (written, blob) = squash(below.as_ref(), layers, latest, open, store.blob_writer()?)?;
-        blob.commit(Some(&written.diff_id))?;
+        let (written, blob) = squash(below.as_ref(), layers, latest, open, store.known_blob_writer(true)?)?;
+        blob.commit(&written.diff_id)?;
         let record = LayerRecord::own(parent, written.diff_id, written.content, written.size, created);
         store.put_index(&record.chain, &written.index.encode())?;
         store.put_layer(&record)?;

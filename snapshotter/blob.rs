@@ -9,12 +9,13 @@ use sha2::Digest as _;
 use tempfile::NamedTempFile;
 
 use crate::db::{FileKind, add_file, forget_file, has_file};
+use crate::direct::Direct;
 use crate::{Room, Store, StoreError};
 
 /// A file whose bytes are hashed and counted as they are written, and on their way to the disk while more come: who waits for
 /// the sync at the end finds most of it done.
 pub(crate) struct Hashed<F> {
-    pub(crate) file: F,
+    file: Direct<F>,
     hasher: sha2::Sha256,
     size: u64,
     /// How much the kernel was told to write.
@@ -25,40 +26,51 @@ pub(crate) struct Hashed<F> {
 const PIECE: u64 = 8 << 20;
 
 impl<F: Write + AsFd> Hashed<F> {
-    /// Nothing is written yet.
+    /// Nothing is written yet, and what will be is read soon: it stays in the page cache.
     pub(crate) fn new(file: F) -> Self {
-        Self { file, hasher: sha2::Sha256::new(), size: 0, leaving: 0 }
+        Self { file: Direct::cached(file), hasher: sha2::Sha256::new(), size: 0, leaving: 0 }
     }
 
-    /// Takes account of bytes that are in the file already.
-    pub(crate) fn note(&mut self, data: &[u8]) {
-        self.hasher.update(data);
-        self.size += data.len() as u64;
-        if self.size - self.leaving >= PIECE {
-            sys::file::start_writeback(&self.file, self.leaving, self.size - self.leaving);
-            self.leaving = self.size;
-        }
+    /// `hasher` knows the `size` bytes that are in the file already, and the page cache need not have what follows.
+    pub(crate) fn resumed(file: F, hasher: sha2::Sha256, size: u64) -> Self {
+        Self { file: Direct::new(file, size), hasher, size, leaving: size }
     }
 
     pub(crate) fn size(&self) -> u64 {
         self.size
     }
 
+    pub(crate) fn file(&self) -> &F {
+        &self.file.file
+    }
+
     /// The file, with digest and size of what is in it.
-    pub(crate) fn finish(self) -> (F, Digest, u64) {
-        (self.file, Digest::from_bytes(self.hasher.finalize().into()), self.size)
+    pub(crate) fn finish(mut self) -> io::Result<(F, Digest, u64)> {
+        self.file.flush()?;
+        Ok((self.file.file, Digest::from_bytes(self.hasher.finalize().into()), self.size))
     }
 }
 
 impl<F: Write + AsFd> Write for Hashed<F> {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
         let written = self.file.write(data)?;
-        self.note(&data[..written]);
+        self.hasher.update(&data[..written]);
+        self.size += written as u64;
+        if self.size - self.leaving >= PIECE {
+            start_writeback(&self.file, self.leaving, self.size);
+            self.leaving = self.size;
+        }
         Ok(written)
     }
 
     fn flush(&mut self) -> io::Result<()> {
         self.file.flush()
+    }
+}
+
+fn start_writeback<F: Write + AsFd>(file: &Direct<F>, from: u64, to: u64) {
+    if file.is_cached() {
+        sys::file::start_writeback(&file.file, from, to - from);
     }
 }
 
@@ -84,7 +96,7 @@ impl BlobWriter<'_> {
     /// Where its bytes are until it has its name.
     #[must_use]
     pub fn path(&self) -> &Path {
-        self.bytes.file.path()
+        self.bytes.file().path()
     }
 
     /// Gives the blob its name; digest and size of what was written.
@@ -93,7 +105,8 @@ impl BlobWriter<'_> {
     /// The digest is not `expected`, or the disk.
     pub fn commit(self, expected: Option<&Digest>) -> Result<(Digest, u64), StoreError> {
         let Self { store, bytes, room: _ } = self;
-        let (file, digest, size) = bytes.finish();
+        let path = bytes.file().path().to_owned();
+        let (file, digest, size) = bytes.finish().map_err(StoreError::io("write", path))?;
         if let Some(expected) = expected
             && *expected != digest
         {
@@ -107,19 +120,71 @@ impl BlobWriter<'_> {
     }
 }
 
-impl Store {
-    /// Starts a blob.
+/// A blob that is being written by somebody who hashes it anyway. Dropped without [`KnownBlobWriter::commit`], it is gone.
+pub struct KnownBlobWriter<'s> {
+    store: &'s Store,
+    file: Direct<NamedTempFile>,
+    size: u64,
+    leaving: u64,
+    room: Room,
+}
+
+impl Write for KnownBlobWriter<'_> {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        self.room.take(data.len() as u64)?;
+        let written = self.file.write(data)?;
+        self.size += written as u64;
+        if self.size - self.leaving >= PIECE {
+            start_writeback(&self.file, self.leaving, self.size);
+            self.leaving = self.size;
+        }
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+impl KnownBlobWriter<'_> {
+    /// Gives the blob its name: the digest of all that was written.
     ///
     /// # Errors
     /// The disk.
-    pub fn blob_writer(&self) -> Result<BlobWriter<'_>, StoreError> {
+    pub fn commit(mut self, digest: &Digest) -> Result<(), StoreError> {
+        self.file.flush().map_err(StoreError::io("write", self.file.file.path()))?;
+        let file = self.file.file.into_temp_path();
+        self.store.name_blob(&file, digest, self.size)
+    }
+}
+
+impl Store {
+    fn new_blob(&self) -> Result<(NamedTempFile, Room), StoreError> {
         let directory = self.layout.join("ingest");
         let file = tempfile::Builder::new()
             .prefix(&format!("{}.", self.lease.id()))
             .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o600))
             .tempfile_in(&directory);
-        let file = file.map_err(StoreError::io("write in", &directory))?;
-        Ok(BlobWriter { store: self, bytes: Hashed::new(file), room: Room::later(directory) })
+        Ok((file.map_err(StoreError::io("write in", &directory))?, Room::later(directory)))
+    }
+
+    /// Starts a blob that is hashed by whoever writes it. It does not stay in the page cache if it is not `read_soon`.
+    ///
+    /// # Errors
+    /// The disk.
+    pub fn known_blob_writer(&self, read_soon: bool) -> Result<KnownBlobWriter<'_>, StoreError> {
+        let (file, room) = self.new_blob()?;
+        let file = if read_soon { Direct::cached(file) } else { Direct::new(file, 0) };
+        Ok(KnownBlobWriter { store: self, file, size: 0, leaving: 0, room })
+    }
+
+    /// Starts a blob.
+    ///
+    /// # Errors
+    /// The disk.
+    pub fn blob_writer(&self) -> Result<BlobWriter<'_>, StoreError> {
+        let (file, room) = self.new_blob()?;
+        Ok(BlobWriter { store: self, bytes: Hashed::new(file), room })
     }
 
     /// Stores a small blob.

@@ -36,6 +36,7 @@
 mod blob;
 mod cache_mount;
 mod db;
+mod direct;
 mod durable;
 mod error;
 mod form;
@@ -59,7 +60,7 @@ mod stat_cache;
 mod store;
 mod usage;
 
-pub use blob::BlobWriter;
+pub use blob::{BlobWriter, KnownBlobWriter};
 pub use cache_mount::{CacheMountDir, CacheMountSharing, NewDirectory, empty_directory};
 pub use error::StoreError;
 pub use gc::{CollectPolicy, REFERRERS, Reclaimed};

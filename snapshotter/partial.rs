@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use graph::Digest;
 use rustix::fs::{FlockOperation, flock};
+use sha2::Digest as _;
 
 use crate::blob::Hashed;
 use crate::{Room, Store, StoreError};
@@ -73,14 +74,17 @@ impl Store {
 }
 
 /// The file with what is in it already; the next write goes to its end.
-fn taken_up(file: File) -> io::Result<Hashed<File>> {
-    let mut bytes = Hashed::new(file);
+fn taken_up(mut file: File) -> io::Result<Hashed<File>> {
+    let (mut hasher, mut size) = (sha2::Sha256::new(), 0);
     let mut buffer = vec![0; 1 << 18];
-    bytes.file.seek(SeekFrom::Start(0))?;
+    file.seek(SeekFrom::Start(0))?;
     loop {
-        match bytes.file.read(&mut buffer) {
-            Ok(0) => return Ok(bytes),
-            Ok(length) => bytes.note(&buffer[..length]),
+        match file.read(&mut buffer) {
+            Ok(0) => return Ok(Hashed::resumed(file, hasher, size)),
+            Ok(length) => {
+                hasher.update(&buffer[..length]);
+                size += length as u64;
+            }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }
@@ -105,9 +109,9 @@ impl PartialBlob<'_> {
     /// # Errors
     /// The disk.
     pub fn restart(&mut self) -> Result<(), StoreError> {
-        let file = &mut self.bytes.file;
-        let cut = file.set_len(0).and_then(|()| file.seek(SeekFrom::Start(0))).and_then(|_| file.try_clone());
-        self.bytes = Hashed::new(cut.map_err(StoreError::io("truncate", &self.path))?);
+        let file = self.bytes.file();
+        let cut = file.set_len(0).and_then(|()| file.try_clone()).and_then(taken_up);
+        self.bytes = cut.map_err(StoreError::io("truncate", &self.path))?;
         Ok(())
     }
 
@@ -117,7 +121,7 @@ impl PartialBlob<'_> {
     /// The bytes are not those of the digest; then they are thrown away. Or the disk.
     pub fn commit(self) -> Result<u64, StoreError> {
         // The file holds the lock until the blob has its name.
-        let (_file, found, size) = self.bytes.finish();
+        let (_file, found, size) = self.bytes.finish().map_err(StoreError::io("write", &self.path))?;
         if found != self.expected {
             let _ = fs::remove_file(&self.path);
             return Err(StoreError::WrongDigest { expected: self.expected, found });

@@ -46,6 +46,8 @@ pub struct Layers {
     indexes: Mutex<HashMap<Digest, Arc<LayerIndex>>>,
     /// Blobs that were not where they should be.
     pub(super) lost: Mutex<HashSet<Digest>>,
+    /// Compressed forms that were hashed as this process wrote them.
+    pub(super) made: Mutex<HashSet<Digest>>,
     /// Layers whose directories were looked at.
     pub(super) seen: Mutex<HashSet<Digest>>,
     /// Why there are no overlays, once it was asked.
@@ -68,6 +70,7 @@ impl Layers {
             slots: Arc::new(Semaphore::new(PARALLEL)),
             indexes: Mutex::default(),
             lost: Mutex::default(),
+            made: Mutex::default(),
             seen: Mutex::default(),
             without_overlays: OnceLock::new(),
             joined: tokio::sync::OnceCell::new(),
@@ -551,7 +554,7 @@ pub enum BlobTypes {
 }
 
 impl BlobTypes {
-    fn media_type(self, compression: Compression) -> &'static str {
+    pub(super) fn media_type(self, compression: Compression) -> &'static str {
         match (self, compression) {
             (Self::Oci, Compression::None) => "application/vnd.oci.image.layer.v1.tar",
             (Self::Oci, Compression::Gzip { .. }) => "application/vnd.oci.image.layer.v1.tar+gzip",

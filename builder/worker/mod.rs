@@ -1,5 +1,6 @@
 //! Carries out the operations of a graph: the one place where solver, store, sandbox and registries meet.
 
+mod ahead;
 mod decompress;
 mod diff;
 mod disk_guard;
@@ -39,6 +40,8 @@ use crate::context::{ContextError, LocalContext, Wanted};
 use crate::images::ImageError;
 use crate::provenance::Material;
 
+pub(crate) use ahead::Ahead;
+pub use ahead::Leaving;
 pub(crate) use decompress::decompressed;
 pub(crate) use disk_guard::DiskGuard;
 pub use exec::StepPolicy;
@@ -215,6 +218,8 @@ pub struct BuildWorker {
     pub(crate) materials: Mutex<BTreeSet<Material>>,
     /// What is remembered of builds.
     pub(crate) builds: Builds,
+    /// What becomes of the layers.
+    pub(crate) ahead: Ahead,
     /// The most that the store may take.
     pub(crate) limit: Option<u64>,
     /// The store is being brought below its limit.

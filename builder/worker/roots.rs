@@ -79,8 +79,8 @@ impl StepRoot {
                 let active = changes.ok_or(none)?;
                 remove(active.fs())?;
                 super::exec::forget_parents(active.fs(), stubs, &below.tree);
-                let (made, blob) = commit_served(active.fs(), &options, store.blob_writer()?)?;
-                blob.commit(Some(&made.diff_id))?;
+                let (made, blob) = commit_served(active.fs(), &options, store.known_blob_writer(true)?)?;
+                blob.commit(&made.diff_id)?;
                 let record = LayerRecord::own(parent, made.diff_id, made.content, made.size, jiff::Timestamp::now());
                 remove_marks(active.fs())?;
                 store.commit(active, &record, &made.index.encode())?;
@@ -89,9 +89,9 @@ impl StepRoot {
             Kind::Directory { changes, .. } => {
                 let (active, populated) = changes.ok_or(none)?;
                 remove(active.fs())?;
-                let blob = store.blob_writer()?;
+                let blob = store.known_blob_writer(true)?;
                 let (made, blob) = commit_native(active.fs(), &below.tree, &populated, &options, blob)?;
-                blob.commit(Some(&made.diff_id))?;
+                blob.commit(&made.diff_id)?;
                 let record = LayerRecord::own(parent, made.diff_id, made.content, made.size, jiff::Timestamp::now());
                 store.put_index(&record.chain, &made.index.encode())?;
                 store.put_layer(&record)?;

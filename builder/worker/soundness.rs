@@ -207,6 +207,9 @@ impl Layers {
         digest: &Digest,
     ) -> Result<Option<PathBuf>, WorkError> {
         let Some(path) = self.store.blob_path(digest) else { return Ok(None) };
+        if self.made.lock().unwrap_or_else(PoisonError::into_inner).contains(digest) {
+            return Ok(Some(path));
+        }
         let (form, digest) = (TarAt::Compressed(*digest, path.clone()), *digest);
         let (form, sound) = blocking(move || {
             let sound = form.is_sound(&digest);

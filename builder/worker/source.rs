@@ -5,13 +5,15 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::{Arc, PoisonError};
 
 use graph::{
-    ContentDigest, CopyAction, FileAction, FileOp, GitSource, HttpSource, ImageSource, KeyHasher, LocalSource, SourceOp,
+    ContentDigest, CopyAction, FileAction, FileOp, GitSource, HttpSource, ImageSource, KeyHasher, LocalSource, Op,
+    Operation as _, SourceOp,
 };
 use snapshotter::layer::{Bytes, Entry, LayerError, LayerIndex, Tree};
 use snapshotter::{CacheRecord, StatCache};
 use solver::{RunContext, Worker as _};
 use tokio_util::sync::CancellationToken;
 
+use super::ahead::NewLayer;
 use super::file::{self, ReadableTree};
 use super::{BuildWorker, Local, Output, Rootfs, WorkError, blocking, git, http, stacked};
 use crate::context::{Ignore, LocalContext, Place, Wanted};
@@ -309,18 +311,20 @@ impl BuildWorker {
         let (store, op, parent, base_tree, created) =
             (Arc::clone(&self.store), op.clone(), base.chain, base_tree.clone(), self.now);
         let (scratch, token) = (self.scratch.clone(), context.cancelled.clone());
-        let record = blocking(move || {
+        let is_used = self.ahead.of_step(&Op::File(op.clone()).key());
+        let (record, packed) = blocking(move || {
             let (now, cancelled) = ((created.as_second(), 0), &|| token.is_cancelled());
             let work = file::Work { op: &op, base: &base_tree, inputs: &trees, now, scratch: &scratch, cancelled };
             let plan = work.plan()?;
-            let (written, blob) = plan.write(&work, store.blob_writer()?)?;
-            blob.commit(Some(&written.diff_id))?;
+            let (written, new) = plan.write(&work, NewLayer::new(&store, is_used)?)?;
+            let packed = new.commit(&written.diff_id)?;
             let record = snapshotter::LayerRecord::own(parent, written.diff_id, written.content, written.size, created);
             store.put_index(&record.chain, &written.index.encode())?;
             store.put_layer(&record)?;
-            Ok(record)
+            Ok((record, packed))
         })
         .await?;
+        self.layers.made.lock().unwrap_or_else(PoisonError::into_inner).extend(packed);
         Ok(base.with(&record))
     }
 }

@@ -19,11 +19,12 @@ impl fmt::Display for Dockerfile {
         }
         // What follows is no directive, whatever it looks like.
         writeln!(f)?;
-        for instruction in &self.instructions {
+        for (number, instruction) in self.instructions.iter().enumerate() {
             for comment in &instruction.comments {
                 writeln!(f, "# {}", comment.text)?;
             }
-            write_line(f, &line(instruction, self.escape)?, self.escape)?;
+            let is_last = number + 1 == self.instructions.len();
+            write_line(f, &line(instruction, self.escape)?, self.escape, is_last)?;
             for heredoc in &instruction.heredocs {
                 writeln!(f, "{}{}", heredoc.content, heredoc.name.text)?;
             }
@@ -33,7 +34,7 @@ impl fmt::Display for Dockerfile {
 }
 
 /// Writes a line, broken into several where it is longer than lines may be.
-fn write_line(f: &mut fmt::Formatter<'_>, mut line: &str, escape: char) -> fmt::Result {
+fn write_line(f: &mut fmt::Formatter<'_>, mut line: &str, escape: char, is_last: bool) -> fmt::Result {
     while line.len() > LONGEST {
         // What a continuation begins with must not be taken for a comment, or an empty line; and two escape characters
         // are no continuation.
@@ -47,8 +48,10 @@ fn write_line(f: &mut fmt::Formatter<'_>, mut line: &str, escape: char) -> fmt::
         line = &line[at..];
     }
     f.write_str(line)?;
-    // Only the last line of a file ends so, and it was continued by nothing; space in front of that is no argument.
+    // Only the last line of a file is continued by nothing; space in front of that is no argument. Behind the others stood
+    // white space that makes it no continuation.
     match line.chars().last() {
+        _ if !is_last && lines::is_continued(line, escape) => f.write_str("\x0c")?,
         Some('\r') => write!(f, "{escape}")?,
         Some(' ' | '\t') if lines::is_continued(line, escape) => write!(f, "{escape}")?,
         _ if lines::is_continued(line, escape) => write!(f, " {escape}")?,
