@@ -30,11 +30,12 @@ impl Leaving {
                 OutputKind::CacheOnly => continue,
                 // It stays in the store as it is.
                 OutputKind::Image { push: false, .. } if output.is_plain() => continue,
-                OutputKind::Oci(_) | OutputKind::Docker(Some(_)) if !output.rewrites() => {
+                OutputKind::Image { push: true, .. } | OutputKind::Oci(_) | OutputKind::Docker(Some(_))
+                    if !output.rewrites() =>
+                {
                     let types = if output.oci_media_types { BlobTypes::Oci } else { BlobTypes::Docker };
                     Some((output.compression.algorithm, types)).filter(|(algorithm, _)| *algorithm != Compression::None)
                 }
-                // What is pushed leaves while it is compressed, which begins when the steps are done.
                 _ => None,
             };
             match (packed, leaving.packed) {
@@ -155,7 +156,7 @@ mod tests {
         for (specs, read, packed) in [
             (vec!["type=image"], false, None),
             (vec!["type=cacheonly"], false, None),
-            (vec!["type=image,push=true,name=a/b"], true, None),
+            (vec!["type=image,push=true,name=a/b"], false, gzip(BlobTypes::Oci)),
             (vec!["type=image,unpack=true"], true, None),
             (vec!["type=oci,dest=x"], false, gzip(BlobTypes::Oci)),
             (vec!["type=oci,dest=x", "type=image"], false, gzip(BlobTypes::Oci)),
