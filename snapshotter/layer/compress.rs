@@ -230,9 +230,11 @@ fn incompressible(block: &[u8]) -> bool {
         return false;
     }
     let mut scratch = Vec::with_capacity(2 * SAMPLE);
+    // Its tables are larger than a block.
+    let mut compress = Compress::new(flate2::Compression::new(6), false);
     block.chunks_exact(block.len() / 4).all(|part| {
         scratch.clear();
-        let mut compress = Compress::new(flate2::Compression::new(6), false);
+        compress.reset();
         let done = compress.compress_vec(&part[..SAMPLE], &mut scratch, FlushCompress::Finish);
         done.is_ok() && scratch.len() * 100 >= SAMPLE * 99
     })
