@@ -54,7 +54,7 @@ pub(crate) const CONTEXT_REGISTRY: &str = "context.invalid";
 const MANIFESTS_MAX: usize = 16;
 
 /// URLs of one layer that are tried.
-const URLS_MAX: usize = 8;
+pub(crate) const URLS_MAX: usize = 8;
 
 /// What configs of images are called; old ones may have other types, configs of other things always have.
 const IMAGE_CONFIGS: [&str; 2] =

@@ -263,7 +263,8 @@ fn is_config(store: &Store, blob: &Digest) -> bool {
 
 fn descriptor(descriptor: &registry::Descriptor) -> Option<Descriptor> {
     let digest = digest(descriptor.digest()).ok()?;
-    Some(Descriptor::new(descriptor.media_type().to_string(), digest, descriptor.size()))
+    let urls = descriptor.urls().clone().unwrap_or_default();
+    Some(Descriptor { urls, ..Descriptor::new(descriptor.media_type().to_string(), digest, descriptor.size()) })
 }
 
 /// Brings blobs of layers here, those that are missing, at the same time.

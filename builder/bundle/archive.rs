@@ -196,7 +196,7 @@ pub(super) async fn stored(
     let Some(platform) = platform else { return Ok(bundle) };
     let stock = Arc::new(Stock(Arc::clone(&session.store)));
     let top = bundle.top.clone();
-    Bundle::follow(&bundle, stock, top, Some(platform)).await
+    Bundle::follow(&bundle, stock, &session.remote.client, top, Some(platform)).await
 }
 
 impl super::Documents for Bundle {
@@ -253,7 +253,8 @@ pub(super) async fn write(
     context: &RunContext,
 ) -> Result<(), BundleError> {
     let directory = temporary(session)?;
-    layout::write(bundle, directory.path(), select, context).await?;
+    // What docker loads has no addresses.
+    layout::write(bundle, directory.path(), select, docker, context).await?;
     if docker {
         let manifest = docker_manifest(bundle, select)?;
         let file = directory.path().join("manifest.json");

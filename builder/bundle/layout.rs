@@ -18,6 +18,7 @@ use super::place::Select;
 use super::{Blobs, Bundle, BundleError, Document, Documents, descriptor};
 use crate::export::Descriptor;
 use crate::images::registry_descriptor;
+use crate::session::Session;
 
 const NAME: &str = "org.opencontainers.image.ref.name";
 const FULL_NAME: &str = "io.containerd.image.name";
@@ -139,7 +140,12 @@ impl Referrers for Layout {
     }
 }
 
-pub(super) async fn read(layout: Layout, select: &Select, platform: Option<&Platform>) -> Result<Bundle, BundleError> {
+pub(super) async fn read(
+    session: &Session,
+    layout: Layout,
+    select: &Select,
+    platform: Option<&Platform>,
+) -> Result<Bundle, BundleError> {
     let layout = Arc::new(layout);
     let mut manifests = layout.entries()?;
     // What is said of an image is meant only where it is named.
@@ -159,7 +165,7 @@ pub(super) async fn read(layout: Layout, select: &Select, platform: Option<&Plat
     wanted.annotations.remove(NAME);
     wanted.annotations.remove(FULL_NAME);
     let top = layout.document(wanted).await?;
-    Bundle::follow(layout.as_ref(), layout.clone(), top, platform).await
+    Bundle::follow(layout.as_ref(), layout.clone(), &session.remote.client, top, platform).await
 }
 
 fn names(descriptor: &Descriptor) -> Vec<String> {
@@ -190,14 +196,16 @@ fn chosen<'a>(manifests: &'a [Descriptor], select: &Select) -> Option<&'a Descri
     }
 }
 
-/// Adds the bundle to a layout, which may have other images; what has the name loses it.
+/// Adds the bundle to a layout, which may have other images; what has the name loses it. Layers that are not to be handed on are
+/// left out, unless it is to be `complete`.
 pub(super) async fn write(
     bundle: &Bundle,
     root: &Path,
     select: &Select,
+    complete: bool,
     context: &RunContext,
 ) -> Result<(), BundleError> {
-    write_blobs(bundle, root, context).await?;
+    write_blobs(bundle, root, complete, context).await?;
     for document in bundle.documents() {
         write_document(document, root)?;
     }
@@ -222,7 +230,7 @@ pub(super) async fn write(
 
 /// Adds only what refers to something that is there.
 pub(super) async fn write_beside(bundle: &Bundle, root: &Path, context: &RunContext) -> Result<(), BundleError> {
-    write_blobs(bundle, root, context).await?;
+    write_blobs(bundle, root, false, context).await?;
     list_beside(bundle, root)
 }
 
@@ -252,10 +260,10 @@ fn entry(descriptor: &Descriptor) -> Value {
     json!({ "mediaType": descriptor.media_type, "digest": descriptor.digest, "size": descriptor.size })
 }
 
-async fn write_blobs(bundle: &Bundle, root: &Path, context: &RunContext) -> Result<(), BundleError> {
+async fn write_blobs(bundle: &Bundle, root: &Path, complete: bool, context: &RunContext) -> Result<(), BundleError> {
     let blobs = root.join("blobs/sha256");
     std::fs::create_dir_all(&blobs).map_err(failed(&blobs))?;
-    for (blob, from) in &bundle.blobs {
+    for (blob, from) in bundle.blobs.iter().filter(|(blob, _)| complete || !blob.is_kept_elsewhere()) {
         keep(&blobs, blob, from, context).await?;
     }
     let marker = root.join("oci-layout");

@@ -3,6 +3,7 @@
 
 mod archive;
 mod beside;
+mod elsewhere;
 mod layout;
 mod place;
 mod registry;
@@ -178,10 +179,10 @@ impl Bundle {
             Place::Registry(name) => registry::read(session, name, platform).await,
             Place::Layout { path, select } => {
                 let layout = layout::Layout::Directory { root: path.clone(), _temporary: None };
-                layout::read(layout, select, platform).await
+                layout::read(session, layout, select, platform).await
             }
             Place::OciArchive { path, select } => {
-                layout::read(archive::layout_in(session, path).await?, select, platform).await
+                layout::read(session, archive::layout_in(session, path).await?, select, platform).await
             }
             Place::DockerArchive { path, select } => archive::docker(session, path, select, platform, context).await,
             Place::Store(name) => archive::stored(session, name, platform, context).await,
@@ -273,7 +274,7 @@ impl Bundle {
         let work = async {
             match place {
                 Place::Registry(name) => registry::write(session, self, name, context).await,
-                Place::Layout { path, select } => layout::write(self, path, select, context).await,
+                Place::Layout { path, select } => layout::write(self, path, select, false, context).await,
                 Place::OciArchive { path, select } => archive::write(session, self, path, select, false, context).await,
                 Place::DockerArchive { path, select } => {
                     archive::write(session, self, path, select, true, context).await
@@ -295,6 +296,7 @@ impl Bundle {
     async fn follow(
         documents: &impl Documents,
         blobs: Arc<dyn Blobs>,
+        client: &::registry::Client,
         top: Document,
         platform: Option<&Platform>,
     ) -> Result<Self, BundleError> {
@@ -325,7 +327,8 @@ impl Bundle {
                     for blob in std::iter::once(image.config()).chain(image.layers()) {
                         let blob = descriptor(blob)?;
                         if seen.insert(blob.digest) {
-                            bundle.blobs.push((blob, Arc::clone(&blobs)));
+                            let from = elsewhere::also(&blobs, &blob, client);
+                            bundle.blobs.push((blob, from));
                         }
                     }
                 }
@@ -445,6 +448,7 @@ pub(crate) fn descriptor(descriptor: &::registry::Descriptor) -> Result<Descript
         .map_err(|why| BundleError::Malformed { what: "a descriptor".into(), why })?;
     let mut own = Descriptor::new(descriptor.media_type().to_string(), digest, descriptor.size());
     own.annotations = descriptor.annotations().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect();
+    own.urls = descriptor.urls().clone().unwrap_or_default();
     own.artifact_type = descriptor.artifact_type().as_ref().map(ToString::to_string);
     own.platform = descriptor.platform().as_ref().map(|platform| Platform {
         os: platform.os().to_string(),

@@ -46,17 +46,21 @@ impl Blobs for Remote {
         Box::pin(async move {
             let descriptor = registry_descriptor(&blob).map_err(io::Error::other)?;
             let stream = self.client.blob(&self.repository, &descriptor).await.map_err(io::Error::other)?;
-            let stream =
-                Box::pin(futures_util::StreamExt::map(stream.into_stream(), |piece| piece.map_err(io::Error::other)));
-            let mut reader = tokio_util::io::StreamReader::new(stream);
-            tokio::io::copy(&mut (&mut reader).take(offset), &mut tokio::io::sink()).await?;
-            Ok(Box::new(reader) as Box<dyn AsyncRead + Send + Unpin>)
+            reader(stream, offset).await
         })
     }
 
     fn repository(&self) -> Option<&Repository> {
         Some(&self.repository)
     }
+}
+
+/// A download as something to read, without its first bytes.
+pub(super) async fn reader(stream: registry::BlobStream, offset: u64) -> io::Result<Box<dyn AsyncRead + Send + Unpin>> {
+    let stream = Box::pin(futures_util::StreamExt::map(stream.into_stream(), |piece| piece.map_err(io::Error::other)));
+    let mut reader = tokio_util::io::StreamReader::new(stream);
+    tokio::io::copy(&mut (&mut reader).take(offset), &mut tokio::io::sink()).await?;
+    Ok(Box::new(reader))
 }
 
 impl Referrers for Remote {
@@ -85,7 +89,7 @@ pub(super) async fn read(
     let failed = |source| BundleError::Registry { name: name.to_string(), source: Box::new(source) };
     let resolved = remote.client.resolve(name).await.map_err(failed)?;
     let top = Document { descriptor: descriptor(&resolved.descriptor)?, bytes: resolved.bytes.to_vec() };
-    Bundle::follow(remote.as_ref(), remote.clone(), top, platform).await
+    Bundle::follow(remote.as_ref(), remote.clone(), &remote.client, top, platform).await
 }
 
 /// A blob of a bundle on its way to a registry.
@@ -100,7 +104,8 @@ impl BlobSource for Passing<'_> {
     }
 }
 
-/// Sends all: blobs in parallel, those that are there or can be mounted not at all, then manifests, the top last.
+/// Sends all: blobs in parallel, those that are there or can be mounted or are not to be handed on not at all, then manifests,
+/// the top last.
 pub(super) async fn write(
     session: &Session,
     bundle: &Bundle,
@@ -154,7 +159,8 @@ async fn write_blobs(
     context: &RunContext,
 ) -> Result<(), BundleError> {
     let client = &session.remote.client;
-    let sent = bundle.blobs.iter().map(|(blob, blobs)| async move {
+    let handed_on = bundle.blobs.iter().filter(|(blob, _)| !blob.is_kept_elsewhere());
+    let sent = handed_on.map(|(blob, blobs)| async move {
         let descriptor = registry_descriptor(blob).map_err(|why| malformed(blob, why))?;
         let vertex = context.progress.clone();
         let report: registry::Progress = Arc::new(move |event: registry::TransferEvent| {

@@ -212,7 +212,7 @@ fn look(
         let mut buffered = BufReader::with_capacity(1 << 18, &mut whole);
         let start = io::BufRead::fill_buf(&mut buffered)?;
         let compression = compress::detect(start);
-        let is_layer = media_type.contains("image.layer") || media_type.contains("rootfs.diff");
+        let is_layer = media_type.contains("image.layer") || media_type.contains("image.rootfs.");
         if is_layer {
             let said = match media_type.rsplit(['+', '.']).next() {
                 Some("gzip") => Detected::Gzip,

@@ -46,6 +46,9 @@ pub struct Descriptor {
     pub digest: Digest,
     /// Bytes.
     pub size: u64,
+    /// Where else the bytes are to be had: those of layers that may not be handed on.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub urls: Vec<String>,
     /// Of an image, where an index names it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub platform: Option<Platform>,
@@ -65,10 +68,19 @@ impl Descriptor {
             media_type: media_type.into(),
             digest,
             size,
+            urls: Vec::new(),
             platform: None,
             artifact_type: None,
             annotations: Default::default(),
         }
+    }
+
+    /// Whether it is a layer that its owner alone hands out ("foreign", image-spec: "non-distributable"), and where is known.
+    #[must_use]
+    pub fn is_kept_elsewhere(&self) -> bool {
+        let kinds =
+            ["application/vnd.docker.image.rootfs.foreign.", "application/vnd.oci.image.layer.nondistributable."];
+        !self.urls.is_empty() && kinds.iter().any(|kind| self.media_type.starts_with(kind))
     }
 }
 

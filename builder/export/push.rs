@@ -56,7 +56,8 @@ pub async fn push(
     let mut blobs = BTreeSet::new();
     let images = package.images.iter().map(|image| {
         // A layer that two images share goes once.
-        let layers = image.layers.iter().filter(|layer| blobs.insert(layer.descriptor.digest)).collect();
+        let handed_on = image.layers.iter().filter(|layer| !layer.descriptor.is_kept_elsewhere());
+        let layers = handed_on.filter(|layer| blobs.insert(layer.descriptor.digest)).collect();
         send_blobs(remote, image, layers, name, progress)
     });
     let sent = try_join_all(images.collect::<Vec<_>>()).await?;

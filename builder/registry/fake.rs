@@ -189,6 +189,11 @@ impl Fake {
         descriptor
     }
 
+    /// Takes a blob out of a repository.
+    pub fn remove_blob(&self, repository: &str, digest: &Digest) {
+        self.lock().links.remove(&(repository.to_owned(), digest.to_string()));
+    }
+
     /// Puts a manifest into a repository under a tag.
     pub fn add_manifest(&self, repository: &str, tag: &str, media_type: &str, bytes: impl Into<Bytes>) -> Digest {
         let bytes = bytes.into();

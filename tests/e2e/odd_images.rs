@@ -4,7 +4,7 @@ use registry::fake::Fake;
 use registry::{OCI_INDEX, OCI_MANIFEST, digest_of};
 use serde_json::{Value, json};
 
-use crate::support::{FileServer, Layout, Served, TestEnv, busybox_base};
+use crate::support::{FileServer, Layout, Registry, Served, TestEnv, busybox_base, require};
 
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
@@ -37,13 +37,17 @@ impl Shelf {
 
     /// An image for an architecture, with layers that are described elsewhere.
     fn image(&self, architecture: &str, layers: &[(&[u8], Value)]) -> Value {
+        self.tagged(architecture, architecture, layers)
+    }
+
+    fn tagged(&self, tag: &str, architecture: &str, layers: &[(&[u8], Value)]) -> Value {
         let diff_ids: Vec<String> = layers.iter().map(|(tar, _)| digest_of(tar).to_string()).collect();
         let config = json!({ "architecture": architecture, "os": "linux", "config": {},
             "rootfs": { "type": "layers", "diff_ids": diff_ids } });
         let config = self.blob(CONFIG, config.to_string().as_bytes());
         let layers: Vec<&Value> = layers.iter().map(|(_, layer)| layer).collect();
         let image = json!({ "schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config, "layers": layers });
-        self.manifest(architecture, OCI_MANIFEST, &image)
+        self.manifest(tag, OCI_MANIFEST, &image)
     }
 
     fn index(&self, tag: &str, children: &[&Value]) -> Value {
@@ -58,6 +62,12 @@ impl Shelf {
 
 fn described(media_type: &str, bytes: &[u8]) -> Value {
     json!({ "mediaType": media_type, "digest": digest_of(bytes).to_string(), "size": bytes.len() })
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    std::io::Write::write_all(&mut gzip, bytes).expect("memory takes it");
+    gzip.finish().expect("memory takes it")
 }
 
 fn tar_of(name: &str, content: &str) -> Vec<u8> {
@@ -142,6 +152,99 @@ fn foreign_layers_come_from_where_the_image_says() {
     let context = other.dockerfile("c", &format!("FROM {name}\n"));
     other.build(&context, &["--platform", "linux/amd64", "-o", &out]).timeout(120).run().exits(4);
     assert!(!other.path("out/from-afar").exists());
+}
+
+/// As with skopeo: what only its owner hands out is neither sent nor put into layouts, and is there for whoever needs it.
+#[test]
+fn foreign_layers_are_pulled_and_copied_by_their_addresses() {
+    if !require(&["docker-registry", "skopeo", "setpriv"]) {
+        return;
+    }
+    let (shelf, files, env, other) = (Shelf::new(), FileServer::start(), TestEnv::new(), TestEnv::new());
+    let plain = format!("[registry.{:?}]\nhttp = true\n", files.url("").trim_start_matches("http://"));
+    [&env, &other].iter().for_each(|env| env.configure(&plain));
+    let (own, tar) = (tar_of("own", "ours"), tar_of("from-afar", "foreign"));
+    let (own_packed, packed) = (gzip(&own), gzip(&tar));
+    let hex = digest_of(&packed).to_string().trim_start_matches("sha256:").to_owned();
+    for (kind, tag) in [
+        ("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", "docker"),
+        ("application/vnd.oci.image.layer.nondistributable.v1.tar+gzip", "oci"),
+    ] {
+        let mut layer = described(kind, &packed);
+        layer["urls"] = json!(["https://nowhere.invalid/layer", files.url("/layer")]);
+        let own_layer = shelf.blob(&format!("{LAYER}+gzip"), &own_packed);
+        let layers = [(own.as_slice(), own_layer), (tar.as_slice(), layer)];
+        let want = shelf.tagged(tag, "amd64", &layers)["digest"].as_str().expect("a digest").to_owned();
+        let name = shelf.name(tag);
+        let context = |env: &TestEnv, name: &str| env.dockerfile("c", &format!("FROM {name}\nCOPY Dockerfile /\n"));
+        let builds = |env: &TestEnv, name: &str| {
+            let out = env.path(format!("out-{tag}-{}", name.replace(['/', ':'], "-")));
+            env.build(&context(env, name), &["--platform", "linux/amd64", "-o", &out.display().to_string()]).ok();
+            assert_eq!(std::fs::read_to_string(out.join("from-afar")).expect("there"), "foreign");
+        };
+
+        // Bytes that are not the layer's are not taken.
+        files.serve("/layer", Served::ok(tar_of("from-afar", "forged!")));
+        let forged = TestEnv::new();
+        forged.configure(&plain);
+        forged.rbuild(["pull", "--platform", "linux/amd64", &name]).timeout(120).run().exits(4);
+        files.serve("/layer", Served::ok(packed.clone()));
+        env.rbuild(["pull", "--platform", "linux/amd64", &name]).timeout(120).ok();
+        builds(&env, &name);
+
+        let (one, two, peer) =
+            (Registry::of_foreign_layers(), Registry::of_foreign_layers(), Registry::of_foreign_layers());
+        let layout = env.path(format!("layout-{tag}"));
+        let at = format!("oci:{}:1", layout.display());
+        for (from, to) in [(&name, &one.name("a:1")), (&one.name("a:1"), &at), (&at, &two.name("b:1"))] {
+            assert_eq!(env.rbuild(["copy", from, to]).ok().line(), want, "{from} to {to}");
+        }
+        assert!(!layout.join("blobs/sha256").join(&hex).exists());
+        let copied = one.skopeo("copy").args(["--src-tls-verify=false", "--dest-tls-verify=false"]);
+        copied.arg(format!("docker://{name}")).arg(format!("docker://{}", peer.name("a:1"))).ok();
+        let has = |registry: &Registry| {
+            registry.data().join(format!("docker/registry/v2/blobs/sha256/{}/{hex}", &hex[..2])).exists()
+        };
+        for registry in [&one, &two, &peer] {
+            assert!(!has(registry), "nobody was sent it");
+            // The layer and the config.
+            assert_eq!(registry.uploads(), 2);
+        }
+        // Others read what we wrote.
+        let read = one.skopeo("copy").args(["--dest-tls-verify=false", &at]);
+        read.arg(format!("docker://{}", peer.name("again:1"))).ok();
+        let digest = |name: &str| {
+            let digest = one.skopeo("inspect").args(["--tls-verify=false", "--raw"]).arg(format!("docker://{name}"));
+            digest_of(digest.ok().stdout.as_bytes()).to_string()
+        };
+        assert_eq!([digest(&peer.name("a:1")), digest(&peer.name("again:1"))], [want.clone(), want.clone()]);
+
+        // What was pulled is pushed in the same way.
+        let pushed = two.name("pushed:1");
+        env.rbuild(["tag", &name, &pushed]).ok();
+        env.rbuild(["push", &pushed]).ok().contains(&want);
+        assert!(!has(&two));
+
+        // Where all of it is needed it is fetched, if the user's configuration lets the image name that host.
+        let other = if tag == "oci" { &other } else { &env };
+        other.rbuild(["copy", &at, &format!("store:kept-{tag}")]).ok();
+        builds(other, &format!("kept-{tag}"));
+        other.rbuild(["inspect", "--validate", &at]).ok().contains("valid");
+        let archive = env.path(format!("{tag}.tar"));
+        other.rbuild(["copy", &at, &format!("docker-archive:{}:x:1", archive.display())]).ok();
+        assert!(std::fs::read(&archive).expect("written").windows(packed.len()).any(|part| part == packed));
+        let strict = TestEnv::new();
+        strict.rbuild(["copy", &at, "store:kept"]).timeout(120).run().exits(1).contains("may only name URLs of HTTPS");
+
+        // A registry that has it is asked first.
+        files.requests();
+        shelf.fake.add_blob("a/b", packed.clone());
+        let fresh = TestEnv::new();
+        fresh.rbuild(["pull", "--platform", "linux/amd64", &name]).ok();
+        builds(&fresh, &name);
+        assert!(files.requests().is_empty());
+        shelf.fake.remove_blob("a/b", &digest_of(&packed));
+    }
 }
 
 #[test]

@@ -30,6 +30,13 @@ impl Registry {
         Self::start(tempfile::tempdir().expect("a temporary directory"), "", None)
     }
 
+    /// As [`Self::plain`], which takes images whose layers are at addresses of their own.
+    #[track_caller]
+    pub fn of_foreign_layers() -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        Self::start(dir, "validation:\n  manifests:\n    urls:\n      allow:\n        - ^https?://\n", None)
+    }
+
     /// TLS with a certificate of a private authority ([`Self::ca`]), and basic authentication.
     #[track_caller]
     pub fn tls(login: Login) -> Self {
