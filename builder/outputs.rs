@@ -217,9 +217,6 @@ async fn one(
         delivered.ids = images.iter().map(|image| image.id).collect();
     }
     let several = images.len() > 1;
-    if output.provenance.is_some() && matches!(output.kind, OutputKind::Docker(_)) {
-        context.progress.warn("the provenance is left out: docker's archives and engines have no place for it");
-    }
     match &output.kind {
         OutputKind::CacheOnly => {}
         OutputKind::Image { push, by_digest } => {
@@ -271,7 +268,8 @@ async fn one(
         }
         OutputKind::Docker(Some(_)) if several => return Err(OutputError::OnePlatform),
         OutputKind::Docker(Some(destination)) => {
-            let package = package(session, &images, output, context, true).await?;
+            let mut package = package(session, &images, output, context, true).await?;
+            attest(session, built, output, &images, names, &mut package)?;
             write(&package, names, true, destination).await?;
             delivered.made(&package);
             delivered.all_names.extend_from_slice(names);
@@ -290,10 +288,15 @@ async fn one(
                     Engine::Containerd => output.compression,
                 };
                 let oci_media_types = output.oci_media_types || engine == Engine::Containerd;
-                let output = OutputSpec { compression, oci_media_types, ..output.clone() };
-                let package = package(session, &images, &output, context, true).await?;
+                let mut output = OutputSpec { compression, oci_media_types, ..output.clone() };
+                if engine != Engine::Containerd && output.provenance.take().is_some() {
+                    let engine = engine.program();
+                    context.progress.warn(format!("the provenance is left out: {engine} has no place for it"));
+                }
+                let mut package = package(session, &images, &output, context, true).await?;
+                attest(session, built, &output, &images, names, &mut package)?;
                 export::load_into(engine, &package, names).await?;
-                index = Some(package).filter(|_| several);
+                index = Some(package).filter(|package| package.index.is_some());
             } else {
                 export::name_in(engine, &ids, names)?;
             }
@@ -307,7 +310,8 @@ async fn one(
     Ok(())
 }
 
-/// Adds what is to be told of how the images came about, and keeps it with them.
+/// Adds what is to be told of how the images came about, and keeps it with them. As BuildKit writes it, one index names the images
+/// and what is told of them: a layout with two entries would be two images to others.
 fn attest(
     session: &Session,
     built: &Built,
@@ -317,7 +321,8 @@ fn attest(
     package: &mut Package,
 ) -> Result<(), OutputError> {
     let Some(spec) = &output.provenance else { return Ok(()) };
-    for (image, artifact) in images.iter().zip(&package.images) {
+    let artifacts = std::mem::take(&mut package.images);
+    for (image, artifact) in images.iter().zip(&artifacts) {
         let predicate = built.predicate(spec, &image.platform);
         let subject = &artifact.manifest_descriptor;
         let attestation = Attestation::provenance(subject, &image.platform, names, &predicate);
@@ -325,6 +330,18 @@ fn attest(
         crate::referrers::keep(&session.store, &subject.digest, &attestation, true)?;
         package.attestations.push(attestation);
     }
+    let parts = images.iter().map(|image| image.platform.clone()).zip(artifacts);
+    let annotations = &output.annotations;
+    let attestations = std::mem::take(&mut package.attestations);
+    *package = Package {
+        annotations: annotations.at(AnnotationPlace::IndexDescriptor, None),
+        ..Package::multi(
+            with_annotations(output, parts),
+            attestations,
+            OCI,
+            &annotations.at(AnnotationPlace::Index, None),
+        )
+    };
     Ok(())
 }
 
@@ -474,7 +491,7 @@ async fn package_for(
     let oci_media_types = output.oci_media_types || !output.annotations.is_empty() || zstd;
     let output = &OutputSpec { oci_media_types, ..output.clone() };
     let types = if oci_media_types { OCI } else { DOCKER };
-    if images.len() < 2 && output.annotations.need_index() {
+    if images.len() < 2 && output.provenance.is_none() && output.annotations.need_index() {
         return Err(OutputError::NoIndex);
     }
     let mut artifacts = Vec::with_capacity(images.len());
@@ -484,24 +501,31 @@ async fn package_for(
         let packed = artifact(session, chain, &image.config, output, &annotations, context, bytes, early);
         artifacts.push(packed.await?);
     }
-    let of_manifest = |platform: &Platform| output.annotations.at(AnnotationPlace::ManifestDescriptor, Some(platform));
     match artifacts.len() {
         1 => {
-            let annotations = of_manifest(&images[0].platform);
+            let annotations = output.annotations.at(AnnotationPlace::ManifestDescriptor, Some(&images[0].platform));
             let only = artifacts.into_iter().next().ok_or(WorkError::Internal("an image was lost"))?;
             Ok(Package { annotations, ..Package::single(only) })
         }
         _ => {
-            let platforms = images.iter().map(|image| image.platform.clone());
-            let images = platforms.zip(artifacts).map(|(platform, artifact)| {
-                let annotations = of_manifest(&platform);
-                (platform, artifact, annotations)
-            });
+            let parts = images.iter().map(|image| image.platform.clone()).zip(artifacts);
             let of_index = output.annotations.at(AnnotationPlace::Index, None);
             let annotations = output.annotations.at(AnnotationPlace::IndexDescriptor, None);
-            Ok(Package { annotations, ..Package::multi(images.collect(), types, &of_index) })
+            Ok(Package { annotations, ..Package::multi(with_annotations(output, parts), Vec::new(), types, &of_index) })
         }
     }
+}
+
+/// Images by platform, with what their index is to say of each.
+fn with_annotations(
+    output: &OutputSpec,
+    images: impl Iterator<Item = (Platform, Artifact)>,
+) -> Vec<(Platform, Artifact, BTreeMap<String, String>)> {
+    let annotated = images.map(|(platform, artifact)| {
+        let annotations = output.annotations.at(AnnotationPlace::ManifestDescriptor, Some(&platform));
+        (platform, artifact, annotations)
+    });
+    annotated.collect()
 }
 
 /// One image with its blobs; with `bytes` all of them are brought here. Several layers are compressed at the same time, and

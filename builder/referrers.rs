@@ -63,12 +63,12 @@ pub(crate) fn descriptors(store: &Store, subject: &graph::Digest) -> Result<Vec<
 pub fn of(store: &Store, subject: &graph::Digest) -> Result<Vec<Attestation>, StoreError> {
     let mut whole = Vec::new();
     for descriptor in descriptors(store, subject)? {
-        whole.extend(read(store, descriptor)?);
+        whole.extend(read(store, descriptor, *subject)?);
     }
     Ok(whole)
 }
 
-fn read(store: &Store, descriptor: Descriptor) -> Result<Option<Attestation>, StoreError> {
+fn read(store: &Store, descriptor: Descriptor, subject: graph::Digest) -> Result<Option<Attestation>, StoreError> {
     let Some(manifest) = store.read_blob(&descriptor.digest)? else { return Ok(None) };
     let Ok(Manifest::Image(parsed)) = Manifest::parse(&descriptor.media_type, &manifest) else { return Ok(None) };
     let mut blobs = Vec::new();
@@ -77,5 +77,5 @@ fn read(store: &Store, descriptor: Descriptor) -> Result<Option<Attestation>, St
         let Some(bytes) = store.read_blob(&digest)? else { return Ok(None) };
         blobs.push((Descriptor::new(blob.media_type().to_string(), digest, bytes.len() as u64), bytes));
     }
-    Ok(Some(Attestation { manifest, descriptor, blobs }))
+    Ok(Some(Attestation { manifest, descriptor, blobs, subject }))
 }

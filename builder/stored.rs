@@ -175,6 +175,9 @@ impl Stored {
         for subject in subjects.chain(package.index.as_ref().map(|(_, index)| index.digest)) {
             package.attestations.extend(crate::referrers::of(&session.store, &subject)?);
         }
+        // Those that the index names are among its images.
+        let named: Vec<Digest> = package.images.iter().map(|image| image.manifest_descriptor.digest).collect();
+        package.attestations.retain(|attestation| !named.contains(&attestation.descriptor.digest));
         Ok(Some(package))
     }
 

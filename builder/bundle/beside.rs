@@ -49,6 +49,19 @@ impl Bundle {
         self.below.iter().chain([&self.top])
     }
 
+    /// What refers to one of its manifests, each with what it refers to: those that an index names, and those beside it.
+    #[must_use]
+    pub fn referring(&self) -> Vec<(Digest, Descriptor)> {
+        let named = self.below.iter().filter_map(|document| {
+            let Ok(Manifest::Image(manifest)) = document.parse() else { return None };
+            let subject = descriptor(manifest.subject().as_ref()?).ok()?;
+            let annotations = manifest.annotations().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect();
+            let artifact_type = manifest.artifact_type().as_ref().map(ToString::to_string);
+            Some((subject.digest, Descriptor { artifact_type, annotations, ..document.descriptor.clone() }))
+        });
+        named.chain(self.beside.iter().map(|(subject, document)| (*subject, document.descriptor.clone()))).collect()
+    }
+
     pub(super) fn add_blob(&mut self, blob: Descriptor, from: &Arc<dyn Blobs>) {
         if self.blobs.iter().all(|(known, _)| known.digest != blob.digest) {
             self.blobs.push((blob, Arc::clone(from)));
@@ -58,7 +71,7 @@ impl Bundle {
     /// A bundle of nothing but something that is said of an image.
     #[must_use]
     pub fn attached(subject: &Descriptor, attestation: Attestation) -> Self {
-        let Attestation { manifest, descriptor, blobs } = attestation;
+        let Attestation { manifest, descriptor, blobs, .. } = attestation;
         let top = Document { descriptor, bytes: manifest };
         let bytes: Arc<dyn Blobs> = Arc::new(InMemory(blobs.clone()));
         let blobs = blobs.into_iter().map(|(blob, _)| (blob, Arc::clone(&bytes))).collect();

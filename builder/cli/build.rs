@@ -125,7 +125,7 @@ pub struct Args {
     /// it to say where, `manifest[linux/amd64]:` for one platform; may be given several times
     #[arg(long = "annotation", value_name = "NAME=VALUE")]
     pub annotations: Vec<String>,
-    /// Attach what is known of the build to the image, as manifests that refer to it: `type=provenance` (SLSA), with
+    /// Add what is known of the build to the image, in one index with it: `type=provenance` (SLSA), with
     /// `mode=min|max`, `builder-id=URI`, `reproducible=BOOL`, `disabled=BOOL`; may be given several times
     #[arg(long = "attest", value_name = "SPEC")]
     pub attests: Vec<String>,

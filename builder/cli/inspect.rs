@@ -126,17 +126,17 @@ async fn describe_there(session: &Session, place: &Place) -> Result<Value, Repor
     }))
 }
 
-/// What is said of an image beside it: to which manifest each refers, and what it is.
+/// What is said of an image in its index and beside it: to which manifest each refers, and what it is.
 fn referrers(bundle: &Bundle) -> Vec<Value> {
-    let entry = |(subject, document): &(graph::Digest, crate::bundle::Document)| {
+    let entry = |(subject, referrer): (graph::Digest, crate::export::Descriptor)| {
         json!({
             "Subject": subject,
-            "Digest": document.descriptor.digest,
-            "ArtifactType": document.descriptor.artifact_type,
-            "Annotations": document.descriptor.annotations,
+            "Digest": referrer.digest,
+            "ArtifactType": referrer.artifact_type,
+            "Annotations": referrer.annotations,
         })
     };
-    bundle.beside.iter().map(entry).collect()
+    bundle.referring().into_iter().map(entry).collect()
 }
 
 fn describe(session: &Session, image: &Stored) -> Result<Value, Report> {

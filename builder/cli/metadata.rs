@@ -39,7 +39,8 @@ impl Metadata<'_> {
         }
         let (tier, snapshots) = (crate::tier::name(&session.tier), session.layers.way());
         metadata.insert("rbuild.sandbox".into(), json!({ "tier": tier, "snapshots": snapshots }));
-        if !delivered.is_index {
+        // An index that is there for the provenance is about one image.
+        if !delivered.is_index || delivered.ids.len() == 1 {
             metadata.insert("containerimage.config.digest".into(), json!(delivered.ids.first()));
         }
         metadata.insert("containerimage.digest".into(), json!(delivered.id()));

@@ -147,10 +147,11 @@ impl Archive<'_> {
         Ok(pieces)
     }
 
-    /// Docker would take them for images.
+    /// Those that an index names. Where index.json named them itself others would take them for images.
     fn attestations(&self) -> impl Iterator<Item = &Attestation> {
-        let packages = self.images.iter().filter(|_| !self.docker);
-        packages.flat_map(|(package, _)| &package.attestations)
+        let packages = self.images.iter().map(|(package, _)| package);
+        packages
+            .flat_map(|package| package.attestations.iter().filter(|told| package.index_names(&told.descriptor.digest)))
     }
 
     fn index(&self) -> Vec<u8> {
@@ -170,7 +171,6 @@ impl Archive<'_> {
                 manifests.push(descriptor);
             }
         }
-        manifests.extend(self.attestations().map(|attestation| attestation.descriptor.clone()));
         let index = serde_json::json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests });
         index.to_string().into_bytes()
     }

@@ -164,10 +164,11 @@ impl Package {
         Self { images: vec![image], index: None, annotations: BTreeMap::new(), attestations: Vec::new() }
     }
 
-    /// Images by platform, and what the index says of each and of itself.
+    /// Images by platform, what the index says of each and of itself, and what is told of them.
     #[must_use]
     pub fn multi(
         images: Vec<(Platform, Artifact, BTreeMap<String, String>)>,
+        attestations: Vec<Attestation>,
         types: MediaTypes,
         annotations: &BTreeMap<String, String>,
     ) -> Self {
@@ -185,16 +186,23 @@ impl Package {
             annotations: annotations.clone(),
             ..image.manifest_descriptor.clone()
         });
-        let index = Index { schema_version: 2, media_type: types.index, manifests: manifests.collect(), annotations };
+        let manifests = manifests.chain(attestations.iter().map(Attestation::in_index)).collect();
+        let index = Index { schema_version: 2, media_type: types.index, manifests, annotations };
         let bytes = serde_json::to_vec_pretty(&index).expect("an index has string keys only");
         let descriptor = Descriptor::new(types.index, Digest::of(&bytes), bytes.len() as u64);
         let images = images.into_iter().map(|(_, image, _)| image).collect();
-        Self { images, index: Some((bytes, descriptor)), annotations: BTreeMap::new(), attestations: Vec::new() }
+        Self { images, index: Some((bytes, descriptor)), annotations: BTreeMap::new(), attestations }
     }
 
     /// All layers of all images.
     pub fn layers(&self) -> impl Iterator<Item = &LayerBlob> {
         self.images.iter().flat_map(|image| &image.layers)
+    }
+
+    /// Whether its index names a manifest.
+    pub(super) fn index_names(&self, manifest: &Digest) -> bool {
+        let index = self.index.as_ref().map(|(bytes, _)| String::from_utf8_lossy(bytes));
+        index.is_some_and(|index| index.contains(&manifest.to_string()))
     }
 
     /// What its name leads to.

@@ -26,6 +26,8 @@ pub struct Attestation {
     pub descriptor: Descriptor,
     /// Config and contents.
     pub blobs: Vec<(Descriptor, Vec<u8>)>,
+    /// The image that it is about.
+    pub subject: Digest,
 }
 
 impl Attestation {
@@ -57,7 +59,7 @@ impl Attestation {
         let manifest = format!("{manifest:#}").into_bytes();
         let descriptor = Descriptor::new(OCI.manifest, Digest::of(&manifest), manifest.len() as u64);
         let descriptor = Descriptor { artifact_type: Some(artifact_type.to_owned()), annotations, ..descriptor };
-        Self { manifest, descriptor, blobs }
+        Self { manifest, descriptor, blobs, subject: subject.digest }
     }
 
     /// That `subject` came about as `predicate` says.
@@ -72,6 +74,25 @@ impl Attestation {
         let kind = BTreeMap::from([("in-toto.io/predicate-type".to_owned(), PREDICATE_TYPE.to_owned())]);
         let contents = vec![(STATEMENT_TYPE.to_owned(), kind.clone(), statement(subjects, predicate))];
         Self::new(subject, ARTIFACT_TYPE, contents, kind)
+    }
+}
+
+impl Attestation {
+    /// As an index of images names it, so that nobody takes it for one of them (docs/attestations/attestation-storage.md of BuildKit).
+    #[must_use]
+    pub fn in_index(&self) -> Descriptor {
+        let unknown = || "unknown".to_owned();
+        let annotations = BTreeMap::from([
+            ("vnd.docker.reference.type".to_owned(), "attestation-manifest".to_owned()),
+            ("vnd.docker.reference.digest".to_owned(), self.subject.to_string()),
+        ]);
+        let platform = Platform { os: unknown(), architecture: unknown(), variant: String::new() };
+        let own = &self.descriptor;
+        Descriptor {
+            annotations,
+            platform: Some(platform),
+            ..Descriptor::new(own.media_type.clone(), own.digest, own.size)
+        }
     }
 }
 

@@ -65,15 +65,16 @@ pub async fn push(
         let by_digest = by_digest || package.index.is_some();
         put_manifest(remote, name, by_digest, &image.manifest_descriptor, &image.manifest).await?;
     }
-    if let Some((index, descriptor)) = &package.index {
-        put_manifest(remote, name, by_digest, descriptor, index).await?;
-    }
     for attestation in &package.attestations {
         for (descriptor, bytes) in &attestation.blobs {
             let bytes = bytes::Bytes::from(bytes.clone());
             send(remote, name, descriptor, &bytes, &[], progress, None).await?;
         }
         put_manifest(remote, name, true, &attestation.descriptor, &attestation.manifest).await?;
+    }
+    // What it names is there by now.
+    if let Some((index, descriptor)) = &package.index {
+        put_manifest(remote, name, by_digest, descriptor, index).await?;
     }
     Ok(sent.iter().fold(Pushed::default(), |total, sent| Pushed {
         uploaded: total.uploaded + sent.uploaded,

@@ -3,7 +3,7 @@
 use registry::fake::Fake;
 use serde_json::{Value, json};
 
-use crate::support::{Layout, Registry, TestEnv, busybox_base, require};
+use crate::support::{Layout, Registry, TestEnv, busybox_base, require, require_root};
 
 const NEEDED: &[&str] = &["docker-registry", "skopeo", "setpriv"];
 const PREDICATE: &str = "https://slsa.dev/provenance/v1";
@@ -43,13 +43,19 @@ fn provenance_refers_to_the_image_and_leaves_it_as_it_is() {
     env.build(&context, &args).arg("-o").arg(oci(&told)).args(["--attest", "type=provenance,mode=max"]).ok();
     let before = parsed(std::fs::read(Layout::from_archive(&plain).dir().join("index.json")).expect("a layout"));
     let layout = Layout::from_archive(&told);
-    let index = parsed(std::fs::read(layout.dir().join("index.json")).expect("a layout"));
-    assert_eq!(index["manifests"][0], before["manifests"][0], "the same image");
+    let entries = parsed(std::fs::read(layout.dir().join("index.json")).expect("a layout"));
+    assert_eq!(entries["manifests"].as_array().map(Vec::len), Some(1), "two would be two images");
+    let index = parsed(layout.blob(entries["manifests"][0]["digest"].as_str().expect("a digest")));
+    assert_eq!(index["manifests"][0]["digest"], before["manifests"][0]["digest"], "the same image");
     assert_eq!(before["manifests"].as_array().map(Vec::len), Some(1), "none unless it is asked for");
     let about = &index["manifests"][1];
+    assert_eq!(about["platform"], json!({ "os": "unknown", "architecture": "unknown" }));
+    let image = index["manifests"][0]["digest"].clone();
+    let kind = json!({ "vnd.docker.reference.type": "attestation-manifest", "vnd.docker.reference.digest": image });
+    assert_eq!(about["annotations"], kind, "as BuildKit names it");
     let manifest = parsed(layout.blob(about["digest"].as_str().expect("a digest")));
     assert_eq!(manifest["subject"]["digest"], index["manifests"][0]["digest"]);
-    assert_eq!(about["artifactType"], manifest["artifactType"]);
+    assert_eq!(manifest["artifactType"], "application/vnd.docker.attestation.manifest.v1+json");
     let statement = statement(&layout, about);
     assert_eq!(statement["predicateType"], PREDICATE);
     assert_eq!(statement["subject"][0]["name"], "pkg:docker/app@1?platform=linux%2Famd64");
@@ -67,7 +73,7 @@ fn provenance_refers_to_the_image_and_leaves_it_as_it_is() {
     let pushed = ["-t", &name, "--push", "--provenance=true", "--build-arg", "GREETING=hi"];
     env.build(&context, &pushed).ok();
     let there = inspected(&env, &["--remote", &name]);
-    assert_eq!(there["Digest"].as_str(), before["manifests"][0]["digest"].as_str());
+    assert_eq!(there["Manifest"]["manifests"][0]["digest"], before["manifests"][0]["digest"]);
     assert_eq!(there["Referrers"].as_array().map(Vec::len), Some(1), "{there:#}");
     assert_eq!(there["Referrers"][0]["Annotations"]["in-toto.io/predicate-type"], PREDICATE);
     let tag = format!("{}:sha256-{digest}", registry.name("app"));
@@ -123,15 +129,85 @@ fn what_refers_to_an_image_goes_with_it_where_asked() {
     assert_eq!(list(inspected(&env, &["--remote", &two.name("copy:1")])), want);
     assert_eq!(list(inspected(&env, &["--remote", &one.name("back:1")])), want);
     assert_eq!(list(inspected(&env, &[&format!("oci:{}", layout.display())])), want, "one image is meant");
-    // Not unless asked for.
+    // Not unless asked for; what the index itself names is a part of it.
     env.rbuild(["copy", &name, &two.name("bare:1")]).ok();
-    assert_eq!(list(inspected(&env, &["--remote", &two.name("bare:1")])), list(json!({ "Referrers": [] })));
+    let named: Vec<Value> =
+        want.iter().filter(|entry| entry["ArtifactType"] != "application/spdx+json").cloned().collect();
+    assert_eq!(named.len(), 2);
+    assert_eq!(list(inspected(&env, &["--remote", &two.name("bare:1")])), named);
     // To a layout and to the store, too; an archive is what it is.
     attach(&format!("oci:{}:v1", layout.display())).ok();
     attach("store:kept:1").ok();
     attach(&format!("oci-archive:{}", env.path("none.tar").display())).run().exits(1);
     env.rbuild(["attach", &name, "/no/such/file", "--artifact-type", "a/b"]).run().exits(1).contains("/no/such/file");
     attach(&name).args(["--media-type", "nonsense"]).run().exits(2);
+}
+
+/// Who knows nothing of attestations finds one image, whichever way it came.
+#[test]
+fn images_with_provenance_are_read_by_others() {
+    if !require(&["docker-registry", "skopeo", "setpriv", "podman"]) || !require_root() {
+        return;
+    }
+    let env = TestEnv::busybox();
+    let registry = Registry::plain();
+    let context = env.dockerfile("c", "FROM busybox\nCOPY Dockerfile /f\nENTRYPOINT [\"cat\", \"/f\"]\n");
+    let at = |name: &str| env.path(name).display().to_string();
+    let name = registry.name("app:1");
+    let build = |args: &[&str]| env.build(&context, args).args(["--provenance=true"]).ok();
+    let annotated =
+        ["-t", "app:1", "--annotation", "index:of=index", "-o", &format!("type=oci,dest={}", at("oci.tar"))];
+    build(&annotated);
+    let raw = env.rbuild(["inspect", "--raw", &format!("oci-archive:{}", at("oci.tar"))]).ok().stdout;
+    assert_eq!(parsed(raw)["annotations"]["of"], "index");
+    build(&["-t", "app:1", "-o", &format!("type=docker,dest={}", at("docker.tar"))]).lacks("left out");
+    build(&["-t", &name, "--push"]);
+    build(&["-t", "app:1"]);
+    env.rbuild(["save", "app:1", "-o", &at("saved.tar")]).ok();
+    let id = env.rbuild(["inspect", "-f", "{{.Id}}", "app:1"]).ok().line().trim_start_matches("sha256:").to_owned();
+    let podman = || {
+        let run = env.program("podman").arg("--root").arg(at("podman")).arg("--runroot").arg(at("podman-run"));
+        run.args(["--storage-driver", "vfs", "--events-backend", "none"])
+    };
+    let (oci, saved) = (format!("oci-archive:{}", at("oci.tar")), format!("oci-archive:{}", at("saved.tar")));
+    let sources = [
+        oci.clone(),
+        saved.clone(),
+        format!("docker-archive:{}", at("docker.tar")),
+        format!("docker-archive:{}", at("saved.tar")),
+        format!("docker://{name}"),
+    ];
+    for (number, source) in sources.iter().enumerate() {
+        let copied = env.path(format!("copied-{number}"));
+        let copy = env.program("skopeo").args(["--insecure-policy", "copy", "--src-tls-verify=false", source]);
+        copy.arg(format!("oci:{}:1", copied.display())).ok();
+        let image = Layout::open(&copied).image();
+        assert!(image.find("f").is_some(), "{source}");
+        // Of docker archives it writes configs of its own.
+        let same = image.manifest["config"]["digest"].as_str() == Some(&*format!("sha256:{id}"));
+        assert_eq!(same, !source.starts_with("docker-archive:"), "{source}");
+    }
+    for (load, file) in [("load", "oci.tar"), ("load", "docker.tar"), ("load", "saved.tar")] {
+        podman().args([load, "-i", &at(file)]).ok();
+        podman().args(["images", "--no-trunc", "--quiet"]).ok().contains(&id);
+        podman().args(["rmi", "-f", &id]).ok();
+    }
+    for (flag, source) in [("--quiet", &sources[0]), ("--tls-verify=false", &sources[4])] {
+        podman().args(["pull", flag, source]).ok();
+        podman().args(["images", "--no-trunc", "--quiet"]).ok().contains(&id);
+        podman().args(["rmi", "-f", &id]).ok();
+    }
+    // With all that the index names, and as a base.
+    for (number, source) in [oci, saved, format!("docker://{name}")].iter().enumerate() {
+        let all = format!("oci:{}:1", env.path(format!("all-{number}")).display());
+        let copy = env.program("skopeo").args(["--insecure-policy", "copy", "--all", "--src-tls-verify=false"]);
+        copy.args([source, &all]).ok();
+        env.rbuild(["inspect", "--validate", &all]).ok().contains("valid");
+        let other = TestEnv::new();
+        other.rbuild(["copy", &all, "store:kept:1"]).ok();
+        assert!(other.run("kept:1", &[]).ok().stdout.contains("FROM busybox"));
+        other.build(&other.dockerfile("c", "FROM kept:1\nRUN test -f /f\n"), &["-t", "more"]).ok();
+    }
 }
 
 /// A registry that keeps the lists itself is not given any tag.
@@ -185,7 +261,10 @@ fn no_secret_is_told() {
     let layout = Layout::from_archive(&layout);
     let index = parsed(std::fs::read(layout.dir().join("index.json")).expect("a layout"));
     let told = [
-        statement(&layout, &index["manifests"][1]),
+        statement(
+            &layout,
+            &parsed(layout.blob(index["manifests"][0]["digest"].as_str().expect("a digest")))["manifests"][1],
+        ),
         parsed(std::fs::read(out.join("provenance.json")).expect("among the files")),
         parsed(std::fs::read(&metadata).expect("written")),
     ];

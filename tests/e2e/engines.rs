@@ -131,6 +131,16 @@ fn containerd_is_sent_what_it_lacks() {
     let run = env.build(&several, &args).env("PATH", &bin).env("CONTAINERD_ADDRESS", &engine.address);
     run.env("CONTAINERD_NAMESPACE", "test").ok();
     engine.digest(&env, "docker.io/library/multi:1");
+    // Nor is an index that names what is told of the image.
+    let args = ["-t", "told:1", "--load", "--provenance=true"];
+    let run = env.build(&several, &args).env("PATH", &bin).env("CONTAINERD_ADDRESS", &engine.address);
+    run.env("CONTAINERD_NAMESPACE", "test").ok().lacks("left out");
+    let told = env.path("told.tar");
+    engine.ctr(&env).args(["images", "export", "--all-platforms"]).arg(&told).arg("docker.io/library/told:1").ok();
+    let told = format!("oci-archive:{}", told.display());
+    let raw = env.rbuild(["inspect", "--raw", &told]).ok().stdout;
+    assert!(raw.contains("attestation-manifest"), "{raw}");
+    env.rbuild(["inspect", "--validate", &told]).ok();
 }
 
 /// A PATH on which `program` is a script that counts what its standard input has, whenever its first word is `word`.

@@ -170,11 +170,17 @@ fn docker_archive_and_load_reach_docker() {
     let engine = dockerd(&env);
     let docker = || env.program("docker").arg("-H").arg(&engine.host);
     let tar = output(&env, "type=docker", "docker.tar");
-    docker().args(["load", "-i"]).arg(&tar).ok().contains("app:1");
-    let run = ["run", "--rm", "--network", "none", "--ulimit", "nofile=1024:1024", "app:1"];
-    assert_eq!(docker().args(run).ok().line(), SAYS);
-    docker().args(["rmi", "app:1"]).ok();
-    let out = env.build(&app(&env), &["-t", "app:2", "--load"]).env("DOCKER_HOST", &engine.host).ok();
+    let told = env.path("told.tar");
+    let spec = format!("type=docker,dest={}", told.display());
+    env.build(&app(&env), &["-t", "app:1", "--provenance=true", "-o", &spec]).ok().lacks("left out");
+    for tar in [tar, told] {
+        docker().args(["load", "-i"]).arg(&tar).ok().contains("app:1");
+        let run = ["run", "--rm", "--network", "none", "--ulimit", "nofile=1024:1024", "app:1"];
+        assert_eq!(docker().args(run).ok().line(), SAYS);
+        docker().args(["rmi", "app:1"]).ok();
+    }
+    let load = ["-t", "app:2", "--load", "--provenance=true"];
+    let out = env.build(&app(&env), &load).env("DOCKER_HOST", &engine.host).ok().contains("docker has no place for it");
     assert!(out.stderr.contains("docker run"), "{}", out.stderr);
     docker().args(["image", "inspect", "app:2"]).ok();
 }
