@@ -531,8 +531,10 @@ impl State {
             url.query_pairs().into_owned().collect()
         };
         let sent = call.headers.get("authorization").map_or("", String::as_str);
-        let known = sent == format!("Basic {}", STANDARD.encode(format!("{user}:{password}")))
-            || form.iter().any(|(key, value)| key == "refresh_token" && *value == identity);
+        let has = |wanted: &str, text: &str| form.iter().any(|(key, value)| key == wanted && value == text);
+        let by_identity =
+            call.method == "POST" && has("grant_type", "refresh_token") && has("refresh_token", &identity);
+        let known = by_identity || sent == format!("Basic {}", STANDARD.encode(format!("{user}:{password}")));
         if !known && (!sent.is_empty() || !public || call.method == "POST") {
             return Answer::json(&json!({"details": format!("incorrect user name or password: {sent}")})).status(401);
         }

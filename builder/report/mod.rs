@@ -265,6 +265,14 @@ fn registry_hint(error: &registry::Error) -> Option<String> {
             "registries allow more to those who are logged in (rbuild login {}), and a mirror in the configuration helps",
             login_server(&asked.host)
         )),
+        // Said by the server, of ours.
+        E::Tls { asked, cause } if cause.contains("received fatal alert") && cause.contains("Certificate") => {
+            Some(format!(
+                "the registry wants to see a certificate that it knows: client.cert and client.key in certs.d/{0}, as docker \
+                 has them, or key and cert under [[registry.{0:?}.keypair]] in the configuration file",
+                asked.host
+            ))
+        }
         E::Tls { asked, .. } => Some(format!(
             "for a private certificate authority set ca, for plain HTTP set http = true, under [registry.{:?}] in the \
              configuration file",

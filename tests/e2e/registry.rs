@@ -1,5 +1,6 @@
 //! Against Debian's docker-registry on loopback.
 
+use registry::fake::{Auth, Fake};
 use serde_json::json;
 
 use crate::support::{Context, Layout, Login, Registry, TestEnv, busybox_base, require};
@@ -112,6 +113,128 @@ fn tls_and_basic_authentication() {
     // Nothing of the password lies in the store.
     let grep = env.program("grep").args(["-rlaF", "s3cret-canary"]).arg(env.store()).run();
     assert_eq!(grep.stdout, "");
+}
+
+/// As docker and podman keep certificates, as containerd does, and in the file of our own.
+#[test]
+fn a_registry_lets_in_who_shows_a_certificate() {
+    if !require(NEEDED) {
+        return;
+    }
+    let registry = Registry::of_known_clients();
+    let name = registry.name("app:1");
+    let read = |file: &std::path::Path| std::fs::read_to_string(file).expect("made before");
+    let (ca, (certificate, key)) = (registry.ca(), registry.client());
+    let write = |env: &TestEnv, dir: &str, files: &[(&str, String)]| {
+        let dir = env.path(format!("home/.config/{dir}/certs.d/{}", registry.host()));
+        std::fs::create_dir_all(&dir).expect("ours");
+        files.iter().for_each(|(file, text)| std::fs::write(dir.join(file), text).expect("ours"));
+    };
+    let pair = || [("client.cert", read(&certificate)), ("client.key", read(&key))];
+    let server = |client: &str| {
+        let host = registry.host();
+        ("hosts.toml", format!("server = \"https://{host}\"\nca = \"{}\"\nclient = {client}\n", ca.display()))
+    };
+    let [cert_file, key_file] = pair();
+    let both = ("both.pem", read(&key) + &read(&certificate));
+    let cases: [(&str, Vec<(&str, String)>); 5] = [
+        ("docker", vec![("ca.crt", read(&ca)), cert_file.clone(), key_file.clone()]),
+        ("containers", vec![("ca.crt", read(&ca)), cert_file, key_file]),
+        ("containers", vec![server(&format!("[[\"{}\", \"{}\"]]", certificate.display(), key.display()))]),
+        ("containers", vec![server("\"both.pem\""), both.clone()]),
+        ("containers", vec![server("[\"both.pem\"]"), both]),
+    ];
+    let busybox = TestEnv::busybox();
+    let context = busybox.dockerfile("c", "FROM busybox\nCOPY Dockerfile /f\n");
+    busybox.build(&context, &["-t", &name]).ok();
+    // The authority alone does not let one in.
+    busybox.configure(&format!("[registry.\"{}\"]\nca = [\"{}\"]\n", registry.host(), ca.display()));
+    busybox.rbuild(["push", &name]).timeout(60).run().exits(4).contains("wants to see a certificate");
+    let keypair = format!(
+        "[registry.\"{0}\"]\nca = [\"{1}\"]\n[[registry.\"{0}\".keypair]]\nkey = \"{2}\"\ncert = \"{3}\"\n",
+        registry.host(),
+        ca.display(),
+        key.display(),
+        certificate.display()
+    );
+    busybox.configure(&keypair);
+    busybox.rbuild(["push", &name]).ok();
+    for (dir, files) in &cases {
+        let env = TestEnv::new();
+        write(&env, dir, files);
+        env.rbuild(["pull", &name]).ok();
+        assert!(env.run(&name, &["cat", "/f"]).ok().stdout.contains("FROM busybox"), "{files:?}");
+        env.build(&env.dockerfile("c", &format!("FROM {name}\nRUN echo more > /more\n")), &["-t", &name, "--push"])
+            .ok();
+    }
+    // A key that is not there, or not a key, is called by its name.
+    let env = TestEnv::new();
+    write(&env, "docker", &[("ca.crt", read(&ca)), ("client.cert", read(&certificate))]);
+    env.rbuild(["pull", &name]).run().exits(1).contains("client.key");
+    write(&env, "docker", &[("client.key", "nonsense".into())]);
+    env.rbuild(["pull", &name]).run().exits(1).contains("client.key").lacks("nonsense");
+}
+
+/// A token server that takes no password: the identity token that it gave once stands for the user, wherever it is kept.
+#[test]
+fn identity_tokens_are_exchanged_for_access() {
+    const TOKEN: &str = "canary-identity";
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("threads");
+    let auth = Auth::Token {
+        user: "nobody".into(),
+        password: "canary-unknown".into(),
+        identity: TOKEN.into(),
+        lifetime: std::time::Duration::from_secs(60),
+        public: false,
+        realm: String::new(),
+    };
+    let fake = runtime.block_on(Fake::with_auth(auth)).expect("a port");
+    let (host, name) = (fake.host().to_owned(), format!("{}/team/app:1", fake.host()));
+    let bin = |env: &TestEnv, secret: &str| {
+        let answer = format!("{{\"ServerURL\":\"{host}\",\"Username\":\"<token>\",\"Secret\":\"{secret}\"}}");
+        let helper = format!("#!/bin/sh\ncat > /dev/null\ncase $1 in get) echo '{answer}';; esac\n");
+        let bin = env.context("bin").mode("docker-credential-mine", 0o755, helper);
+        format!("{}:/usr/bin:/bin", bin.dir().display())
+    };
+    let entry = |secret: &str| json!({ "auths": { &host: { "auth": "PHRva2VuPjo=", "identitytoken": secret } } });
+    let config = |env: &TestEnv, value: &serde_json::Value| {
+        std::fs::write(env.path("home/.docker/config.json"), value.to_string()).expect("ours");
+    };
+    let places = [
+        entry(TOKEN),
+        json!({ "credsStore": "mine" }),
+        json!({ "credHelpers": { &host: "mine" } }),
+        // Nothing of it is kept in the file.
+        json!({ "auths": { &host: {} }, "credsStore": "mine" }),
+    ];
+    for place in &places {
+        let env = TestEnv::busybox();
+        config(&env, place);
+        let path = bin(&env, TOKEN);
+        let context = env.dockerfile("c", "FROM busybox\nCOPY Dockerfile /f\n");
+        env.build(&context, &["-t", &name, "--push"]).env("PATH", &path).ok().lacks("canary");
+        let other = TestEnv::new();
+        config(&other, place);
+        other.rbuild(["pull", &name]).env("PATH", &path).ok().lacks("canary");
+        let upon = other.dockerfile("c", &format!("FROM {name}\nRUN echo x > /x\n"));
+        other.build(&upon, &["--pull", "-t", &name]).env("PATH", &path).ok();
+        other.rbuild(["push", &name]).env("PATH", &path).ok().lacks("canary");
+        for env in [&env, &other] {
+            let grep = env.program("grep").args(["-rlaF", "canary"]).arg(env.store()).run();
+            assert_eq!(grep.stdout, "", "no token lies in the store");
+        }
+    }
+    let seen = fake.seen();
+    let asked: Vec<_> = seen.iter().filter(|seen| seen.target.starts_with("/token")).collect();
+    assert!(!asked.is_empty() && asked.iter().all(|seen| seen.method == "POST" && seen.status == 200), "{asked:?}");
+    assert!(seen.iter().all(|seen| !seen.authorization.contains(TOKEN)), "it goes to the token server alone");
+    // One that is no longer taken is an error that says what to do, and does not say it.
+    for place in [entry("canary-old"), json!({ "credsStore": "mine" })] {
+        let env = TestEnv::new();
+        config(&env, &place);
+        let path = bin(&env, "canary-old");
+        env.rbuild(["pull", &name]).env("PATH", &path).timeout(60).run().exits(4).contains("login").lacks("canary");
+    }
 }
 
 #[test]

@@ -51,6 +51,24 @@ impl Registry {
         Self::start(dir, &more, Some(login))
     }
 
+    /// TLS, for those alone who show a certificate that [`Self::ca`] signed: [`Self::client`].
+    #[track_caller]
+    pub fn of_known_clients() -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        certificates(dir.path());
+        sign(dir.path(), "client", "extendedKeyUsage=clientAuth\n");
+        let d = dir.path().display();
+        let more = format!(
+            "  tls:\n    certificate: {d}/server.crt\n    key: {d}/server.key\n    clientcas:\n      - {d}/ca.crt\n"
+        );
+        Self::start(dir, &more, None)
+    }
+
+    /// A client's certificate and its key.
+    pub fn client(&self) -> (PathBuf, PathBuf) {
+        (self.dir.path().join("client.crt"), self.dir.path().join("client.key"))
+    }
+
     #[track_caller]
     fn start(dir: TempDir, more: &str, login: Option<Login>) -> Self {
         super::peers::end_of_probe();
@@ -149,36 +167,24 @@ fn access_line(line: &str) -> Option<String> {
     Some(format!("{method} {path} {status}"))
 }
 
+fn openssl(dir: &Path, args: &[&str]) {
+    let output = Command::new("openssl").args(args).current_dir(dir).output().expect("openssl runs");
+    assert!(output.status.success(), "openssl {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+const EC: [&str; 5] = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"];
+
 fn certificates(dir: &Path) {
-    let openssl = |args: &[&str]| {
-        let output = Command::new("openssl").args(args).current_dir(dir).output().expect("openssl runs");
-        assert!(output.status.success(), "openssl {args:?}: {}", String::from_utf8_lossy(&output.stderr));
-    };
-    let ec = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"];
-    let mut ca =
-        vec!["req", "-x509", "-days", "2", "-subj", "/CN=rbuild test authority", "-keyout", "ca.key", "-out", "ca.crt"];
-    ca.extend(ec);
-    openssl(&ca);
-    let mut request = vec!["req", "-subj", "/CN=localhost", "-keyout", "server.key", "-out", "server.csr"];
-    request.extend(ec);
-    openssl(&request);
-    fs::write(dir.join("san"), "subjectAltName=DNS:localhost,IP:127.0.0.1\nbasicConstraints=CA:FALSE\n")
-        .expect("our directory");
-    openssl(&[
-        "x509",
-        "-req",
-        "-days",
-        "2",
-        "-in",
-        "server.csr",
-        "-CA",
-        "ca.crt",
-        "-CAkey",
-        "ca.key",
-        "-CAcreateserial",
-        "-extfile",
-        "san",
-        "-out",
-        "server.crt",
-    ]);
+    let subject = ["-subj", "/CN=rbuild test authority", "-keyout", "ca.key", "-out", "ca.crt"];
+    openssl(dir, &[&["req", "-x509", "-days", "2"][..], &subject, &EC].concat());
+    sign(dir, "server", "subjectAltName=DNS:localhost,IP:127.0.0.1\n");
+}
+
+/// Makes `NAME.crt` and `NAME.key`, signed by the authority.
+fn sign(dir: &Path, name: &str, extensions: &str) {
+    let (key, request, certificate) = (format!("{name}.key"), format!("{name}.csr"), format!("{name}.crt"));
+    openssl(dir, &[&["req", "-subj", "/CN=localhost", "-keyout", &key, "-out", &request][..], &EC].concat());
+    fs::write(dir.join("extensions"), format!("{extensions}basicConstraints=CA:FALSE\n")).expect("our directory");
+    let by = ["-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", "extensions"];
+    openssl(dir, &[&["x509", "-req", "-days", "2", "-in", &request, "-out", &certificate][..], &by].concat());
 }
