@@ -2,9 +2,13 @@
 
 use std::time::Duration;
 
-use rustix::process::Signal;
+use registry::OCI_MANIFEST;
+use registry::fake::{Fake, Fault};
+use rustix::process::{Pid, Signal, kill_process};
 
-use crate::support::{Context, TestEnv};
+use crate::support::{Context, Registry, Run, TestEnv, require};
+
+const NEEDED: &[&str] = &["docker-registry", "skopeo", "setpriv"];
 
 fn slow(env: &TestEnv) -> Context {
     // With processes that have left their parent, their session and their terminal, and do not listen.
@@ -68,10 +72,7 @@ fn kill_9_at_any_moment_harms_no_later_build() {
         let build = env.build(&context, &["-t", "it"]).timeout(60).spawn();
         std::thread::sleep(Duration::from_millis(step * 6));
         // It may have ended by itself.
-        let _ = rustix::process::kill_process(
-            rustix::process::Pid::from_raw(i32::try_from(build.pid()).expect("a pid")).expect("not 0"),
-            Signal::KILL,
-        );
+        let _ = kill_process(Pid::from_raw(i32::try_from(build.pid()).expect("a pid")).expect("not 0"), Signal::KILL);
         build.finish();
     }
     env.assert_clean();
@@ -92,6 +93,146 @@ fn kill_9_of_a_run_leaves_nothing() {
     run.signal(Signal::KILL);
     run.finish();
     env.assert_clean();
+}
+
+/// Ends a transfer once the registry has answered `answers` requests, in whichever way. False: it had ended by itself.
+fn broken_off(run: Run, registry: &Registry, answers: usize) -> bool {
+    let before = registry.requests().len();
+    let signal = [Signal::KILL, Signal::INT, Signal::TERM][answers % 3];
+    let transfer = run.timeout(60).spawn();
+    let pid = Pid::from_raw(i32::try_from(transfer.pid()).expect("a pid")).expect("not 0");
+    let started = std::time::Instant::now();
+    while registry.requests().len() < before + answers && started.elapsed() < Duration::from_secs(2) {
+        std::thread::sleep(Duration::from_micros(500));
+    }
+    let _ = kill_process(pid, signal);
+    let out = transfer.finish();
+    let ended = if signal == Signal::KILL { out.signal == Some(9) } else { out.code == Some(130) };
+    assert!(
+        ended || out.code == Some(0),
+        "{signal:?} after {answers}: {:?} {:?}\n{}",
+        out.code,
+        out.signal,
+        out.text()
+    );
+    ended
+}
+
+/// Nothing under way is left in a store, and what `du` counts is what there is.
+fn assert_tidy(env: &TestEnv) {
+    for place in ["ingest", "active", "trash"] {
+        let left: Vec<_> = std::fs::read_dir(env.store().join(place)).expect("a store").flatten().collect();
+        let left: Vec<_> = left.iter().map(std::fs::DirEntry::file_name).collect();
+        assert!(left.is_empty(), "{place}: {left:?}");
+    }
+    env.rbuild(["du"]).ok();
+}
+
+/// An image of several layers that do not become small.
+fn noisy(env: &TestEnv, name: &str) -> Context {
+    let mut context = env.context("noisy");
+    let mut text = String::from("FROM busybox\n");
+    for layer in 1..=5_u32 {
+        let mut noise = vec![0_u8; if layer == 1 { 6 << 20 } else { 1 << 20 }];
+        noise
+            .iter_mut()
+            .zip(1_u32..)
+            .for_each(|(byte, n)| *byte = ((n + layer).wrapping_mul(2_654_435_761) >> 24) as u8);
+        context = context.file(&format!("noise{layer}"), noise);
+        text += &format!("COPY noise{layer} /\n");
+    }
+    let context = context.file("Dockerfile", text);
+    env.build(&context, &["-t", name]).ok();
+    context
+}
+
+#[test]
+fn a_push_that_is_broken_off_is_made_good_by_the_next() {
+    if !require(NEEDED) {
+        return;
+    }
+    let first = TestEnv::busybox();
+    noisy(&first, "it:1");
+    let (mut want, mut ended) = (None, 0);
+    for answers in 0..20 {
+        let registry = Registry::plain();
+        let name = registry.name("team/app:1");
+        // Some find the layers compressed already, some do not.
+        let fresh = TestEnv::busybox();
+        let env = if answers % 4 == 0 { &fresh } else { &first };
+        let push = match answers % 4 {
+            // With uploads that begin before it is known what they will be.
+            0 => env.build(&noisy(env, "it:1"), &["-t", &name, "--push"]),
+            _ => env.rbuild(["push", &name]),
+        };
+        env.rbuild(["tag", "it:1", &name]).ok();
+        ended += usize::from(broken_off(push, &registry, answers));
+        env.rbuild(["push", &name]).ok();
+        let got = registry.get("team/app:1", &env.path(format!("got-{answers}"))).image();
+        assert_eq!(got.layers.len(), 6);
+        // Config and layers are the same wherever the first attempt ended.
+        if env.dir() == first.dir() {
+            let layers = got.layer_digests();
+            assert_eq!(want.get_or_insert_with(|| layers.clone()), &layers);
+        }
+        env.rbuild(["inspect", "--validate", &name]).ok();
+        assert_tidy(env);
+        env.assert_clean();
+    }
+    assert!(ended > 10, "{ended} were in the middle");
+}
+
+#[test]
+fn a_pull_that_is_broken_off_is_made_good_by_the_next() {
+    if !require(NEEDED) {
+        return;
+    }
+    let (made, registry) = (TestEnv::busybox(), Registry::plain());
+    let name = registry.name("team/app:1");
+    noisy(&made, &name);
+    made.rbuild(["push", &name]).ok();
+    let mut ended = 0;
+    for answers in 0..12 {
+        let env = TestEnv::new();
+        ended += usize::from(broken_off(env.rbuild(["pull", &name]), &registry, answers));
+        env.rbuild(["du"]).ok();
+        env.rbuild(["pull", &name]).ok();
+        env.rbuild(["inspect", "--validate", &name]).ok();
+        assert_tidy(&env);
+        assert_eq!(env.run(&name, &["sh", "-c", "cat /noise* | wc -c"]).ok().line(), format!("{}", 10 << 20));
+        env.assert_clean();
+    }
+    assert!(ended > 5, "{ended} were in the middle");
+    // What nobody asks for again goes when the store is tidied.
+    let env = TestEnv::new();
+    let fake = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("threads");
+    let registry = fake.block_on(Fake::start()).expect("a port");
+    let layer = vec![7_u8; 4 << 20];
+    let digest = registry.add_blob("a/b", layer.clone()).digest().to_string();
+    let config = format!(
+        "{{\"architecture\":\"amd64\",\"os\":\"linux\",\"rootfs\":{{\"type\":\"layers\",\"diff_ids\":[\"{digest}\"]}}}}"
+    );
+    let config = registry.add_blob("a/b", config);
+    let manifest = serde_json::json!({
+        "schemaVersion": 2, "mediaType": OCI_MANIFEST,
+        "config": { "mediaType": "application/vnd.oci.image.config.v1+json", "digest": config.digest(), "size": config.size() },
+        "layers": [{ "mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": digest, "size": layer.len() }],
+    });
+    registry.add_manifest("a/b", "1", OCI_MANIFEST, manifest.to_string());
+    registry.inject(&format!("GET /v2/a/b/blobs/{digest}"), 1, Fault::StallBody(3 << 20));
+    let name = format!("{}/a/b:1", registry.host());
+    let pull = env.rbuild(["pull", "--platform", "linux/amd64", &name]).timeout(60).spawn();
+    let ingest = || std::fs::read_dir(env.store().join("ingest")).into_iter().flatten().flatten().count();
+    while ingest() == 0 {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    pull.signal(Signal::KILL);
+    pull.finish();
+    assert!(ingest() > 0);
+    env.rbuild(["du"]).ok();
+    env.rbuild(["prune", "-f", "-a"]).ok();
+    assert_tidy(&env);
+    assert_eq!(std::fs::read_dir(env.store().join("blobs/sha256")).expect("a store").count(), 0, "all of it is gone");
 }
 
 /// Builds that are killed at random instants, then the question whether any later build is given what belongs to another:
