@@ -67,69 +67,7 @@ struct Layer {
     parent: Option<String>,
 }
 
-/// `storage.conf`, as far as it says where images are.
-#[derive(Deserialize, Default)]
-struct Conf {
-    #[serde(default)]
-    storage: ConfStorage,
-}
-
-#[derive(Deserialize, Default)]
-struct ConfStorage {
-    #[serde(default)]
-    driver: String,
-    #[serde(default)]
-    graphroot: String,
-    #[serde(default)]
-    rootless_storage_path: String,
-    #[serde(default)]
-    options: ConfOptions,
-}
-
-#[derive(Deserialize, Default)]
-struct ConfOptions {
-    #[serde(default)]
-    additionalimagestores: Vec<PathBuf>,
-}
-
 impl Storage {
-    /// The storages of this user, as podman finds them: `storage.conf`, its environment variables, its defaults.
-    pub(crate) fn of_user(is_root: bool, var: impl Fn(&str) -> Option<String>) -> Vec<Self> {
-        let get = |name: &str| var(name).filter(|value| !value.is_empty());
-        let home = get("HOME").map(PathBuf::from);
-        let under_home =
-            |xdg: &str, otherwise: &str| get(xdg).map(PathBuf::from).or_else(|| Some(home.as_ref()?.join(otherwise)));
-        let mut own: Vec<PathBuf> = get("CONTAINERS_STORAGE_CONF").into_iter().map(PathBuf::from).collect();
-        if !is_root {
-            own.extend(under_home("XDG_CONFIG_HOME", ".config").map(|dir| dir.join("containers/storage.conf")));
-        }
-        let shared = ["/etc/containers/storage.conf", "/usr/share/containers/storage.conf"].map(PathBuf::from);
-        let first = |files: &[PathBuf]| files.iter().find_map(|file| std::fs::read_to_string(file).ok());
-        let own = first(&own);
-        // The graph root of the machine's file is root's.
-        let is_own = is_root || own.is_some();
-        let conf = own.or_else(|| first(&shared)).unwrap_or_default();
-        // A file that podman cannot read either says nothing.
-        let ConfStorage { driver, graphroot, rootless_storage_path, options } =
-            toml::from_str::<Conf>(&conf).unwrap_or_default().storage;
-        let root = if is_own && !graphroot.is_empty() {
-            PathBuf::from(if is_root { graphroot } else { expanded(&graphroot, &get) })
-        } else if is_root {
-            "/var/lib/containers/storage".into()
-        } else if !rootless_storage_path.is_empty() {
-            PathBuf::from(expanded(&rootless_storage_path, &get))
-        } else if let Some(data) = under_home("XDG_DATA_HOME", ".local/share") {
-            data.join("containers/storage")
-        } else {
-            return Vec::new();
-        };
-        let driver = get("STORAGE_DRIVER").or(Some(driver)).filter(|driver| !driver.is_empty());
-        std::iter::once(root)
-            .chain(options.additionalimagestores)
-            .map(|root| Self { root, driver: driver.clone() })
-            .collect()
-    }
-
     /// The image with one of these names, the first that there is.
     pub(super) fn find(&self, names: &[String]) -> Result<Option<Found>, EngineError> {
         for driver in DRIVERS.iter().filter(|driver| self.driver.as_ref().is_none_or(|meant| meant == **driver)) {
@@ -258,49 +196,9 @@ fn small(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// `$NAME` replaced, as in `rootless_storage_path`.
-fn expanded(text: &str, get: &impl Fn(&str) -> Option<String>) -> String {
-    let mut done = text.to_owned();
-    for name in ["HOME", "UID", "USER"] {
-        let value = get(name).or_else(|| (name == "UID").then(|| rustix::process::getuid().as_raw().to_string()));
-        done = done.replace(&format!("${name}"), &value.unwrap_or_default());
-    }
-    done
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn storages_are_where_podman_has_them() {
-        let dir = tempfile::tempdir().unwrap();
-        let written = |name: &str, graphroot: &str| {
-            let conf = dir.path().join(name);
-            let text = format!(
-                "[storage]\ndriver = \"vfs\"\ngraphroot = \"{graphroot}\"\nrootless_storage_path = \"$HOME/own\"\n\
-                 [storage.options]\nadditionalimagestores = [\"/shared\"]\nunknown = 1\n"
-            );
-            std::fs::write(&conf, text).unwrap();
-            conf.display().to_string()
-        };
-        let (conf, without) = (written("storage.conf", "/g/$USER"), written("without.conf", ""));
-        let roots = |is_root, vars: &[(&str, &str)]| {
-            let vars: BTreeMap<_, _> = vars.iter().copied().collect();
-            let storages = Storage::of_user(is_root, |name| vars.get(name).map(|&value| value.to_owned()));
-            storages.into_iter().map(|storage| (storage.root, storage.driver)).collect::<Vec<_>>()
-        };
-        let vfs = Some("vfs".to_owned());
-        let named = [("CONTAINERS_STORAGE_CONF", conf.as_str()), ("HOME", "/h"), ("USER", "u")];
-        let both = |first: &str| [(first.into(), vfs.clone()), ("/shared".into(), vfs.clone())];
-        assert_eq!(roots(true, &named), both("/g/$USER"));
-        assert_eq!(roots(false, &named), both("/g/u"));
-        let named = [("CONTAINERS_STORAGE_CONF", without.as_str()), ("HOME", "/h")];
-        assert_eq!(roots(true, &named), both("/var/lib/containers/storage"));
-        assert_eq!(roots(false, &named), both("/h/own"));
-        let other = [named[0], named[1], ("STORAGE_DRIVER", "overlay")];
-        assert_eq!(roots(false, &other)[0].1.as_deref(), Some("overlay"));
-    }
 
     #[test]
     fn nothing_is_waited_for_that_is_no_file() {

@@ -5,9 +5,11 @@
 
 mod containers;
 mod docker;
+mod storage_conf;
 mod tar_split;
 
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 
 use frontend::ImageRequest;
@@ -80,7 +82,10 @@ impl Engine {
         for store in wanted {
             match store {
                 BaseStore::Docker => engines.extend(Daemon::of_user(&var).map(Self::Docker)),
-                BaseStore::Podman => engines.extend(Storage::of_user(is_root, &var).into_iter().map(Self::Containers)),
+                BaseStore::Podman => {
+                    let storages = Storage::of_user(Path::new("/"), is_root, &var);
+                    engines.extend(storages.into_iter().map(Self::Containers));
+                }
             }
         }
         engines

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use crate::support::{Context, Outcome, Run, Running, TestEnv, require, require_root};
+use crate::support::{Context, Outcome, Run, Running, TestEnv, Tier, USER, require, require_root};
 
 const LIST: &str = "cd /odd && for f in *; do stat -c '%n %F %a %u:%g %h %s %Y' \"$f\"; done && cat b $(ls | grep not)";
 
@@ -115,6 +115,46 @@ fn a_base_of_podmans_is_looked_for_anew_and_only_where_it_should_be() {
     build(&["--platform", "linux/s390x"]).timeout(120).run().exits(4).lacks("of podman (");
     other.configure("base-stores = []\n");
     build(&[]).timeout(120).run().exits(4).lacks("of podman (");
+}
+
+#[test]
+fn a_users_podman_is_where_the_machines_file_and_his_own_say() {
+    if require(&["podman"]) {
+        Tier::SubordinateIds.run(of_a_user);
+    }
+}
+
+fn of_a_user() {
+    let (env, other) = (TestEnv::busybox(), TestEnv::new());
+    let tar = env.path("base.tar");
+    let context = env.dockerfile("base", "FROM busybox\nRUN echo users > /content\n");
+    env.build(&context, &["-t", "base:1", "-o", &format!("type=docker,dest={}", tar.display())]).ok();
+    podman(&env, "vfs").args(["load", "-q", "-i"]).arg(&tar).ok();
+    let storage = other.path("storage");
+    fs::rename(env.path("vfs"), &storage).expect("ours");
+    Run::new("chown").args(["-R", &format!("{USER}:{USER}")]).arg(&storage).ok();
+    // What is the machine's is so in a mount namespace of the test's.
+    let etc = other.path("etc");
+    Run::new("cp").args(["-r", "/etc/containers"]).arg(&etc).ok();
+    let script = format!("mount --bind {} /etc/containers && exec \"$@\"", etc.display());
+    let build = || {
+        let context = other.dockerfile("c", "FROM base:1\nRUN cat /content\n");
+        let (program, before) = other.command();
+        let run = other.program("unshare").args(["-m", "sh", "-c", &script, "sh"]).arg(program).args(before);
+        run.args(["build", "--progress", "plain", "--no-cache"]).arg(context.dir()).timeout(120).run()
+    };
+    let machine = |text: String| fs::write(etc.join("storage.conf"), text).expect("ours");
+    let own = |text: &str| drop(other.context("home/.config/containers").file("storage.conf", text));
+    machine(format!("[storage]\ndriver = \"vfs\"\ngraphroot = {storage:?}\n"));
+    build().exits(4).lacks("of podman (");
+    machine(format!("[storage]\ndriver = \"vfs\"\nrootless_storage_path = {storage:?}\n"));
+    build().exits(0).contains("of podman (").contains("users");
+    own("[storage]\ndriver = \"vfs\"\n");
+    build().exits(0).contains("of podman (").contains("users");
+    own("[storage]\ndriver = \"vfs\"\ngraphroot = \"$HOME/nothing\"\n");
+    build().exits(4).lacks("of podman (");
+    fs::rename(&storage, other.path("home/nothing")).expect("ours");
+    build().exits(0).contains("of podman (").contains("users");
 }
 
 /// A docker daemon that touches nothing of the machine's network, in a mount namespace of its own.

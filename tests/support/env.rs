@@ -1,7 +1,7 @@
 //! A place of its own for each test: store, home, configuration, contexts.
 
 use std::cell::Cell;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -79,8 +79,13 @@ impl TestEnv {
 
     /// The real binary with `args`.
     pub fn rbuild<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Run {
-        let (program, before) = self.tier.command(self.dir());
+        let (program, before) = self.command();
         self.program(program).args(before).args(args)
+    }
+
+    /// What starts rbuild: a program, and its first arguments.
+    pub fn command(&self) -> (OsString, Vec<OsString>) {
+        self.tier.command(self.dir())
     }
 
     /// A file outside of this environment, where its rbuild can read it.
