@@ -290,12 +290,33 @@ pub fn decoder<'a>(mut input: impl BufRead + Send + 'a) -> io::Result<Box<dyn Re
         Detected::Gzip => Ok(Box::new(flate2::bufread::MultiGzDecoder::new(input))),
         Detected::Zstd => {
             let mut decoder = zstd::Decoder::with_buffer(input)?;
-            // What zstd itself accepts by default: a stream that asks for more would have us hold it all.
-            decoder.window_log_max(27)?;
-            Ok(Box::new(decoder))
+            decoder.window_log_max(WINDOW_LOG_MAX)?;
+            Ok(Box::new(Zstd(decoder)))
         }
         Detected::Bzip2 => Err(io::Error::new(io::ErrorKind::Unsupported, "layers are not compressed with bzip2")),
         Detected::Xz => Err(io::Error::new(io::ErrorKind::Unsupported, "layers are not compressed with xz")),
+    }
+}
+
+/// What containerd and docker accept, and `zstd --long=29` makes. A stream says itself how much of it is to be held; that much is
+/// held of what it really unfolds to, of as many layers as are unpacked at the same time.
+const WINDOW_LOG_MAX: u32 = 29;
+
+/// Says in words what cannot be held.
+struct Zstd<R>(R);
+
+impl<R: Read> Read for Zstd<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.read(buffer).map_err(|error| match error.to_string().contains("requires too much memory") {
+            true => io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!(
+                    "its zstd stream has a window of more than {} MiB; compress it without --long",
+                    1_u32 << (WINDOW_LOG_MAX - 20)
+                ),
+            ),
+            false => error,
+        })
     }
 }
 

@@ -247,6 +247,35 @@ fn foreign_layers_are_pulled_and_copied_by_their_addresses() {
     }
 }
 
+/// Windows are accepted as containerd accepts them; more is not held.
+#[test]
+fn layers_with_a_large_zstd_window_are_unpacked() {
+    if !require(&["zstd"]) {
+        return;
+    }
+    let (shelf, env) = (Shelf::new(), TestEnv::new());
+    let file = env.path("layer.tar");
+    for (log, taken) in [("27", true), ("28", true), ("29", true), ("30", false)] {
+        let tar = tar_of("which", log);
+        std::fs::write(&file, &tar).expect("ours");
+        // From a pipe zstd knows no length, and takes the window that it is told.
+        let script =
+            format!("cat {} | zstd -q --ultra --long={log} -c > {}", file.display(), env.path("packed").display());
+        env.program("sh").args(["-c", &script]).ok();
+        let packed = std::fs::read(env.path("packed")).expect("just made");
+        shelf.tagged(log, "amd64", &[(&tar, shelf.blob(&format!("{LAYER}+zstd"), &packed))]);
+        let context = env.dockerfile("c", &format!("FROM {}\n", shelf.name(log)));
+        let out = env.path(format!("out-{log}"));
+        let build = env.build(&context, &["--platform", "linux/amd64", "-o", &out.display().to_string()]);
+        if taken {
+            build.ok();
+            assert_eq!(std::fs::read_to_string(out.join("which")).expect("there"), log);
+        } else {
+            build.run().exits(1).contains("a window of more than 512 MiB");
+        }
+    }
+}
+
 #[test]
 fn what_is_no_image_is_called_by_its_type() {
     let (shelf, env) = (Shelf::new(), TestEnv::new());
