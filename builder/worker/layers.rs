@@ -346,8 +346,13 @@ impl Layers {
     }
 
     fn remote_blob(&self, layer: &LayerRecord) -> Result<Descriptor, WorkError> {
-        let blobs = self.store.layer_blobs(&layer.diff_id)?;
-        let blob = blobs.into_iter().next().ok_or(WorkError::LayerLost(layer.chain))?;
+        let mut blobs = self.store.layer_blobs(&layer.diff_id)?;
+        // Of several forms one that somebody has.
+        let there = blobs.iter().position(|blob| self.remote.has(&self.store, &blob.digest).unwrap_or(false));
+        if blobs.is_empty() {
+            return Err(WorkError::LayerLost(layer.chain));
+        }
+        let blob = blobs.swap_remove(there.unwrap_or(0));
         Ok(Descriptor::new(blob.media_type, blob.digest, blob.size))
     }
 
@@ -421,6 +426,26 @@ impl Layers {
         bytes: bool,
         begins: Option<Begins>,
     ) -> Result<LayerBlob, WorkError> {
+        loop {
+            // What is here was damaged, if nothing comes of it: then the layer is as one that was never here.
+            let begins = begins.clone();
+            if let Some(blob) = self.try_blob(context, layer, number, compression, types, bytes, begins).await? {
+                return Ok(blob);
+            }
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "as above")]
+    async fn try_blob(
+        &self,
+        context: &RunContext,
+        layer: &LayerRecord,
+        number: usize,
+        compression: LayerCompression,
+        types: BlobTypes,
+        bytes: bool,
+        begins: Option<Begins>,
+    ) -> Result<Option<LayerBlob>, WorkError> {
         let wanted = types.media_type(compression.algorithm);
         let mut known = self.store.layer_blobs(&layer.diff_id)?;
         let own = layer.writer.is_some();
@@ -450,19 +475,19 @@ impl Layers {
                     }
                 } else {
                     let descriptor = Descriptor::new(types.adapt(&blob.media_type), blob.digest, blob.size);
-                    return Ok(LayerBlob { diff_id: layer.diff_id, descriptor, path: None });
+                    return Ok(Some(LayerBlob { diff_id: layer.diff_id, descriptor, path: None }));
                 }
             }
             if path.is_some() {
                 let descriptor = Descriptor::new(types.adapt(&blob.media_type), blob.digest, blob.size);
-                return Ok(LayerBlob { diff_id: layer.diff_id, descriptor, path });
+                return Ok(Some(LayerBlob { diff_id: layer.diff_id, descriptor, path }));
             }
         }
         if compression.algorithm == Compression::None
             && let Some(path) = self.sound_blob(context, layer, &layer.diff_id).await?
         {
             let descriptor = Descriptor::new(wanted, layer.diff_id, layer.size);
-            return Ok(LayerBlob { diff_id: layer.diff_id, descriptor, path: Some(path) });
+            return Ok(Some(LayerBlob { diff_id: layer.diff_id, descriptor, path: Some(path) }));
         }
         if self.find_tar(layer)?.is_none()
             && let Ok(blob) = self.remote_blob(layer)
@@ -474,6 +499,7 @@ impl Layers {
         self.compress(context, layer, compression, wanted, begins).await
     }
 
+    /// `None`: all that was here of it was damaged.
     async fn compress(
         &self,
         context: &RunContext,
@@ -481,10 +507,13 @@ impl Layers {
         compression: LayerCompression,
         media_type: &'static str,
         begins: Option<Begins>,
-    ) -> Result<LayerBlob, WorkError> {
+    ) -> Result<Option<LayerBlob>, WorkError> {
         let level = compression.algorithm.level();
         let name = format!("compress:{}:{media_type}:{level}", layer.diff_id);
         let diff_id = layer.diff_id;
+        if self.any_tar(layer)?.is_none() {
+            return Err(self.gone(context, layer, WorkError::LayerLost(layer.chain)));
+        }
         // A form of the layer that turns out to be damaged is taken away, and the next one tried.
         while let Some(tar) = self.any_tar(layer)? {
             let (store, cancelled, name) = (Arc::clone(&self.store), context.cancelled.clone(), name.clone());
@@ -521,12 +550,13 @@ impl Layers {
             match packed.await? {
                 Ok((digest, size)) => {
                     let path = self.store.blob_path(&digest);
-                    return Ok(LayerBlob { diff_id, descriptor: Descriptor::new(media_type, digest, size), path });
+                    let descriptor = Descriptor::new(media_type, digest, size);
+                    return Ok(Some(LayerBlob { diff_id, descriptor, path }));
                 }
                 Err(wrong) => self.not_it(context, layer, wrong).await?,
             }
         }
-        Err(self.gone(context, layer, WorkError::LayerLost(layer.chain)))
+        Ok(None)
     }
 
     pub(crate) async fn fetch_blob(

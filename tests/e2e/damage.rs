@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::support::{Context, Layout, TestEnv};
+use crate::support::{Context, Layout, Registry, TestEnv, require};
 
 const DOCKERFILE: &str = "FROM busybox AS made
 RUN mkdir /d && head -c 200000 /dev/zero | tr '\\0' r > /d/ran && echo more > /d/more
@@ -285,4 +285,48 @@ fn a_damaged_blob_that_a_registry_refuses_is_made_again() {
     assert!(out.stderr.contains("is damaged"), "{}", out.stderr);
     let other = TestEnv::new();
     assert_eq!(other.run(&registry.name("app:1"), &["head", "-c", "3", "/copied"]).ok().stdout, "fff");
+}
+
+/// A layer of a step's of which there is a directory here, damaged, and a blob at a registry: the blob is fetched, and packed as it
+/// is asked for. The step is not carried out again.
+#[test]
+fn a_damaged_directory_is_made_good_from_a_registry() {
+    if !require(&["docker-registry", "setpriv"]) {
+        return;
+    }
+    let registry = Registry::plain();
+    for (number, pulled) in [false, true].into_iter().enumerate() {
+        let env = TestEnv::busybox();
+        let before = files(&env.store().join("blobs"));
+        let context = env.dockerfile("c", &format!("FROM busybox\nRUN mktemp -u > /id && echo {number}\n"));
+        let name = registry.name(&format!("app:{number}"));
+        env.build(&context, &["-t", &name, "--push"]).ok();
+        if pulled {
+            // Then it counts as theirs, too.
+            env.rbuild(["pull", &name]).ok();
+        }
+        let id = env.run(&name, &["cat", "/id"]).ok().stdout;
+        let layers = |keys: &str, damaged: bool| {
+            let made = files(&env.store().join("snapshots")).into_iter().filter(|file| file.ends_with("fs/id"));
+            for file in made.filter(|_| damaged) {
+                flip(&file);
+            }
+            // Neither the blob that was pushed nor what was made for an earlier output.
+            let blobs = files(&env.store().join("blobs"));
+            let is_layer = |file: &&PathBuf| !fs::read(file).expect("ours").starts_with(b"{");
+            let new = blobs.iter().filter(|file| !before.contains(file)).filter(is_layer);
+            new.for_each(|file| fs::remove_file(file).expect("ours"));
+            let dest = env.path("out.tar");
+            let said = env.build(&context, &["-o", &format!("type=oci,dest={}{keys}", dest.display())]).ok().stderr;
+            assert_eq!(said.contains("is damaged"), damaged, "{said}");
+            let image = Layout::from_archive(&dest).image();
+            assert_eq!(String::from_utf8_lossy(&image.find("id").expect("there").body), id, "{keys}: {said}");
+            let _ = fs::remove_dir_all(env.path("out.unpacked"));
+            image.manifest["layers"].as_array().expect("layers").clone()
+        };
+        for keys in [",compression=zstd", ",compression=gzip,compression-level=9", ",compression=uncompressed"] {
+            env.run(&name, &["true"]).ok();
+            assert_eq!(layers(keys, true).last(), layers(keys, false).last(), "packed as ever");
+        }
+    }
 }
