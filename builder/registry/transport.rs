@@ -231,6 +231,10 @@ impl Endpoint {
         if rustls_error(&error).is_some_and(|e| !matches!(e, rustls::Error::InvalidMessage(_))) {
             return Ok(Scheme::Https);
         }
+        // Who shook hands speaks it, also if he hangs up after a look at our certificate.
+        if !error.is_connect() && !error.is_timeout() {
+            return Ok(Scheme::Https);
+        }
         let refused = io_kind(&error) == Some(io::ErrorKind::ConnectionRefused);
         let has_port = self.host.rsplit(']').next().is_some_and(|rest| rest.contains(':'));
         if refused && has_port || error.is_dns() {
