@@ -218,7 +218,11 @@ impl Layers {
         .await?;
         let mut below = Tree::default();
         let mut directories: Vec<PathBuf> = Vec::new();
-        for (layer, unpacked) in layers.iter().zip(unpacked) {
+        for (number, (layer, mut unpacked)) in layers.iter().zip(unpacked).enumerate() {
+            let lacks_index = unpacked.is_none() && self.index(&layer.chain)?.is_none();
+            if lacks_index && !self.index_again(context, layer, below.clone()).await? {
+                unpacked = Some(self.unpack_apart(context, layer, number).await?);
+            }
             if let Some((active, mut applied)) = unpacked {
                 let (tree, lower, options) = (below.clone(), directories.clone(), self.options()?);
                 let token = context.cancelled.clone();
@@ -239,8 +243,6 @@ impl Layers {
                 let bytes = index.encode();
                 self.remember(&layer.chain, index);
                 self.store.commit(active, layer, &bytes)?;
-            } else if self.index(&layer.chain)?.is_none() {
-                self.index_again(context, layer, below.clone()).await?;
             }
             below.push(self.index(&layer.chain)?.ok_or(WorkError::LayerLost(layer.chain))?);
             directories.push(self.snapshot(&layer.chain)?);
@@ -256,9 +258,11 @@ impl Layers {
             && self.find_tar(layer)?.is_none())
     }
 
-    /// Makes the index of a step's layer from its directory. That it is the directory of this layer shows by the diff id.
-    async fn index_again(&self, context: &RunContext, layer: &LayerRecord, below: Tree) -> Result<(), WorkError> {
+    /// Makes the index of a step's layer from its directory. That it is the directory of this layer shows by the diff id; one that
+    /// is not is taken away.
+    async fn index_again(&self, context: &RunContext, layer: &LayerRecord, below: Tree) -> Result<bool, WorkError> {
         let (directory, token) = (self.snapshot(&layer.chain)?, context.cancelled.clone());
+        let path = directory.clone();
         let ownership = self.ownership();
         let made = blocking(move || {
             let cancelled = || token.is_cancelled();
@@ -267,12 +271,14 @@ impl Layers {
         })
         .await?;
         if made.diff_id != layer.diff_id {
-            return Err(self.gone(context, layer, WorkError::LayerLost(layer.chain)));
+            context.progress.warn(format!("{} is damaged: it is removed, and made or fetched anew", path.display()));
+            self.store.remove_snapshot(&layer.chain, &path)?;
+            return Ok(false);
         }
         context.progress.warn(format!("the index of layer {} could not be read: it is made anew", layer.chain));
         self.store.replace_index(&layer.chain, &made.index.encode())?;
         self.remember(&layer.chain, made.index);
-        Ok(())
+        Ok(true)
     }
 
     async fn unpack_apart(

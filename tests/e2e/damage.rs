@@ -328,5 +328,17 @@ fn a_damaged_directory_is_made_good_from_a_registry() {
             env.run(&name, &["true"]).ok();
             assert_eq!(layers(keys, true).last(), layers(keys, false).last(), "packed as ever");
         }
+        // Without a build that could make it: the index is lost, too, and what it would be made of is damaged.
+        env.run(&name, &["true"]).ok();
+        let id_file = files(&env.store().join("snapshots")).into_iter().find(|file| file.ends_with("fs/id"));
+        let id_file = id_file.expect("it is unpacked");
+        flip(&id_file);
+        let index = id_file.ancestors().nth(2).expect("its snapshot").join("index");
+        fs::write(&index, "nonsense").expect("ours");
+        let blobs = files(&env.store().join("blobs"));
+        let is_layer = |file: &&PathBuf| !fs::read(file).expect("ours").starts_with(b"{");
+        let new = blobs.iter().filter(|file| !before.contains(file)).filter(is_layer);
+        new.for_each(|file| fs::remove_file(file).expect("ours"));
+        assert_eq!(env.run(&name, &["cat", "/id"]).ok().stdout, id, "fetched");
     }
 }
