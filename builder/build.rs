@@ -405,17 +405,34 @@ pub(crate) async fn load(
             let (place, dockerfile, origin) = place(session, argument, cancelled).await?;
             // What came in the context's stead is the Dockerfile.
             let file = if dockerfile.is_some() { Some("-".to_owned()) } else { file };
-            let loaded = context::load(place, file.as_deref(), || match dockerfile {
-                Some(text) => Ok(text),
-                None => {
-                    let mut text = Vec::new();
-                    io::stdin().lock().read_to_end(&mut text)?;
-                    Ok(text)
-                }
-            });
+            let load = move || {
+                context::load(place, file.as_deref(), || match dockerfile {
+                    Some(text) => Ok(text),
+                    None => {
+                        let mut text = Vec::new();
+                        io::stdin().lock().read_to_end(&mut text)?;
+                        Ok(text)
+                    }
+                })
+            };
+            let loaded = reading(load, cancelled).await;
             Ok(context::Loaded { origin, ..loaded? })
         })
         .await
+}
+
+/// Reads what may not come to an end, such as a pipe. The thread that waits for it does not hold up the end of the process.
+async fn reading<T: Send + 'static>(
+    read: impl FnOnce() -> Result<T, ContextError> + Send + 'static,
+    cancelled: &CancellationToken,
+) -> Result<T, BuildError> {
+    tokio::select! {
+        () = cancelled.cancelled() => Err(BuildError::Cancelled),
+        read = tokio::task::spawn_blocking(read) => match read {
+            Ok(read) => Ok(read?),
+            Err(_) => Err(BuildError::Internal("a thread panicked".into())),
+        },
+    }
 }
 
 /// Where the context's files are; a Dockerfile that came in their stead.
@@ -435,14 +452,17 @@ async fn place(
             }
             Ok((Place::Directory(path, None), None, Origin::default()))
         }
-        ContextArg::Stdin => Ok(streamed(context::stream("standard input", io::stdin())?, Origin::default())),
+        ContextArg::Stdin => {
+            let stream = reading(|| context::stream("standard input", io::stdin()), cancelled).await?;
+            Ok(streamed(stream, Origin::default()))
+        }
         ContextArg::Git(url) => {
             let (place, origin) = crate::worker::clone_context(session, &url, cancelled).await?;
             Ok((place, None, origin))
         }
         ContextArg::Http(url) => {
             let (file, origin) = crate::worker::download_context(session, &url, cancelled).await?;
-            Ok(streamed(context::stream(&url, file)?, origin))
+            Ok(streamed(reading(move || context::stream(&url, file), cancelled).await?, origin))
         }
     }
 }

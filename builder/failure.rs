@@ -6,7 +6,7 @@ use crate::context::ContextError;
 use crate::images::ImageError;
 use crate::import::ImportError;
 use crate::outputs::OutputError;
-use crate::report::{EXIT_MISS, Excerpt, Report};
+use crate::report::{EXIT_CANCELLED, EXIT_MISS, Excerpt, Report};
 use crate::stored::StoredError;
 use crate::worker::WorkError;
 
@@ -48,6 +48,7 @@ impl From<BuildError> for Report {
                     None => report,
                 }
             }
+            BuildError::Cancelled => Self::of(&error).with_exit_code(EXIT_CANCELLED),
             BuildError::Work(error) => Self::from(error),
             BuildError::Context(error) => Self::from(error),
             other => Self::of(&other),

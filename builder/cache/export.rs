@@ -107,7 +107,10 @@ pub async fn export(
                 _parts = Some(scratch);
             }
             match &to.place {
-                Place::Registry(reference) => push(session, &table, &files, reference, to, &context).await,
+                Place::Registry(reference) => tokio::select! {
+                    () = cancelled.cancelled() => Err(WorkError::Cancelled.into()),
+                    pushed = push(session, &table, &files, reference, to, &context) => pushed,
+                },
                 Place::Local { path, tag, .. } => {
                     let (path, tag, to) = (path.clone(), tag.clone(), to.clone());
                     // What turned out to be damaged there is written anew.

@@ -10,6 +10,7 @@ use registry::Reference;
 use solver::Progress;
 use tokio_util::sync::CancellationToken;
 
+use super::interrupt;
 use super::lint::{self, Call};
 use super::metadata::Metadata;
 use crate::build::{self, BuildError, Built, Prepared};
@@ -20,7 +21,7 @@ use crate::export::{self, Annotations, Destination, OutputKind, OutputSpec};
 use crate::outputs::{self, Delivered};
 use crate::progress::{self, Mode};
 use crate::provenance;
-use crate::report::Report;
+use crate::report::{EXIT_CANCELLED, Report};
 use crate::request::Request;
 use crate::session::Session;
 use crate::size::Size;
@@ -260,7 +261,7 @@ pub async fn run(args: &Args, session: &Session) -> Result<ExitCode, Report> {
     }
     args.obsolete.lines().for_each(|line| progress.warn(line));
     let cancelled = CancellationToken::new();
-    let signals = tokio::spawn(cancel_on_signal(cancelled.clone()));
+    let signals = interrupt::cancels(&cancelled, &progress);
     let notices = session.notices.attach(&progress);
     let result = async {
         let permitted = outputs::check(session, &outputs, &tags, &progress, &cancelled).await;
@@ -269,7 +270,7 @@ pub async fn run(args: &Args, session: &Session) -> Result<ExitCode, Report> {
         make(session, &prepared, &outputs, &tags, &progress, &cancelled).await
     }
     .await;
-    signals.abort();
+    drop(signals);
     drop(notices);
     let summary = display.finish();
     if let Ok((built, _)) = &result {
@@ -290,7 +291,7 @@ pub async fn run(args: &Args, session: &Session) -> Result<ExitCode, Report> {
     let (built, delivered) = match result {
         Ok(done) => done,
         Err(Failed::Build(BuildError::Cancelled)) => {
-            return Err(Report::new("the build was cancelled").with_exit_code(130));
+            return Err(Report::new("the build was cancelled").with_exit_code(EXIT_CANCELLED));
         }
         Err(Failed::Build(error)) => {
             let report = Report::from(error).with_summary(&summary, mode);
@@ -300,7 +301,7 @@ pub async fn run(args: &Args, session: &Session) -> Result<ExitCode, Report> {
             return Ok(ExitCode::from(code));
         }
         Err(Failed::Output(_)) if cancelled.is_cancelled() => {
-            return Err(Report::new("the build was cancelled").with_exit_code(130));
+            return Err(Report::new("the build was cancelled").with_exit_code(EXIT_CANCELLED));
         }
         Err(Failed::Output(error)) => return Err(Report::from(error)),
     };
@@ -354,7 +355,7 @@ async fn export_caches(session: &Session, built: &Built, caches: &[CacheTo], mod
     let (progress, events) = solver::channel();
     let display = progress::start(mode, events, &progress::Options::from_env());
     let cancelled = CancellationToken::new();
-    let signals = tokio::spawn(cancel_on_signal(cancelled.clone()));
+    let signals = interrupt::cancels(&cancelled, &progress);
     let notices = session.notices.attach(&progress);
     let stacks: Vec<Digest> = built.images.iter().filter_map(|image| image.rootfs.chain).collect();
     let leaves = &cache::Leaves { results: &built.results, stacks: &stacks, mounts: &built.mounts };
@@ -372,12 +373,12 @@ async fn export_caches(session: &Session, built: &Built, caches: &[CacheTo], mod
         }
     });
     let done = futures_util::future::join_all(exports).await;
-    signals.abort();
+    drop(signals);
     drop(notices);
     let _ = display.finish();
     match done.into_iter().find_map(Result::err) {
         Some(_) if cancelled.is_cancelled() => {
-            Err(Report::new("the image is built, the export of its cache was cancelled").with_exit_code(130))
+            Err(Report::new("the image is built, the export of its cache was cancelled").with_exit_code(EXIT_CANCELLED))
         }
         Some(error) => Err(Report::of(&error)),
         None => Ok(()),
@@ -415,27 +416,6 @@ fn default_outputs(outputs: Vec<OutputSpec>, load: Option<Engine>) -> Vec<Output
         (false, _) => outputs,
         (true, None) => vec![OutputSpec::of(OutputKind::Image { push: false, by_digest: false })],
         (true, Some(_)) => vec![OutputSpec::of(OutputKind::Docker(None))],
-    }
-}
-
-/// The first signal cancels, a second one ends the process: the launcher then kills whatever runs.
-pub(super) async fn cancel_on_signal(cancelled: CancellationToken) {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut interrupt), Ok(mut terminate), Ok(mut hangup)) =
-        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()), signal(SignalKind::hangup()))
-    else {
-        return;
-    };
-    loop {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-            _ = hangup.recv() => {}
-        }
-        if cancelled.is_cancelled() {
-            std::process::exit(130);
-        }
-        cancelled.cancel();
     }
 }
 

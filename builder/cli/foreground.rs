@@ -9,6 +9,7 @@ use rustix::termios::{Winsize, tcsetwinsize};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
+use super::interrupt;
 use crate::emulation;
 use crate::report::Report;
 use crate::resources;
@@ -64,6 +65,7 @@ pub(super) async fn follow_to_end(
         false => descriptors(connect.interactive)?,
     };
     // From here on signals are the program's.
+    let _theirs = interrupt::program();
     let mut signals = signals()?;
     let limit = process.limits.memory;
     let running = launcher.run(process, stdio).await;

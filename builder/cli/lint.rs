@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use tokio_util::sync::CancellationToken;
 
-use super::build;
+use super::{build, interrupt};
 use crate::build::BuildError;
 use crate::check::{self, Checked};
 use crate::progress::{self, Mode};
@@ -166,9 +166,9 @@ async fn quietly<T>(
     let (progress, events) = solver::channel();
     let display = progress::start(Mode::Quiet, events, &progress::Options::from_env());
     let cancelled = CancellationToken::new();
-    let signals = tokio::spawn(build::cancel_on_signal(cancelled.clone()));
+    let signals = interrupt::cancels(&cancelled, &progress);
     let done = work(progress, cancelled).await;
-    signals.abort();
+    drop(signals);
     let _ = display.finish();
     done.map_err(Report::from)
 }

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use registry::{Credential, DOCKER_HUB, DockerCredentials, Stored, registry_name};
 use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
 
-use crate::report::{EXIT_REGISTRY, Report};
+use crate::report::{EXIT_CANCELLED, EXIT_REGISTRY, Report};
 use crate::session::Session;
 
 /// Log in to a registry
@@ -57,7 +57,7 @@ pub async fn login(args: &LoginArgs, session: &Session) -> Result<ExitCode, Repo
         text.trim_end_matches(['\r', '\n']).to_owned()
     } else {
         ask("Password: ", false).map_err(|error| match error.kind() {
-            io::ErrorKind::Interrupted => failed(error).with_exit_code(130),
+            io::ErrorKind::Interrupted => failed(error).with_exit_code(EXIT_CANCELLED),
             _ => failed(error),
         })?
     };

@@ -13,6 +13,7 @@ pub mod history;
 pub mod images;
 pub mod import;
 pub mod inspect;
+mod interrupt;
 pub mod lint;
 pub mod load;
 pub mod login;
@@ -44,7 +45,7 @@ use crate::session::{Session, Start};
 /// `rbuild [OPTIONS] PATH` is short for `rbuild build [OPTIONS] PATH`.
 ///
 /// Exit status: 0 success, 1 the build or command failed, 2 wrong usage, 3 a step would have to run and `--fail-on-miss` forbids
-/// it, 4 a registry failed or refused.
+/// it, 4 a registry failed or refused, 130 it was given up with Ctrl-C (once clears up, twice ends rbuild and its steps at once).
 /// `rbuild run` and `rbuild shell` pass on the status of the program they ran (125, 126 and 127 as with docker).
 #[derive(Parser, Debug)]
 #[command(name = "rbuild", version, max_term_width = 100, disable_help_subcommand = true)]

@@ -9,10 +9,10 @@ use graph::Platform;
 use solver::RunContext;
 use tokio_util::sync::CancellationToken;
 
-use super::build::cancel_on_signal;
+use super::interrupt;
 use crate::export::Destination;
 use crate::progress::{self, Mode};
-use crate::report::Report;
+use crate::report::{EXIT_CANCELLED, Report};
 use crate::session::Session;
 
 /// Where `-o` says that an archive goes: standard output if it says nothing, but not onto a terminal.
@@ -40,16 +40,16 @@ where
     let (progress, events) = solver::channel();
     let display = progress::start(mode, events, &progress::Options::from_env());
     let cancelled = CancellationToken::new();
-    let signals = tokio::spawn(cancel_on_signal(cancelled.clone()));
+    let signals = interrupt::cancels(&cancelled, &progress);
     let vertex = progress.vertex(name);
     let context = RunContext { progress: vertex.clone(), cancelled: cancelled.clone() };
     let notices = session.notices.attach(&progress);
     let result = vertex.during(work(&context)).await;
     drop(notices);
-    signals.abort();
+    drop(signals);
     drop(display.finish());
     result.map_err(|error| match cancelled.is_cancelled() {
-        true => Report::new("cancelled").with_exit_code(130),
+        true => Report::new("cancelled").with_exit_code(EXIT_CANCELLED),
         false => Report::from(error),
     })
 }

@@ -10,11 +10,12 @@ use solver::RunContext;
 use tokio_util::sync::CancellationToken;
 
 use super::build;
+use super::interrupt;
 use crate::build::{self as builder, BuildError};
 use crate::export::{OutputKind, OutputSpec};
 use crate::images::parse_name;
 use crate::progress::{self, Colours, Mode, neutralise};
-use crate::report::Report;
+use crate::report::{EXIT_CANCELLED, Report};
 use crate::request::Request;
 use crate::session::Session;
 use crate::stored::{self, Stored, StoredError};
@@ -52,7 +53,7 @@ pub async fn run(args: &VerifyArgs, session: &Session) -> Result<ExitCode, Repor
     let (progress, events) = solver::channel();
     let display = progress::start(mode, events, &progress::Options::from_env());
     let cancelled = CancellationToken::new();
-    let signals = tokio::spawn(build::cancel_on_signal(cancelled.clone()));
+    let signals = interrupt::cancels(&cancelled, &progress);
     let notices = session.notices.attach(&progress);
     let with_times = request.frontend.build_args.contains_key("SOURCE_DATE_EPOCH");
     let context =
@@ -64,7 +65,7 @@ pub async fn run(args: &VerifyArgs, session: &Session) -> Result<ExitCode, Repor
             args.entry("SOURCE_DATE_EPOCH".to_owned()).or_insert_with(|| epoch.to_string());
         }
         let built = builder::build(session, request, &progress, &cancelled).await.map_err(|error| match error {
-            BuildError::Cancelled => Report::new("cancelled").with_exit_code(130),
+            BuildError::Cancelled => Report::new("cancelled").with_exit_code(EXIT_CANCELLED),
             error => Report::from(error),
         })?;
         let output = OutputSpec {
@@ -77,7 +78,7 @@ pub async fn run(args: &VerifyArgs, session: &Session) -> Result<ExitCode, Repor
         Ok::<_, Report>((image, rebuilt, difference))
     }
     .await;
-    signals.abort();
+    drop(signals);
     drop(notices);
     let summary = display.finish();
     let (image, rebuilt, difference) = result.map_err(|report| report.with_summary(&summary, mode))?;

@@ -22,6 +22,8 @@ pub const EXIT_FAILURE: u8 = 1;
 pub const EXIT_MISS: u8 = 3;
 /// A registry failed, refused or does not have it.
 pub const EXIT_REGISTRY: u8 = 4;
+/// A person gave it up.
+pub const EXIT_CANCELLED: u8 = 130;
 
 /// Problems of one Dockerfile that are shown; of more, the number is.
 const SHOWN_PROBLEMS: usize = 20;

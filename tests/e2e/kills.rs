@@ -1,12 +1,14 @@
 //! Ctrl-C and kill -9 at any moment: nothing is left behind, nothing that was reported done is lost.
 
+use std::fs;
+use std::net::TcpListener;
 use std::time::Duration;
 
 use registry::OCI_MANIFEST;
 use registry::fake::{Fake, Fault};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::support::{Context, Registry, Run, TestEnv, require};
+use crate::support::{Context, Registry, Run, Running, TestEnv, require};
 
 const NEEDED: &[&str] = &["docker-registry", "skopeo", "setpriv"];
 
@@ -28,6 +30,120 @@ pub(crate) fn ctrl_c_ends_the_build_and_its_steps() {
     assert_eq!(out.code, Some(130), "{}", out.text());
     env.assert_clean();
     env.rbuild(["images", "-a"]).ok().lacks("it ");
+}
+
+/// A build whose step listens to no signal, and which takes its time to end once it is killed: a process that was brought into
+/// it is not collected by its own parent, which is stopped, and until then the kernel does not end the step's first process.
+fn reluctant(env: &TestEnv) -> (Running, Running) {
+    let mark = format!("sleep\0{}\0", 1_000_000 + std::process::id());
+    let step = mark.trim_end_matches('\0').replace('\0', " ");
+    let text = format!("FROM busybox\nRUN trap '' INT TERM HUP QUIT; echo under way; {step}; {step}\n");
+    let context = env.dockerfile("c", &text);
+    let mut build = env.build(&context, &["-t", "it"]).timeout(60).spawn();
+    build.wait_for("under way");
+    let pid = wait_for(|| {
+        let all = fs::read_dir("/proc").expect("it is mounted").flatten().map(|entry| entry.path());
+        let found = { all }.find(|path| fs::read(path.join("cmdline")).is_ok_and(|line| line == mark.as_bytes()));
+        Some(found?.file_name()?.to_string_lossy().into_owned())
+    });
+    let visitor = env.program("nsenter").args(["-p", "-t", &pid, "sleep", "1000"]).spawn();
+    let children = format!("/proc/{0}/task/{0}/children", visitor.pid());
+    wait_for(|| fs::read_to_string(&children).ok().filter(|pids| !pids.trim().is_empty()));
+    visitor.signal(Signal::STOP);
+    (build, visitor)
+}
+
+fn wait_for<T>(look: impl Fn() -> Option<T>) -> T {
+    for _ in 0..6000 {
+        match look() {
+            Some(found) => return found,
+            None => std::thread::sleep(Duration::from_millis(5)),
+        }
+    }
+    panic!("what the test waits for does not come");
+}
+
+#[test]
+pub(crate) fn one_ctrl_c_waits_until_the_step_has_ended() {
+    if !require(&["nsenter"]) {
+        return;
+    }
+    let env = TestEnv::busybox();
+    let (mut build, visitor) = reluctant(&env);
+    build.signal_group(Signal::INT);
+    build.wait_for("another Ctrl-C ends it at once");
+    visitor.signal(Signal::CONT);
+    let out = build.finish().exits(130).contains("CANCELED").contains("the build was cancelled");
+    assert!(!out.text().contains("DONE 1"), "{}", out.text());
+    drop(visitor);
+    env.assert_clean();
+    env.rbuild(["builds"]).ok().contains("cancelled");
+}
+
+#[test]
+pub(crate) fn a_second_ctrl_c_ends_rbuild_at_once_and_all_its_steps() {
+    if !require(&["nsenter"]) {
+        return;
+    }
+    let env = TestEnv::busybox();
+    let (mut build, visitor) = reluctant(&env);
+    build.signal_group(Signal::INT);
+    build.wait_for("another Ctrl-C ends it at once");
+    build.signal_group(Signal::INT);
+    // The step cannot end yet, and rbuild has.
+    build.finish().exits(130).lacks("CANCELED");
+    visitor.signal(Signal::CONT);
+    drop(visitor);
+    env.assert_clean();
+    env.build(&env.dockerfile("d", "FROM busybox\nRUN echo later\n"), &["-t", "it"]).ok();
+}
+
+#[test]
+fn one_ctrl_c_is_enough_for_what_never_comes() {
+    let env = TestEnv::busybox();
+    let fifo = env.path("fifo");
+    env.program("mkfifo").arg(&fifo).ok();
+    // Open, so that whoever reads waits.
+    let _writer = fs::File::options().read(true).write(true).open(&fifo).expect("our pipe");
+    let silent = TcpListener::bind("127.0.0.1:0").expect("loopback");
+    let cache = format!("type=registry,ref={}/cache", silent.local_addr().expect("bound"));
+    let context = env.dockerfile("c", "FROM busybox\n");
+    let stdin = format!("exec \"$@\" < '{}'", fifo.display());
+    let from_stdin = |args: &[&str]| {
+        let run = env.program("sh").args(["-c", &stdin, "sh", env!("CARGO_BIN_EXE_rbuild"), "build"]);
+        run.args(["--progress", "plain"]).args(args)
+    };
+    let dir = context.dir().to_string_lossy().into_owned();
+    for (name, run, shown) in [
+        ("a Dockerfile", env.build(&context, &["-f", &fifo.to_string_lossy()]), "load build definition"),
+        ("a Dockerfile on standard input", from_stdin(&["-f", "-", &dir]), "load build definition"),
+        ("a context on standard input", from_stdin(&["-"]), "load build definition"),
+        ("the registry of a cache", env.build(&context, &["--cache-to", &cache]), "exporting cache"),
+    ] {
+        let mut build = run.timeout(30).spawn();
+        build.wait_for(shown);
+        std::thread::sleep(Duration::from_millis(50));
+        build.signal_group(Signal::INT);
+        let out = build.finish();
+        assert_eq!(out.code, Some(130), "{name}: {}", out.text());
+        assert!(out.text().contains("cancelled"), "{name}: {}", out.text());
+    }
+}
+
+#[test]
+fn the_end_of_a_terminal_is_nothing_to_a_build_with_nohup() {
+    let env = TestEnv::busybox();
+    let context = env.dockerfile("c", "FROM busybox\nRUN echo under way; sleep 1; echo done\n");
+    let run = env.program("nohup").args([env!("CARGO_BIN_EXE_rbuild"), "--progress", "plain"]).arg(context.dir());
+    let mut build = run.spawn();
+    build.wait_for("under way");
+    build.signal_group(Signal::HUP);
+    build.finish().success().contains("done");
+    // Without, it ends the build.
+    let mut build = env.build(&slow(&env), &[]).timeout(30).spawn();
+    build.wait_for("under way");
+    build.signal_group(Signal::HUP);
+    build.finish().exits(130);
 }
 
 #[test]
