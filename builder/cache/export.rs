@@ -10,7 +10,7 @@ use graph::{Digest, ImageConfig};
 use rustix::fs::{FlockOperation, flock};
 use serde_json::{Value, json};
 use snapshotter::{LayerRecord, Store, StoreError};
-use solver::{Progress, RunContext};
+use solver::{Progress, RunContext, VertexProgress};
 use tokio_util::sync::CancellationToken;
 
 use super::import::{MAX_CONFIG, read_layout, read_registry};
@@ -114,10 +114,11 @@ pub async fn export(
                 Place::Local { path, tag, .. } => {
                     let (path, tag, to) = (path.clone(), tag.clone(), to.clone());
                     // What turned out to be damaged there is written anew.
-                    for blob in files.values().filter(|blob| session.layers.is_lost(&blob.descriptor.digest)) {
-                        let _ = fs::remove_file(path.join("blobs/sha256").join(blob.descriptor.digest.hex()));
-                    }
-                    let written = tokio::task::spawn_blocking(move || write(&table, &files, &path, &tag, &to));
+                    let is_lost = |blob: &&LayerBlob| session.layers.is_lost(&blob.descriptor.digest);
+                    let lost = files.values().filter(is_lost).map(|blob| blob.descriptor.digest).collect();
+                    let vertex = vertex.clone();
+                    let write = move || write(&table, &files, &lost, (&path, &tag), &to, &vertex);
+                    let written = tokio::task::spawn_blocking(write);
                     written.await.map_err(|_| WorkError::Internal("writing the cache panicked"))?
                 }
                 Place::Inline => Ok(()),
@@ -348,8 +349,20 @@ fn manifest(config: &Descriptor, blobs: &[Descriptor], to: &CacheTo) -> (Vec<u8>
     (document.to_string().into_bytes(), media_type)
 }
 
+/// Keys of two makers cannot be told from each other by either of them: who writes last has the name.
+pub(super) fn warn_of_others(name: &str, vertex: &VertexProgress) {
+    vertex.warn(format!("the cache {name} was BuildKit's and is replaced: give each its own name"));
+}
+
 /// Into an OCI layout, whose other names stay.
-fn write(table: &Table, files: &Files, layout: &Path, tag: &str, to: &CacheTo) -> Result<(), ExportError> {
+fn write(
+    table: &Table,
+    files: &Files,
+    lost: &BTreeSet<Digest>,
+    (layout, tag): (&Path, &str),
+    to: &CacheTo,
+    vertex: &VertexProgress,
+) -> Result<(), ExportError> {
     let failed = |path: &Path| {
         let path = path.to_owned();
         move |source| ExportError::Write { path, source }
@@ -363,11 +376,20 @@ fn write(table: &Table, files: &Files, layout: &Path, tag: &str, to: &CacheTo) -
         Ok((table, digest)) => (table, Some(digest)),
         Err(_) => (Table::default(), None),
     };
+    if there.is_of_others() {
+        warn_of_others(&layout.display().to_string(), vertex);
+    }
     let mut table = table.clone();
     table.join(&there, jiff::Timestamp::now());
+    for blob in files.values().filter(|blob| blob.path.is_none() && lost.contains(&blob.descriptor.digest)) {
+        // It cannot be written anew; what follows finds that it is not there.
+        let _ = fs::remove_file(blobs_path.join(blob.descriptor.digest.hex()));
+    }
     for blob in files.values() {
-        let path = blobs_path.join(blob.descriptor.digest.hex());
-        if let Some(from) = blob.path.as_ref().filter(|_| !is_in_layout(layout, &blob.descriptor)) {
+        let digest = blob.descriptor.digest;
+        let path = blobs_path.join(digest.hex());
+        let is_there = is_in_layout(layout, &blob.descriptor) && !lost.contains(&digest);
+        if let Some(from) = blob.path.as_ref().filter(|_| !is_there) {
             let mut from = File::open(from).map_err(failed(from))?;
             put(&path, |to| io::copy(&mut from, to).map(drop)).map_err(failed(&path))?;
         }
@@ -458,7 +480,10 @@ mod tests {
     fn what_nobody_would_read_is_not_written() {
         let dir = tempfile::tempdir().unwrap();
         let (layout, to) = (dir.path(), CacheTo::parse("type=local,dest=c").unwrap());
-        write(&table(0), &Files::new(), layout, "latest", &to).unwrap();
+        let (progress, _events) = solver::channel();
+        let vertex = progress.vertex("the cache");
+        let write = |table: &Table| write(table, &Files::new(), &BTreeSet::new(), (layout, "latest"), &to, &vertex);
+        write(&table(0)).unwrap();
         let before = fs::read(layout.join("index.json")).unwrap();
         // As many parts as there may be leave the manifest room for layers.
         let documents = Documents::of(&table(MOST_PARTS), &to).unwrap();
@@ -468,7 +493,7 @@ mod tests {
         // An id of any length, with no part that the layout would have to have.
         let (mut large, id) = (table(0), "x".repeat(17 << 20));
         large.mounts = large.mounts.into_values().map(|mount| (id.clone(), mount)).collect();
-        let error = write(&large, &Files::new(), layout, "latest", &to).unwrap_err();
+        let error = write(&large).unwrap_err();
         assert!(error.to_string().contains("no more than"), "{error}");
         assert_eq!(fs::read(layout.join("index.json")).unwrap(), before);
     }

@@ -254,7 +254,10 @@ fn table(config: &Config, blob: impl Fn(&Digest) -> Option<Descriptor>) -> Table
         table.layers.insert(*chain, cached);
     }
     for record in &config.records {
-        let Some(own) = &record.rbuild else { continue };
+        let Some(own) = &record.rbuild else {
+            table.others += 1;
+            continue;
+        };
         let stack = match record.results.first() {
             Some(result) => match chains.get(result.layer).copied().flatten() {
                 Some(chain) if table.stack(&chain).is_some() => Stack::Layers(chain),
@@ -343,6 +346,11 @@ pub(crate) fn inline(config: &mut ImageConfig, table: &Table, chains: &[Digest])
 pub(crate) fn strip_inline(config: &mut ImageConfig) {
     config.unknown.remove(INLINE);
     config.unknown.remove(INLINE_LAYERS);
+}
+
+/// Whether an image has an inline cache of BuildKit's.
+pub(crate) fn has_inline_of_others(image: &ImageConfig) -> bool {
+    image.unknown.contains_key(INLINE) && !image.unknown.contains_key(INLINE_LAYERS)
 }
 
 /// The cache in the config of an image, if there is one.

@@ -186,6 +186,13 @@ impl Imports {
         };
         match read {
             Some(Ok(table)) => {
+                if table.is_of_others() {
+                    vertex.warn(format!(
+                        "the cache at {place} is BuildKit's: it finds its {} results by keys of its own, none of which \
+                         is rbuild's",
+                        table.others
+                    ));
+                }
                 vertex.completed();
                 let keys = table.keys_by_result();
                 Some(Loaded { table, keys })
@@ -255,8 +262,12 @@ fn of_manifest(is_cache: bool, config: &[u8], blobs: &[registry::Descriptor]) ->
         return format::decode(config, &blobs).map_err(ReadError::Malformed);
     }
     let image = images::parse_config("the image", config)?;
-    format::decode_inline(&image, &blobs)
-        .ok_or_else(|| ReadError::Malformed("it is an image without an inline cache of rbuild's".into()))
+    format::decode_inline(&image, &blobs).ok_or_else(|| {
+        ReadError::Malformed(match format::has_inline_of_others(&image) {
+            true => "the inline cache of this image is BuildKit's, which finds its results by keys of its own".into(),
+            false => "it is an image without an inline cache of rbuild's".into(),
+        })
+    })
 }
 
 fn own_descriptor(descriptor: &registry::Descriptor) -> Option<Descriptor> {

@@ -17,7 +17,7 @@ use graph::Digest;
 use registry::{BlobSource, Client, Reference};
 use solver::{RunContext, Status};
 
-use super::export::{Documents, ExportError, Files};
+use super::export::{Documents, ExportError, Files, warn_of_others};
 use super::import::{ReadError, read_registry};
 use super::mounts::PART;
 use super::spec::CacheTo;
@@ -66,6 +66,9 @@ pub(super) async fn push(
     let now = jiff::Timestamp::now();
     if there.table.says(own, now - NOTED) {
         return remember(session, files, reference);
+    }
+    if there.table.is_of_others() {
+        warn_of_others(&reference.familiar(), &context.progress);
     }
     // What the manifest names is there: registries keep what a manifest refers to.
     let present = there.table.blobs();

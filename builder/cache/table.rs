@@ -71,9 +71,16 @@ pub(crate) struct Table {
     pub(crate) entries: BTreeMap<ContentDigest, Entry>,
     /// By id.
     pub(crate) mounts: BTreeMap<String, CachedMount>,
+    /// Results under somebody else's keys, which lead nowhere here.
+    pub(crate) others: usize,
 }
 
 impl Table {
+    /// Whether all that it has is BuildKit's own.
+    pub(crate) fn is_of_others(&self) -> bool {
+        self.others > 0 && self.entries.is_empty() && self.mounts.is_empty()
+    }
+
     /// The layers of a stack, the lowest first; `None` when one is missing.
     pub(crate) fn stack(&self, chain: &Digest) -> Option<Vec<(Digest, &CachedLayer)>> {
         let mut layers = Vec::new();

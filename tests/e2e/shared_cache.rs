@@ -3,8 +3,10 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::path::Path;
 
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 
 use crate::support::{Context, Layout, Outcome, Registry, TestEnv, busybox_base, require};
 
@@ -273,6 +275,71 @@ fn what_is_no_cache_is_a_warning() {
     let ignored = env.build(&here, &["--cache-to", "type=registry,ref=127.0.0.1:1/x,ignore-error=true"]).timeout(60);
     ignored.ok().contains("was not exported");
     env.build(&here, &["--cache-to", "type=gha"]).run().exits(2).contains("type=gha is not supported");
+}
+
+/// Rewrites a cache of ours as BuildKit would have written it: the same blobs and digests, and records that hang on each other,
+/// without what only we write.
+fn as_buildkit_writes_it(layout: &Path) {
+    let blobs = layout.join("blobs/sha256");
+    let read = |path: &Path| serde_json::from_slice::<Value>(&fs::read(path).expect("it is there")).expect("JSON");
+    let blob = |descriptor: &Value| {
+        let digest = descriptor["digest"].as_str().expect("a digest");
+        blobs.join(digest.strip_prefix("sha256:").expect("sha256"))
+    };
+    let put = |document: &Value, descriptor: &mut Value| {
+        let text = document.to_string();
+        let digest = hex::encode(Sha256::digest(&text));
+        fs::write(blobs.join(&digest), &text).expect("ours");
+        descriptor["digest"] = format!("sha256:{digest}").into();
+        descriptor["size"] = text.len().into();
+    };
+    let mut index = read(&layout.join("index.json"));
+    let mut manifest = read(&blob(&index["manifests"][0]));
+    let mut config = read(&blob(&manifest["config"]));
+    for layer in config["layers"].as_array_mut().expect("layers") {
+        layer.as_object_mut().expect("a layer").retain(|member, _| ["blob", "parent"].contains(&member.as_str()));
+    }
+    for (number, record) in config["records"].as_array_mut().expect("records").iter_mut().enumerate() {
+        record.as_object_mut().expect("a record").retain(|member, _| ["digest", "layers"].contains(&member.as_str()));
+        if number > 0 {
+            record["inputs"] = json!([[{ "selector": record["digest"], "link": number - 1 }], [{ "link": 0 }]]);
+        }
+    }
+    put(&config, &mut manifest["config"]);
+    put(&manifest, &mut index["manifests"][0]);
+    fs::write(layout.join("index.json"), index.to_string()).expect("ours");
+}
+
+#[test]
+fn a_cache_of_buildkits_is_named_as_such_and_never_a_hit() {
+    if !require(NEEDED) {
+        return;
+    }
+    let registry = Registry::plain();
+    let base = put_base(&registry);
+    let one = TestEnv::new();
+    let dir = one.path("cache");
+    let here = context(&one, "c", &base);
+    let to = format!("type=local,dest={},mode=max", dir.display());
+    build(&one, &here, &["--cache-to", &to]);
+    // Even where its digests are our keys.
+    as_buildkit_writes_it(&dir);
+    let two = TestEnv::new();
+    let from = format!("type=local,src={}", dir.display());
+    let (out, _) = build(&two, &context(&two, "c", &base), &["--cache-from", &from]);
+    assert_eq!(out.cached(), 0, "{}", out.stderr);
+    let said = out.stderr.lines().filter(|line| line.contains("is BuildKit's: it finds its")).count();
+    assert_eq!(said, 1, "{}", out.stderr);
+    assert_ne!(numbers(&one, "it"), numbers(&two, "it"));
+
+    // Who writes that name is told what becomes of it, and the next has a cache of ours there.
+    let (out, _) = build(&two, &here, &["--cache-to", &to]);
+    assert!(out.stderr.contains("was BuildKit's and is replaced"), "{}", out.stderr);
+    let three = TestEnv::new();
+    let (out, _) = build(&three, &here, &["--cache-from", &from]);
+    assert_eq!(out.cached(), STEPS, "{}", out.stderr);
+    assert!(!out.stderr.contains("BuildKit"), "{}", out.stderr);
+    assert_eq!(numbers(&two, "it"), numbers(&three, "it"));
 }
 
 #[test]
