@@ -20,10 +20,10 @@ use crate::{Store, StoreError, lease};
 pub struct PrunePolicy {
     /// Only what was not used since.
     pub unused_since: Option<jiff::Timestamp>,
-    /// Only these kinds; none: all.
-    pub kinds: Vec<UsageKind>,
-    /// Only what has an id that begins like one of these, and what rests on it; none: all.
-    pub ids: Vec<String>,
+    /// Only these, by the ids that [`Store::usage`] gives them; `None`: all.
+    pub items: Option<HashSet<String>>,
+    /// What rests on them as well: as long as it is there, they stay.
+    pub and_above: bool,
     /// Bases that builds pulled, too.
     pub bases: bool,
     /// Only as much as brings the store down to so many bytes, the least recently used first.
@@ -74,7 +74,6 @@ enum Unit {
 
 struct Candidate {
     unit: Unit,
-    kind: UsageKind,
     used: i64,
     /// Layers that it keeps.
     layers: Vec<[u8; 32]>,
@@ -227,7 +226,6 @@ impl Store {
             for (chain, used) in rows {
                 candidates.push(Candidate {
                     unit: Unit::Results(chain),
-                    kind: UsageKind::Layer,
                     used,
                     layers: facts.stack(chain),
                     size: 0,
@@ -249,27 +247,20 @@ impl Store {
                 let layers: Vec<[u8; 32]> = chains.iter().map(|chain| *chain.as_bytes()).collect();
                 let used = layers.iter().filter_map(|layer| facts.last_used.get(layer)).copied().fold(used, i64::max);
                 let id = Digest::from_bytes(config).to_string();
-                candidates.push(Candidate {
-                    unit: Unit::Base(name),
-                    kind: UsageKind::Layer,
-                    used,
-                    layers,
-                    size: 0,
-                    id,
-                });
+                candidates.push(Candidate { unit: Unit::Base(name), used, layers, size: 0, id });
             }
         }
         for (name, size) in &sizes.mounts {
             let used = facts.cache_mount(name).map_or(0, |note| note.used);
-            let (unit, kind) = (Unit::CacheMount(name.clone()), UsageKind::CacheMount);
-            candidates.push(Candidate { unit, kind, used, layers: Vec::new(), size: *size, id: name.clone() });
+            let unit = Unit::CacheMount(name.clone());
+            candidates.push(Candidate { unit, used, layers: Vec::new(), size: *size, id: name.clone() });
         }
         for (name, size) in &sizes.downloads {
-            let (unit, kind) = (Unit::Download(name.clone()), UsageKind::Download);
+            let unit = Unit::Download(name.clone());
             let modified = fs::metadata(self.layout.join("ingest").join(name)).and_then(|file| file.modified());
             let modified = modified.ok().and_then(|time| jiff::Timestamp::try_from(time).ok());
             let used = modified.map_or(0, jiff::Timestamp::as_millisecond);
-            candidates.push(Candidate { unit, kind, used, layers: Vec::new(), size: *size, id: name.clone() });
+            candidates.push(Candidate { unit, used, layers: Vec::new(), size: *size, id: name.clone() });
         }
         let chosen = choose(policy, &facts, candidates, sizes);
         self.carry_out(chosen, policy, ignore_own)
@@ -292,7 +283,7 @@ impl Store {
             }
         }
         // Results without a file system.
-        forget.empty_results = policy.keep.is_none() && policy.ids.is_empty() && policy.kinds.is_empty();
+        forget.empty_results = policy.keep.is_none() && policy.items.is_none();
         forget.policy = CollectPolicy::default();
         forget.empty_before = policy.unused_since;
         self.collect_with(&forget)?;
@@ -306,20 +297,19 @@ fn choose(policy: &PrunePolicy, facts: &Facts, candidates: Vec<Candidate>, sizes
     for layer in candidates.iter().flat_map(|candidate| &candidate.layers) {
         *keepers.entry(*layer).or_default() += 1;
     }
-    let fits_id = |candidate: &Candidate| {
-        policy.ids.is_empty()
-            || policy.ids.iter().any(|id| {
-                let begins = |text: &str| text == id || text.trim_start_matches("sha256:").starts_with(&**id);
-                begins(&candidate.id)
-                    || candidate.layers.iter().any(|layer| begins(&Digest::from_bytes(*layer).to_string()))
-            })
+    let is_meant = |candidate: &Candidate| {
+        let Some(items) = &policy.items else { return true };
+        let layer = |layer: &[u8; 32]| items.contains(&Digest::from_bytes(*layer).to_string());
+        items.contains(&candidate.id)
+            || (policy.and_above && candidate.layers.iter().any(layer))
+            // Of a base the layers are what takes space.
+            || (matches!(candidate.unit, Unit::Base(_)) && candidate.layers.iter().all(layer))
     };
     let since = policy.unused_since.map(jiff::Timestamp::as_millisecond);
     let mut fitting: Vec<Candidate> = candidates
         .into_iter()
-        .filter(|candidate| policy.kinds.is_empty() || policy.kinds.contains(&candidate.kind))
         .filter(|candidate| since.is_none_or(|since| candidate.used < since))
-        .filter(fits_id)
+        .filter(is_meant)
         .filter(|candidate| match &candidate.unit {
             Unit::Results(chain) => !facts.in_use.contains(chain),
             Unit::Base(_) => !candidate.layers.iter().any(|layer| facts.in_use.contains(layer)),

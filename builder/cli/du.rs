@@ -4,7 +4,8 @@ use std::process::ExitCode;
 
 use snapshotter::{Usage, UsageItem};
 
-use super::prune::{Filters, short};
+use super::filter::Filters;
+use super::prune::short;
 use super::table::{ago, table};
 use crate::progress::bytes;
 use crate::report::Report;
@@ -19,7 +20,8 @@ pub struct Args {
     /// All that is known of each item: what it was made by, and which images, processes and results keep it
     #[arg(short, long)]
     pub verbose: bool,
-    /// Only some: `type=regular|image|exec.cachemount|download|internal`, `id=ID`, `inuse=true|false`, `until=24h` (not used since)
+    /// Only some: `type=regular|image|exec.cachemount|download|internal`, `id=ID`, `parents=ID`, `description~=PATTERN`, `inuse`,
+    /// `shared`, `private`, `mutable`, `immutable`, `until=24h` (not used since); `=`, `!=` or `~=` (a regular expression)
     #[arg(short, long = "filter", value_name = "FILTER")]
     pub filters: Vec<String>,
     /// `table`, or `json` for one object with all items

@@ -8,6 +8,7 @@ pub mod doctor;
 pub mod du;
 pub mod explain;
 pub mod export;
+mod filter;
 mod foreground;
 pub mod history;
 pub mod images;

@@ -5,13 +5,14 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Subcommand;
-use snapshotter::{ImageKind, PrunePolicy, Pruned, StoreError, UsageItem, UsageKind};
+use snapshotter::{ImageKind, PrunePolicy, Pruned, StoreError};
 
 use super::du;
+use super::filter::{Filters, unknown, until};
 use crate::progress::bytes;
 use crate::report::Report;
 use crate::session::Session;
-use crate::size::{Size, moment};
+use crate::size::Size;
 use crate::worker::{WorkError, blocking};
 
 /// Remove the build cache
@@ -23,7 +24,8 @@ pub struct Args {
     /// Also the base images that builds pulled
     #[arg(short, long)]
     pub all: bool,
-    /// Only some: `until=24h` (not used since), `type=regular|exec.cachemount|download`, `id=ID`, `inuse=false`
+    /// Only some: `until=24h` (not used since), `type=regular|exec.cachemount|download`, `id=ID`, `parents=ID`,
+    /// `description~=PATTERN`, `shared`, `private`, `mutable`, `immutable`; `=`, `!=` or `~=` (a regular expression)
     #[arg(long = "filter", value_name = "FILTER")]
     pub filters: Vec<String>,
     /// Only as much as brings the store down to this size, the least recently used first
@@ -111,7 +113,7 @@ pub async fn run(args: &Args, session: &Session) -> Result<ExitCode, Report> {
         keep: bytes(args.max_used_space),
         free: bytes(args.min_free_space),
         reserved: bytes(args.reserved_space),
-        ..filters.policy(args.all)?
+        ..filters.policy(session, args.all).await?
     };
     let pruned = prune(session, policy).await?;
     report(&pruned, args.verbose, &[]);
@@ -172,82 +174,11 @@ pub async fn system(command: &System, session: &Session) -> Result<ExitCode, Rep
         return Ok(ExitCode::FAILURE);
     }
     let start = usage(session).await?.total;
-    let deleted = forget_images(session, args.all, filters.until)?;
-    let mut pruned = prune(session, filters.policy(true)?).await?;
+    let deleted = forget_images(session, args.all, filters.until())?;
+    let mut pruned = prune(session, filters.policy(session, true).await?).await?;
     pruned.freed = start.saturating_sub(pruned.left);
     report(&pruned, false, &deleted);
     Ok(ExitCode::SUCCESS)
-}
-
-/// What `--filter` says.
-#[derive(Debug, Default)]
-pub(super) struct Filters {
-    until: Option<jiff::Timestamp>,
-    kinds: Vec<UsageKind>,
-    ids: Vec<String>,
-    in_use: Option<bool>,
-}
-
-impl Filters {
-    pub(super) fn parse(filters: &[String]) -> Result<Self, Report> {
-        const KINDS: [UsageKind; 5] =
-            [UsageKind::Layer, UsageKind::Image, UsageKind::CacheMount, UsageKind::Download, UsageKind::Internal];
-        const KNOWN: &str = "until=AGE, type=TYPE, id=ID and inuse=true|false";
-        let mut parsed = Self::default();
-        for filter in filters {
-            let (key, value) = match filter.split_once('=') {
-                Some(pair) => pair,
-                None if filter == "inuse" => ("inuse", "true"),
-                None => return Err(unknown(filter, KNOWN)),
-            };
-            match (key, value.trim_start_matches('=')) {
-                ("until" | "unused-for", text) => parsed.until = Some(until(text)?),
-                ("type", name) => match KINDS.into_iter().find(|kind| kind.name() == name) {
-                    Some(kind) => parsed.kinds.push(kind),
-                    None => return Err(unknown(filter, &KINDS.map(|kind| format!("type={}", kind.name())).join(", "))),
-                },
-                ("id", id) if !id.is_empty() => parsed.ids.push(id.to_owned()),
-                ("inuse", "true" | "1") => parsed.in_use = Some(true),
-                ("inuse", "false" | "0") => parsed.in_use = Some(false),
-                _ => return Err(unknown(filter, KNOWN)),
-            }
-        }
-        Ok(parsed)
-    }
-
-    /// Whether an item is to be listed.
-    pub(super) fn fits(&self, item: &UsageItem) -> bool {
-        let begins =
-            |id: &String| item.id.starts_with(&**id) || item.id.trim_start_matches("sha256:").starts_with(&**id);
-        let used = item.last_used_at.or(item.created_at);
-        (self.kinds.is_empty() || self.kinds.contains(&item.kind))
-            && (self.ids.is_empty() || self.ids.iter().any(begins))
-            && self.in_use.is_none_or(|in_use| item.in_use == in_use)
-            && self.until.is_none_or(|until| used.is_some_and(|used| used < until))
-    }
-
-    fn policy(self, bases: bool) -> Result<PrunePolicy, Report> {
-        if self.in_use == Some(true) {
-            return Err(Report::new("--filter inuse=true: what is in use is never removed").with_exit_code(2));
-        }
-        if let Some(kind) = self.kinds.iter().find(|kind| matches!(kind, UsageKind::Image | UsageKind::Internal)) {
-            let report =
-                Report::new(format!("--filter type={}: this is not removed by pruning the cache", kind.name()));
-            return Err(report.with_hint("images are removed by rbuild rmi and rbuild image prune").with_exit_code(2));
-        }
-        let (unused_since, kinds, ids) = (self.until, self.kinds, self.ids);
-        Ok(PrunePolicy { unused_since, kinds, ids, bases, ..PrunePolicy::default() })
-    }
-}
-
-fn until(text: &str) -> Result<jiff::Timestamp, Report> {
-    moment(text, jiff::Timestamp::now()).map_err(|why| Report::new(format!("--filter until: {why}")).with_exit_code(2))
-}
-
-fn unknown(filter: &str, known: &str) -> Report {
-    Report::new(format!("--filter {filter:?} is not supported"))
-        .with_hint(format!("there is {known}"))
-        .with_exit_code(2)
 }
 
 /// Asks the person.
@@ -270,7 +201,7 @@ async fn prune(session: &Session, policy: PrunePolicy) -> Result<Pruned, WorkErr
     blocking(move || Ok(store.prune(&policy)?)).await
 }
 
-async fn usage(session: &Session) -> Result<snapshotter::Usage, WorkError> {
+pub(super) async fn usage(session: &Session) -> Result<snapshotter::Usage, WorkError> {
     let store = Arc::clone(&session.store);
     blocking(move || Ok(store.usage()?)).await
 }

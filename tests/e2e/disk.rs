@@ -116,6 +116,74 @@ fn pruning_takes_the_cache_and_leaves_the_images() {
 }
 
 #[test]
+fn filters_mean_what_they_mean_to_buildx() {
+    let env = TestEnv::busybox();
+    let app = context(&env, "c", "RUN --mount=type=cache,target=/c echo 1 | tee /c/x > /one\nRUN echo two > /two\n");
+    env.build(&app, &["-o", "type=cacheonly"]).ok();
+    let other = context(&env, "d", "RUN echo other > /other\n");
+    env.build(&other, &["-o", "type=cacheonly"]).ok();
+    let described = |filters: &[&str]| -> Vec<String> {
+        let args: Vec<&str> = filters.iter().flat_map(|filter| ["--filter", *filter]).collect();
+        let usage = usage(&env, &args);
+        let items = usage["items"].as_array().expect("items").iter();
+        let mut all: Vec<String> = items
+            .map(|item| {
+                let text = item["description"].as_str().unwrap_or_default();
+                let known = ["/one", "/two", "/other", "cache mount"].into_iter().find(|known| text.contains(known));
+                known.unwrap_or(item["type"].as_str().expect("a type")).to_owned()
+            })
+            .collect();
+        all.sort();
+        all.dedup();
+        all
+    };
+    let all = ["/one", "/other", "/two", "cache mount", "image", "internal", "regular"];
+    assert_eq!(described(&[]), all);
+    assert_eq!(described(&["type!=regular"]), ["cache mount", "image", "internal"]);
+    assert_eq!(described(&["type~=^exec", "mutable"]), ["cache mount"]);
+    assert_eq!(described(&["type=regular", "description~=> /(one|two)"]), ["/one", "/two"]);
+    assert_eq!(
+        described(&["immutable", "description!=x", "type!=image", "description~=echo"]),
+        ["/one", "/other", "/two"]
+    );
+    assert_eq!(described(&["mutable=false"]), described(&["immutable"]));
+    assert_eq!(described(&["shared"]), described(&["private=false"]));
+    assert!(described(&["shared"]).contains(&"regular".to_owned()), "the base, upon which two results stand");
+    assert_eq!(described(&["inuse"]), described(&["inuse!=false"]));
+    let id = usage(&env, &["--filter", "description~=/one"])["items"][0]["id"].as_str().expect("one").to_owned();
+    assert_eq!(described(&[&format!("parents={id}")]), ["/two"]);
+    assert_eq!(described(&[&format!("id=={id}")]), ["/one"]);
+    assert!(!described(&[&format!("id!={}", &id[7..19])]).contains(&"/one".to_owned()));
+
+    for (wrong, why) in [
+        ("description~=(", "is no regular expression"),
+        ("until!=1h", "is not supported"),
+        ("shared~=x", "is not supported"),
+        ("type!=nothing", "there is type=regular"),
+        ("type", "is not supported"),
+        ("colour=red", "there is until=AGE"),
+    ] {
+        for command in ["du", "prune"] {
+            let force: &[&str] = if command == "prune" { &["-f"] } else { &[] };
+            env.rbuild([command]).args(force).args(["--filter", wrong]).run().exits(2).contains(why);
+        }
+    }
+
+    // What goes is what is listed, and what stands on it; what an exception names stays with all that lies below it.
+    let prune = |filter: &str| env.rbuild(["prune", "-f", "--filter", filter]).ok();
+    prune("description~=nothing of that kind");
+    assert_eq!(described(&[]), all);
+    prune(&format!("id!={id}"));
+    assert_eq!(described(&["type=regular", "description~=echo"]), ["/one"]);
+    prune("mutable");
+    assert!(!described(&[]).contains(&"cache mount".to_owned()));
+    env.build(&app, &["-o", "type=cacheonly"]).ok();
+    assert_eq!(described(&["description~=echo"]), ["/one", "/two"]);
+    prune("description~=/one");
+    assert_eq!(described(&["description~=echo"]), Vec::<String>::new());
+}
+
+#[test]
 fn what_a_running_build_uses_is_not_taken() {
     let env = TestEnv::busybox();
     let text = "RUN --mount=type=cache,target=/c echo 1 > /c/x && echo one > /one\nRUN --mount=type=cache,target=/c echo waiting && while ! test -e /c/go; do sleep 0.05; done; cat /c/x /one\n";
