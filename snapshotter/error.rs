@@ -43,7 +43,7 @@ pub enum StoreError {
         /// The root.
         path: PathBuf,
         /// Name of the file system.
-        kind: &'static str,
+        kind: String,
     },
     /// Made by another version.
     #[error("the store {} has format {found}, this rbuild knows {known}: use a newer rbuild, or another --root", path.display())]

@@ -208,13 +208,21 @@ fn check(root: &Path) -> Result<(), StoreError> {
         return Err(StoreError::Writable { path: root.to_owned(), mode: metadata.mode() & 0o7777 });
     }
     let statfs = rustix::fs::statfs(root).map_err(|error| StoreError::io("examine", root)(error.into()))?;
-    match network_name(statfs.f_type as u64 & 0xffff_ffff) {
+    let magic = statfs.f_type as u64 & 0xffff_ffff;
+    let kind = network_name(magic).map(str::to_owned).or_else(|| match magic {
+        FUSE => served_from_afar(&fs::read_to_string("/proc/self/mountinfo").unwrap_or_default(), metadata.dev()),
+        _ => None,
+    });
+    match kind {
         Some(kind) => Err(StoreError::Network { path: root.to_owned(), kind }),
         None => Ok(()),
     }
 }
 
-/// File systems by their magic numbers (statfs(2)) on which flock and SQLite's WAL do not work between machines.
+const FUSE: u64 = 0x6573_5546;
+
+/// File systems by their magic numbers (statfs(2)) that several machines can see: flock and SQLite's WAL do not work between them,
+/// or they do and one machine takes what another is about to make durable for what a crash has left.
 fn network_name(magic: u64) -> Option<&'static str> {
     Some(match magic {
         0x6969 => "NFS",
@@ -227,9 +235,63 @@ fn network_name(magic: u64) -> Option<&'static str> {
         0x00c3_6400 => "Ceph",
         0x0bd0_0bd0 => "Lustre",
         0x4750_4653 => "GPFS",
+        0x1983_0326 => "BeeGFS",
+        0x2003_0528 => "OrangeFS",
+        0xaad7_aaea => "PanFS",
+        0xbeef_dead => "StorNext",
+        0x7461_636f => "OCFS2",
+        0x0116_1970 => "GFS2",
+        0x6163_6673 => "ACFS",
         // Folders of a host shared with its virtual machine: locks and shared memory do not reach the other side.
         0x0102_1997 => "9p",
+        0xbacb_acbc => "vmhgfs",
+        0x786f_4256 => "vboxsf",
+        0x7c7c_6673 => "prl_fs",
         _ => return None,
+    })
+}
+
+/// Programs that serve through FUSE what lies elsewhere, by the name that they mount it under.
+const FROM_AFAR: [&str; 28] = [
+    "afp",
+    "beegfs",
+    "blobfuse",
+    "blobfuse2",
+    "ceph",
+    "ceph-fuse",
+    "curlftpfs",
+    "cvmfs2",
+    "davfs",
+    "ftpfs",
+    "gcsfuse",
+    "geesefs",
+    "glusterfs",
+    "goofys",
+    "JuiceFS",
+    "juicefs",
+    "lizardfs",
+    "mfs",
+    "moosefs",
+    "mountpoint-s3",
+    "rclone",
+    "s3fs",
+    "s3ql",
+    "saunafs",
+    "seaweedfs",
+    "smbnetfs",
+    "sshfs",
+    "vmhgfs-fuse",
+];
+
+/// What serves the file system of this device through FUSE, if it brings it from another machine. Many do not: disks of other
+/// systems and overlays are local.
+fn served_from_afar(mountinfo: &str, device: u64) -> Option<String> {
+    let number = format!("{}:{}", rustix::fs::major(device), rustix::fs::minor(device));
+    mountinfo.lines().find_map(|line| {
+        let (mount, filesystem) = line.split_once(" - ")?;
+        let kind = filesystem.split(' ').next()?;
+        let program = kind.strip_prefix("fuse.").filter(|program| FROM_AFAR.contains(program))?;
+        (mount.split(' ').nth(2)? == number).then(|| format!("{program} through FUSE"))
     })
 }
 
@@ -290,9 +352,68 @@ mod tests {
 
     #[test]
     fn network_file_systems_are_known() {
-        assert_eq!(network_name(0x6969), Some("NFS"));
-        assert_eq!(network_name(0x0102_1997), Some("9p"));
-        assert_eq!(network_name(0xef53), None);
+        // As linux/magic.h and the programs' own headers have them; statfs gives them as signed words on some machines.
+        let far = [
+            (0x6969, "NFS"),
+            (0xff53_4d42_u32, "CIFS"),
+            (0xfe53_4d42, "SMB2"),
+            (0x517b, "SMB"),
+            (0x564c, "NCP"),
+            (0x7375_7245, "Coda"),
+            (0x5346_414f, "AFS"),
+            (0x6b41_4653, "AFS"),
+            (0x00c3_6400, "Ceph"),
+            (0x0bd0_0bd0, "Lustre"),
+            (0x4750_4653, "GPFS"),
+            (0x1983_0326, "BeeGFS"),
+            (0x2003_0528, "OrangeFS"),
+            (0xaad7_aaea, "PanFS"),
+            (0xbeef_dead, "StorNext"),
+            (0x7461_636f, "OCFS2"),
+            (0x0116_1970, "GFS2"),
+            (0x6163_6673, "ACFS"),
+            (0x0102_1997, "9p"),
+            (0xbacb_acbc, "vmhgfs"),
+            (0x786f_4256, "vboxsf"),
+            (0x7c7c_6673, "prl_fs"),
+        ];
+        for (magic, name) in far {
+            let extended = i64::from(magic.cast_signed()) as u64 & 0xffff_ffff;
+            assert_eq!((network_name(magic.into()), network_name(extended)), (Some(name), Some(name)));
+        }
+        // ext4, XFS, btrfs, tmpfs, overlay, F2FS, ZFS, bcachefs, FUSE, ramfs.
+        for magic in [
+            0xef53,
+            0x5846_5342,
+            0x9123_683e,
+            0x0102_1994,
+            0x794c_7630,
+            0xf2f5_2010,
+            0x2fc1_2fc1,
+            0xca45_1a4e,
+            FUSE,
+            0x8584_58f6,
+        ] {
+            assert_eq!(network_name(magic), None, "{magic:x}");
+        }
+    }
+
+    #[test]
+    fn of_what_fuse_serves_only_the_far_is_refused() {
+        let mountinfo = "22 1 253:0 / / rw,relatime - ext4 /dev/vda rw\n\
+                         63 22 0:39 / /home/me/far rw,nosuid - fuse.sshfs ann@far:/srv rw,user_id=1000\n\
+                         64 22 0:40 / /data rw shared:3 - fuse.fuse-overlayfs fuse-overlayfs rw\n\
+                         65 22 8:17 / /disk rw - fuseblk /dev/sdb1 rw\n\
+                         66 22 0:41 / /mnt/a\\040b rw - fuse.s3fs s3fs rw\n\
+                         67 22 0:42 / /any rw - fuse any rw\n\
+                         broken\n";
+        let found = |major, minor| served_from_afar(mountinfo, rustix::fs::makedev(major, minor));
+        assert_eq!(found(0, 39).as_deref(), Some("sshfs through FUSE"));
+        assert_eq!(found(0, 41).as_deref(), Some("s3fs through FUSE"));
+        for (major, minor) in [(0, 40), (8, 17), (0, 42), (253, 0), (0, 3), (0, 390)] {
+            assert_eq!(found(major, minor), None, "{major}:{minor}");
+        }
+        assert!(FROM_AFAR.iter().all(|name| !name.contains([' ', '.'])));
     }
 
     #[test]

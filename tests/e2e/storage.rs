@@ -264,3 +264,22 @@ fn a_step_upon_more_layers_than_an_overlay_takes() {
     let names: Vec<_> = last.iter().map(|entry| entry.path.trim_end_matches('/')).collect();
     assert_eq!(names, ["d", "d/.wh.7", "d/8", "d/9", "d/.wh.removed"]);
 }
+
+#[test]
+fn a_store_that_lies_on_another_machine_is_refused() {
+    if !require(&["python3", "unshare", "mount"]) || !require_root() {
+        return;
+    }
+    let env = TestEnv::new();
+    let server = env.path("far.py");
+    fs::write(&server, include_str!("../support/far.py")).expect("our directory");
+    let served = |kind: &str| format!("python3 $D/far.py {kind} $S");
+    for args in [&["images"][..], &["build", "."], &["du"], &["prune", "-f"]] {
+        let out = rbuild(&env, &served("fuse.sshfs"), args).timeout(20).run().exits(1);
+        let out = out.contains("is on a network file system (sshfs through FUSE)").contains("--root");
+        assert_eq!(out.stderr.lines().count(), 1, "{}", out.stderr);
+    }
+    // What is served on this machine is a disk like others: this one holds nothing, which is another error.
+    rbuild(&env, &served("fuse.local"), &["images"]).timeout(20).run().exits(1).lacks("network");
+    assert_eq!(fs::read_dir(env.store()).expect("ours").count(), 0, "nothing was written beneath");
+}
