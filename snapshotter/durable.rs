@@ -8,7 +8,7 @@
 //! written to that file system; so that not everything is left for it, the kernel is sent to write before (`Flusher`, and
 //! `Hashed` for blobs).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -22,6 +22,7 @@ use graph::Digest;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::db::FileKind;
+use crate::usage::measure;
 use crate::{Store, StoreError, lock};
 
 /// So many files are rather synced one by one than with the whole file system.
@@ -94,6 +95,16 @@ impl Store {
     /// Waits until what was discarded is off the disk.
     pub fn settle(&self) {
         self.reaper.settle(Duration::MAX / 4);
+    }
+
+    /// Where what could not be removed lies, and its size as far as it can be seen; `None` where all could.
+    #[must_use]
+    pub fn stuck(&self) -> Option<(PathBuf, u64)> {
+        self.settle();
+        let stuck = self.reaper.stuck();
+        let mut seen = HashSet::new();
+        let size = stuck.iter().map(|path| measure(path, &mut seen)).sum();
+        (!stuck.is_empty()).then(|| (self.layout.join("trash"), size))
     }
 
     /// Writes when the records and images found by this process were used.

@@ -1,6 +1,7 @@
 //! Removal in the background: what is not needed is renamed into `trash/` at once and removed by a thread. What a process
 //! leaves there is removed by the next.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -24,6 +25,8 @@ pub(crate) struct Reaper {
 struct Pending {
     count: Mutex<usize>,
     changed: Condvar,
+    /// What could not be removed.
+    stuck: Mutex<BTreeSet<PathBuf>>,
 }
 
 impl Reaper {
@@ -57,7 +60,9 @@ impl Reaper {
             let pending = Arc::clone(&self.pending);
             let work = move || {
                 for path in receiver {
-                    let _ = remove_tree(&path);
+                    if remove_tree(&path).is_err() {
+                        pending.stuck.lock().unwrap_or_else(PoisonError::into_inner).insert(path);
+                    }
                     *pending.count.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
                     pending.changed.notify_all();
                 }
@@ -74,6 +79,12 @@ impl Reaper {
                 *self.pending.count.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
             }
         }
+    }
+
+    /// What could not be removed, and is there still. Files of other ids, for one.
+    pub(crate) fn stuck(&self) -> Vec<PathBuf> {
+        let stuck = self.pending.stuck.lock().unwrap_or_else(PoisonError::into_inner);
+        stuck.iter().filter(|path| path.symlink_metadata().is_ok()).cloned().collect()
     }
 
     /// Waits until all is removed, or for as long as given.

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Subcommand;
+use executor::rootless::Tier;
 use snapshotter::{ImageKind, PrunePolicy, Pruned, StoreError};
 
 use super::du;
@@ -117,6 +118,7 @@ pub async fn run(args: &Args, session: &Session) -> Result<ExitCode, Report> {
     };
     let pruned = prune(session, policy).await?;
     report(&pruned, args.verbose, &[]);
+    warn_of_stuck(session).await?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -156,6 +158,7 @@ pub async fn image(command: &Image, session: &Session) -> Result<ExitCode, Repor
     collect(session).await?;
     let left = usage(session).await?.total;
     report(&Pruned { freed: start.saturating_sub(left), left, items: Vec::new() }, false, &deleted);
+    warn_of_stuck(session).await?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -178,6 +181,7 @@ pub async fn system(command: &System, session: &Session) -> Result<ExitCode, Rep
     let mut pruned = prune(session, filters.policy(session, true).await?).await?;
     pruned.freed = start.saturating_sub(pruned.left);
     report(&pruned, false, &deleted);
+    warn_of_stuck(session).await?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -254,6 +258,27 @@ fn report(pruned: &Pruned, verbose: bool, images: &[String]) {
         println!();
     }
     println!("Total reclaimed space: {}", bytes(pruned.freed));
+}
+
+/// Trees that were unpacked with other ids may hold files that are not ours to remove.
+async fn warn_of_stuck(session: &Session) -> Result<(), WorkError> {
+    let store = Arc::clone(&session.store);
+    let Some((trash, size)) = blocking(move || Ok(store.stuck())).await? else { return Ok(()) };
+    let how = match &session.tier {
+        Tier::SingleId { .. } => {
+            "files there belong to subordinate ids that this user no longer has: grant them again (/etc/subuid, /etc/subgid) \
+             and prune once more"
+        }
+        Tier::Root | Tier::SubordinateIds { .. } | Tier::Confined { .. } => {
+            "files there belong to ids that are not this user's, or must not be changed"
+        }
+    };
+    eprintln!(
+        "WARNING: {} could not be removed: {how}, or remove them as root: rm -rf {}/*",
+        bytes(size),
+        trash.display()
+    );
+    Ok(())
 }
 
 /// The beginning of an id.

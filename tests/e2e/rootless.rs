@@ -139,6 +139,37 @@ fn a_store_serves_its_user_with_more_and_with_fewer_ids() {
     }
 }
 
+/// What was unpacked with subordinate ids cannot be removed without them: that is said, and done when they are back.
+#[test]
+fn what_other_ids_left_is_named_and_removed_with_them() {
+    if !require(&["unshare", "setpriv", "newuidmap"]) || !require_root() {
+        return;
+    }
+    let env = env_of_user();
+    let tar = env.path("busybox.tar").display().to_string();
+    as_user(&env, true, &["import", &tar, "busybox"]).ok();
+    let text = "FROM busybox\nCOPY --chown=33:44 f /d/deep/f\nRUN --mount=type=cache,target=/c,uid=5,gid=6 touch /c/x && ls /d\n\
+                RUN mkdir /e && touch /e/f && chown -R 33:44 /e\n";
+    let path = env.dockerfile("c", text).file("f", "content\n").dir().display().to_string();
+    as_user(&env, true, &["build", "-o", "type=cacheonly", &path]).ok();
+    as_user(&env, true, &["prune", "-f", "--filter", "type=download"]).ok().lacks("WARNING");
+    let trash = env.store().join("trash");
+    let left = || fs::read_dir(&trash).expect("ours").count();
+    let out = as_user(&env, false, &["system", "prune", "-a", "-f"]).ok();
+    let told = format!("rm -rf {}/*", trash.display());
+    assert_eq!(out.stderr.matches("could not be removed").count(), 1, "{}", out.text());
+    assert!(out.stderr.contains("/etc/subuid") && out.stderr.contains(&told), "{}", out.stderr);
+    assert!(left() > 0);
+    // What can be built without is built.
+    as_user(&env, false, &["import", &tar, "busybox"]).ok();
+    let text = "FROM busybox\nRUN --mount=type=cache,target=/c,uid=5,gid=6 touch /c/y\n";
+    let path = env.dockerfile("d", text).dir().display().to_string();
+    as_user(&env, false, &["build", "-o", "type=cacheonly", &path]).ok();
+    as_user(&env, true, &["system", "prune", "-a", "-f"]).ok().lacks("could not be removed");
+    assert_eq!(left(), 0);
+    assert_eq!(fs::read_dir(env.store().join("cache-mounts")).expect("ours").count(), 0);
+}
+
 #[test]
 fn users_run_programs_of_another_machine() {
     if !require(&["unshare", "setpriv", "newuidmap", "qemu-aarch64-static"]) || !require_root() {
