@@ -1,5 +1,8 @@
 //! What steps get on this machine, by name: for `--require-tier`, metadata and doctor.
 
+use std::path::Path;
+
+use executor::NoNodes;
 use executor::rootless::Tier;
 
 /// The least that a build accepts.
@@ -46,6 +49,29 @@ pub fn check(required: Required, tier: &Tier) -> Result<(), String> {
         Some(why) => format!("this machine gives steps the tier {name}, which is less than was required: {why}"),
         None => format!("this machine gives steps the tier {name}, which is less than was required"),
     })
+}
+
+/// What steps lack that have no device nodes, and the way out. Nothing stands in for them: of a pipe that is fed programs would
+/// read less than they ask for, and not all would notice.
+#[must_use]
+pub fn without_nodes(tier: &Tier, scratch: &Path) -> Option<(String, &'static str)> {
+    let Tier::Confined { .. } = tier else { return None };
+    let (why, fix) = match executor::nodes_in(scratch).ok()?? {
+        NoNodes::Made => (
+            "device nodes cannot be made here",
+            "give the container CAP_MKNOD (docker run --cap-add MKNOD; in Kubernetes \
+             securityContext.capabilities.add: [MKNOD]); in a user namespace that is not enough",
+        ),
+        NoNodes::Opened => (
+            "the store's file system is mounted with nodev",
+            "put the store on one that is not: --root DIR, in the container's own root file system or a volume",
+        ),
+    };
+    let found = format!(
+        "steps have no /dev/zero, full, random, urandom and tty, since {why}; /dev/null is a file of theirs, which keeps what is \
+         written"
+    );
+    Some((found, fix))
 }
 
 #[cfg(test)]

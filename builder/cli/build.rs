@@ -259,6 +259,9 @@ pub async fn run(args: &Args, session: &Session) -> Result<ExitCode, Report> {
         )),
         Tier::Root | Tier::SubordinateIds { .. } => {}
     }
+    if let Some((found, fix)) = crate::tier::without_nodes(&session.tier, &session.store.scratch_directory()) {
+        progress.warn(format!("{found}; {fix}"));
+    }
     args.obsolete.lines().for_each(|line| progress.warn(line));
     let cancelled = CancellationToken::new();
     let signals = interrupt::cancels(&cancelled, &progress);

@@ -92,6 +92,8 @@ pub async fn examine(start: &Start, root: Option<PathBuf>) -> Diagnosis {
         let (check, found) = probes::snapshots(store, &launcher, &start.tier).await;
         checks.push(check);
         way = found;
+        let without = crate::tier::without_nodes(&start.tier, &store.scratch_directory());
+        checks.extend(without.map(|(found, fix)| Check::limited("devices", found, fix)));
     }
     checks.push(probes::names(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default()));
     let usable = checks.iter().all(|check| check.state != State::Missing);

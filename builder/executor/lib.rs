@@ -37,6 +37,7 @@ pub mod spec;
 pub mod stubs;
 mod user;
 
+pub use confined::{NoNodes, nodes_in};
 pub use emulation::{Emulation, Foreign};
 pub use error::{Error, SystemError, UserError};
 pub use fence::{LandlockLevel, landlock};

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::support::{TestEnv, require, require_root};
+use crate::support::{TestEnv, Tier, require, require_root};
 
 fn check<'a>(diagnosis: &'a Value, name: &str) -> &'a Value {
     let checks = diagnosis["checks"].as_array().expect("a list");
@@ -62,4 +62,27 @@ fn a_store_that_cannot_be_opened_is_no_reason_to_be_silent() {
     let out = env.rbuild(["doctor"]).arg("--root").arg(env.path("file")).run().exits(1);
     assert!(out.stdout.contains("NO    store") && out.stdout.contains("tier: none"), "{}", out.stdout);
     assert!(out.stdout.contains("ok    steps"), "{}", out.stdout);
+}
+
+#[test]
+fn steps_without_device_nodes_are_told_of_with_the_way_out() {
+    // The container around it refuses devices on all of its mounts.
+    Tier::Bare.run(|| {
+        let env = TestEnv::busybox();
+        let out = env.rbuild(["doctor", "--format", "json"]).ok();
+        let diagnosis: Value = serde_json::from_str(&out.stdout).expect("JSON");
+        let devices = check(&diagnosis, "devices");
+        assert_eq!(devices["state"], "limited", "{diagnosis:#}");
+        assert!(devices["found"].as_str().is_some_and(|found| found.contains("urandom")), "{devices}");
+        let fix = devices["fix"].as_str().expect("a way out").to_owned();
+        assert!(fix.contains("--root") || fix.contains("CAP_MKNOD"), "{fix}");
+        // What is said is so, and the build says it once.
+        let text = "FROM busybox\nRUN for name in zero full random urandom tty; do test ! -e /dev/$name || exit 1; done\n\
+                    RUN echo x > /dev/null && test -f /dev/null\n";
+        let out = env.build(&env.dockerfile("c", text), &["-t", "it"]).ok();
+        assert_eq!(out.stderr.matches("steps have no /dev/zero").count(), 1, "{}", out.stderr);
+        assert!(out.stderr.contains(&fix), "{}", out.stderr);
+    });
+    let env = TestEnv::new();
+    env.rbuild(["doctor"]).ok().lacks("steps have no /dev/zero");
 }

@@ -47,17 +47,8 @@ impl Fixture {
         let dev = reopen(&dev)?;
         for (name, major, minor) in crate::init::NODES {
             let put = self.clear(clone(&dev)?, name)?;
-            let device = rustix::fs::makedev(*major, *minor);
             let mode = Mode::from_raw_mode(0o666);
-            let usable = match rustix::fs::mknodat(&put.parent, *name, FileType::CharacterDevice, mode, device) {
-                Err(Errno::PERM | Errno::ACCESS) => false,
-                other => {
-                    other.call(|| format!("mknodat(/dev/{name})"))?;
-                    let flags = OFlags::RDONLY | OFlags::NOCTTY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-                    let opened = rustix::fs::openat(&put.parent, *name, flags, Mode::empty());
-                    !matches!(opened, Err(Errno::PERM | Errno::ACCESS))
-                }
-            };
+            let usable = node(&put.parent, name, *major, *minor)?.is_none();
             if !usable {
                 file::remove_all(&put.parent, name.as_bytes()).call(|| format!("unlink(/dev/{name})"))?;
                 if *name == "null" {
@@ -180,6 +171,37 @@ impl Drop for Fixture {
         }
         std::fs::remove_dir(&self.aside).ok();
     }
+}
+
+/// Why steps in a chroot have no device nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NoNodes {
+    /// They must not be made: there is no CAP_MKNOD, or only that of a user namespace.
+    Made,
+    /// They must not be opened: the file system is mounted with nodev.
+    Opened,
+}
+
+/// Tries in this directory whether steps whose roots lie there can have device nodes. `None`: they can.
+pub fn nodes_in(directory: &Path) -> sys::Result<Option<NoNodes>> {
+    let directory = open_directory(directory)?;
+    let name = format!("node-{}", std::process::id());
+    let (_, major, minor) = crate::init::NODES[0];
+    let tried = node(&directory, &name, major, minor);
+    file::remove_all(&directory, name.as_bytes()).call(|| format!("unlink({name:?})"))?;
+    tried
+}
+
+/// Makes a node and opens it.
+fn node(directory: &OwnedFd, name: &str, major: u32, minor: u32) -> sys::Result<Option<NoNodes>> {
+    let device = rustix::fs::makedev(major, minor);
+    match rustix::fs::mknodat(directory, name, FileType::CharacterDevice, Mode::from_raw_mode(0o666), device) {
+        Err(Errno::PERM | Errno::ACCESS) => return Ok(Some(NoNodes::Made)),
+        other => other.call(|| format!("mknodat({name:?}, {major}:{minor})"))?,
+    }
+    let flags = OFlags::RDONLY | OFlags::NOCTTY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let opened = rustix::fs::openat(directory, name, flags, Mode::empty());
+    Ok(matches!(opened, Err(Errno::PERM | Errno::ACCESS)).then_some(NoNodes::Opened))
 }
 
 fn make_directory(put: &Put, mode: u32) -> sys::Result<()> {

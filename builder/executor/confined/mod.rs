@@ -17,6 +17,7 @@ use rustix::thread::CapabilitySet;
 use sys::{Named, fd, process, socket};
 
 pub(crate) use fixture::Fixture;
+pub use fixture::{NoNodes, nodes_in};
 pub(crate) use leftovers::{adopt_orphans, end_all as end_leftovers};
 
 use crate::error::{Doing, Error};
