@@ -31,6 +31,11 @@ pub(crate) struct Restored {
 }
 
 impl Imports {
+    /// Whether it is worth asking.
+    pub(crate) fn may_have_mounts(&self) -> bool {
+        self.sources.iter().any(|source| source.from.mounts)
+    }
+
     /// What a cache mount held, from the first cache that has it. `lost` hears of blobs that cannot be had.
     pub(crate) async fn mount(
         &self,

@@ -301,7 +301,13 @@ impl BuildWorker {
         };
         let (store, options) = (Arc::clone(&self.store), self.layers.options()?);
         self.mounts.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone(), sharing);
-        let restored = match store.has_cache_mount(&id) {
+        // Held until it is there: steps that begin with the same one fetch it once.
+        let mut restoring = None;
+        if self.imports.may_have_mounts() && !store.has_cache_mount(&id) {
+            let (store, token, name) = (Arc::clone(&store), context.cancelled.clone(), format!("restoring {id}"));
+            restoring = Some(blocking(move || Ok(store.lock(&name, &|| token.is_cancelled())?)).await?);
+        }
+        let restored = match restoring.is_none() || store.has_cache_mount(&id) {
             true => None,
             false => self.imports.mount(context, &id, &self.scratch, |blob| self.layers.note_lost(blob)).await,
         };
@@ -310,6 +316,7 @@ impl BuildWorker {
         let new = NewDirectory { mode: cache.mode, owner };
         let context = context.clone();
         blocking(move || {
+            let _restoring = restoring;
             let stop = || context.cancelled.is_cancelled();
             store.cache_mount(&id, sharing, new, &stop, |directory| {
                 if let Some(restored) = restored

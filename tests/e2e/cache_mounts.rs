@@ -85,6 +85,41 @@ fn a_machine_without_one_begins_with_what_another_left() {
     );
 }
 
+/// Several steps of several builds of one store.
+#[test]
+fn steps_that_begin_with_the_same_mount_fetch_it_once() {
+    if !require(NEEDED) {
+        return;
+    }
+    let registry = Registry::plain();
+    let (one, two) = (TestEnv::busybox(), TestEnv::busybox());
+    let cache = registry.name("cache");
+    let first =
+        build(&one, &context(&one, ",id=x"), "1", &["--cache-to", &format!("type=registry,ref={cache},mounts=true")]);
+    let step = |n: u32| {
+        format!("FROM busybox AS s{n}\nRUN --mount=type=cache,target=/x,id=x echo {n}; sha256sum /x/big | tee /out\n")
+    };
+    let copies: String = (0..4).map(|n| format!("COPY --from=s{n} /out /out{n}\n")).collect();
+    let text = format!("{}FROM scratch\n{copies}", (0..4).map(step).collect::<String>());
+    let contexts = [two.dockerfile("c", &text), two.dockerfile("d", &text.replace("echo", "echo again"))];
+    let before = registry.requests().len();
+    let builds = contexts.each_ref().map(|context| two.build(context, &["--cache-from", &cache]).spawn());
+    let sum = sum(&first);
+    for build in builds {
+        let out = build.finish().success();
+        assert_eq!(out.stderr.matches(&*sum).count(), 4, "{}", out.stderr);
+    }
+    let log = registry.requests().split_off(before);
+    let manifest =
+        registry.skopeo("inspect").args(["--tls-verify=false", "--raw"]).arg(format!("docker://{cache}")).ok();
+    let manifest: Value = serde_json::from_str(&manifest.stdout).expect("JSON");
+    let parts = manifest["layers"].as_array().expect("layers").iter();
+    let parts: Vec<&str> = parts.filter_map(|part| part["digest"].as_str()).collect();
+    let fetched = |digest: &str| log.iter().filter(|line| line.starts_with("GET ") && line.contains(digest)).count();
+    let counts: Vec<usize> = parts.iter().map(|digest| fetched(digest)).filter(|count| *count > 0).collect();
+    assert!(!counts.is_empty() && counts.iter().all(|count| *count == 1), "{counts:?}: {log:#?}");
+}
+
 fn blobs(layout: &Path) -> Vec<std::path::PathBuf> {
     fs::read_dir(layout.join("blobs/sha256")).expect("a layout").flatten().map(|entry| entry.path()).collect()
 }

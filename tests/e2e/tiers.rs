@@ -111,6 +111,7 @@ mod in_namespaces {
         }
         kills {
             ctrl_c_ends_the_build_and_its_steps
+            a_second_ctrl_c_ends_rbuild_at_once_and_all_its_steps
             kill_9_leaves_nothing_and_loses_nothing
         }
     }
