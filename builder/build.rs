@@ -22,7 +22,7 @@ use crate::images::ImageError;
 use crate::provenance::{self, Facts, Material, Origin, ProvenanceSpec};
 use crate::request::Request;
 use crate::session::{Session, SessionError};
-use crate::worker::{Ahead, BuildWorker, Leaving, Rootfs, StepPolicy, WorkError};
+use crate::worker::{Ahead, BuildWorker, Rootfs, StepPolicy, WorkError};
 
 /// A finished build.
 #[derive(Debug)]
@@ -227,8 +227,8 @@ pub async fn prepare(
     (facts.hermetic, facts.local) = provenance::reach(&graph, facts.origin.material.is_some());
     let options = Options { parallel, must_hit: request.must_hit };
     let mut worker = worker(session, wanted(&graph), contexts, policy, imports, epoch)?;
-    let leaving = if epoch.is_some() || roots.len() > 1 { Leaving::rewritten() } else { request.leaving };
-    worker.ahead = Ahead::of(&graph, &roots, leaving);
+    // With SOURCE_DATE_EPOCH layers are written anew at the end.
+    worker.ahead = Ahead::of(&graph, &roots, request.leaving.filter(|_| epoch.is_none()));
     let worker = Arc::new(worker);
     Ok(Prepared { lowered, graph, roots, worker, options, source, epoch, inline: request.cache_inline, facts })
 }

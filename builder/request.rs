@@ -51,8 +51,8 @@ pub struct Request {
     pub cache_from: Vec<CacheFrom>,
     /// `--cache-to type=inline`: the records go into the image.
     pub cache_inline: bool,
-    /// What becomes of the layers.
-    pub leaving: Leaving,
+    /// How the layers leave.
+    pub leaving: Option<Leaving>,
     /// `--fail-on-miss`
     pub must_hit: MustHit,
     /// Who remembers the build.
@@ -125,7 +125,7 @@ impl Request {
                 Some(stage) => MustHit::Stage(stage.to_owned()),
             },
             recorder: None,
-            leaving: Leaving::default(),
+            leaving: None,
             cache_inline: args.cache_specs()?.iter().any(|to| to.place == cache::Place::Inline),
         })
     }

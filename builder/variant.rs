@@ -187,7 +187,7 @@ async fn written_anew(
     let record = blocking(move || {
         let open = |layer: usize, path: &[u8]| source.open(layer, path);
         let layers: &[Arc<LayerIndex>] = source.tree.layers();
-        let (written, blob) = squash(below.as_ref(), layers, latest, open, store.known_blob_writer(true)?)?;
+        let (written, blob) = squash(below.as_ref(), layers, latest, open, store.known_blob_writer()?)?;
         blob.commit(&written.diff_id)?;
         let record = LayerRecord::own(parent, written.diff_id, written.content, written.size, created);
         store.put_index(&record.chain, &written.index.encode())?;

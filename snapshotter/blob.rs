@@ -9,14 +9,11 @@ use sha2::Digest as _;
 use tempfile::NamedTempFile;
 
 use crate::db::{FileKind, add_file, forget_file, has_file};
-use crate::direct::Direct;
 use crate::{Room, Store, StoreError};
 
-/// A file whose bytes are hashed and counted as they are written, and on their way to the disk while more come: who waits for
-/// the sync at the end finds most of it done.
-pub(crate) struct Hashed<F> {
-    file: Direct<F>,
-    hasher: sha2::Sha256,
+/// A file whose bytes are on their way to the disk while more come: who waits for the sync at the end finds most of it done.
+pub(crate) struct Counted<F> {
+    file: F,
     size: u64,
     /// How much the kernel was told to write.
     leaving: u64,
@@ -25,39 +22,12 @@ pub(crate) struct Hashed<F> {
 /// Bytes that are worth a system call.
 const PIECE: u64 = 8 << 20;
 
-impl<F: Write + AsFd> Hashed<F> {
-    /// Nothing is written yet, and what will be is read soon: it stays in the page cache.
-    pub(crate) fn new(file: F) -> Self {
-        Self { file: Direct::cached(file), hasher: sha2::Sha256::new(), size: 0, leaving: 0 }
-    }
-
-    /// `hasher` knows the `size` bytes that are in the file already, and the page cache need not have what follows.
-    pub(crate) fn resumed(file: F, hasher: sha2::Sha256, size: u64) -> Self {
-        Self { file: Direct::new(file, size), hasher, size, leaving: size }
-    }
-
-    pub(crate) fn size(&self) -> u64 {
-        self.size
-    }
-
-    pub(crate) fn file(&self) -> &F {
-        &self.file.file
-    }
-
-    /// The file, with digest and size of what is in it.
-    pub(crate) fn finish(mut self) -> io::Result<(F, Digest, u64)> {
-        self.file.flush()?;
-        Ok((self.file.file, Digest::from_bytes(self.hasher.finalize().into()), self.size))
-    }
-}
-
-impl<F: Write + AsFd> Write for Hashed<F> {
+impl<F: Write + AsFd> Write for Counted<F> {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
         let written = self.file.write(data)?;
-        self.hasher.update(&data[..written]);
         self.size += written as u64;
         if self.size - self.leaving >= PIECE {
-            start_writeback(&self.file, self.leaving, self.size);
+            sys::file::start_writeback(&self.file, self.leaving, self.size - self.leaving);
             self.leaving = self.size;
         }
         Ok(written)
@@ -68,9 +38,46 @@ impl<F: Write + AsFd> Write for Hashed<F> {
     }
 }
 
-fn start_writeback<F: Write + AsFd>(file: &Direct<F>, from: u64, to: u64) {
-    if file.is_cached() {
-        sys::file::start_writeback(&file.file, from, to - from);
+/// The same, with the digest of what was written.
+pub(crate) struct Hashed<F> {
+    counted: Counted<F>,
+    hasher: sha2::Sha256,
+}
+
+impl<F: Write + AsFd> Hashed<F> {
+    /// Nothing is written yet.
+    pub(crate) fn new(file: F) -> Self {
+        Self::resumed(file, sha2::Sha256::new(), 0)
+    }
+
+    /// `hasher` knows the `size` bytes that are in the file already.
+    pub(crate) fn resumed(file: F, hasher: sha2::Sha256, size: u64) -> Self {
+        Self { counted: Counted { file, size, leaving: size }, hasher }
+    }
+
+    pub(crate) fn size(&self) -> u64 {
+        self.counted.size
+    }
+
+    pub(crate) fn file(&self) -> &F {
+        &self.counted.file
+    }
+
+    /// The file, with digest and size of what is in it.
+    pub(crate) fn finish(self) -> (F, Digest, u64) {
+        (self.counted.file, Digest::from_bytes(self.hasher.finalize().into()), self.counted.size)
+    }
+}
+
+impl<F: Write + AsFd> Write for Hashed<F> {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        let written = self.counted.write(data)?;
+        self.hasher.update(&data[..written]);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.counted.flush()
     }
 }
 
@@ -104,45 +111,45 @@ impl BlobWriter<'_> {
     /// # Errors
     /// The digest is not `expected`, or the disk.
     pub fn commit(self, expected: Option<&Digest>) -> Result<(Digest, u64), StoreError> {
+        self.named(expected).map(|(digest, size, _)| (digest, size))
+    }
+
+    /// As [`Self::commit`], and whether the blob is what was written here. If somebody was first, it is theirs, and what has
+    /// become of it is not known.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn named(self, expected: Option<&Digest>) -> Result<(Digest, u64, bool), StoreError> {
         let Self { store, bytes, room: _ } = self;
-        let path = bytes.file().path().to_owned();
-        let (file, digest, size) = bytes.finish().map_err(StoreError::io("write", path))?;
+        let (file, digest, size) = bytes.finish();
         if let Some(expected) = expected
             && *expected != digest
         {
             return Err(StoreError::WrongDigest { expected: *expected, found: digest });
         }
         let file = file.into_temp_path();
-        store.name_blob(&file, &digest, size)?;
+        let is_ours = store.name_blob(&file, &digest, size)?;
         // Its name is the blob's now, or it is not needed.
         drop(file);
-        Ok((digest, size))
+        Ok((digest, size, is_ours))
     }
 }
 
 /// A blob that is being written by somebody who hashes it anyway. Dropped without [`KnownBlobWriter::commit`], it is gone.
 pub struct KnownBlobWriter<'s> {
     store: &'s Store,
-    file: Direct<NamedTempFile>,
-    size: u64,
-    leaving: u64,
+    bytes: Counted<NamedTempFile>,
     room: Room,
 }
 
 impl Write for KnownBlobWriter<'_> {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
         self.room.take(data.len() as u64)?;
-        let written = self.file.write(data)?;
-        self.size += written as u64;
-        if self.size - self.leaving >= PIECE {
-            start_writeback(&self.file, self.leaving, self.size);
-            self.leaving = self.size;
-        }
-        Ok(written)
+        self.bytes.write(data)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
+        self.bytes.flush()
     }
 }
 
@@ -151,10 +158,9 @@ impl KnownBlobWriter<'_> {
     ///
     /// # Errors
     /// The disk.
-    pub fn commit(mut self, digest: &Digest) -> Result<(), StoreError> {
-        self.file.flush().map_err(StoreError::io("write", self.file.file.path()))?;
-        let file = self.file.file.into_temp_path();
-        self.store.name_blob(&file, digest, self.size)
+    pub fn commit(self, digest: &Digest) -> Result<(), StoreError> {
+        let file = self.bytes.file.into_temp_path();
+        self.store.name_blob(&file, digest, self.bytes.size).map(drop)
     }
 }
 
@@ -168,14 +174,13 @@ impl Store {
         Ok((file.map_err(StoreError::io("write in", &directory))?, Room::later(directory)))
     }
 
-    /// Starts a blob that is hashed by whoever writes it. It does not stay in the page cache if it is not `read_soon`.
+    /// Starts a blob that is hashed by whoever writes it.
     ///
     /// # Errors
     /// The disk.
-    pub fn known_blob_writer(&self, read_soon: bool) -> Result<KnownBlobWriter<'_>, StoreError> {
+    pub fn known_blob_writer(&self) -> Result<KnownBlobWriter<'_>, StoreError> {
         let (file, room) = self.new_blob()?;
-        let file = if read_soon { Direct::cached(file) } else { Direct::new(file, 0) };
-        Ok(KnownBlobWriter { store: self, file, size: 0, leaving: 0, room })
+        Ok(KnownBlobWriter { store: self, bytes: Counted { file, size: 0, leaving: 0 }, room })
     }
 
     /// Starts a blob.
@@ -201,19 +206,21 @@ impl Store {
         Ok(writer.commit(Some(&digest))?.0)
     }
 
-    /// Gives verified bytes their name. If somebody was first, theirs stay.
-    pub(crate) fn name_blob(&self, file: &Path, digest: &Digest, size: u64) -> Result<(), StoreError> {
+    /// Gives verified bytes their name. If somebody was first, theirs stay, and the answer is no.
+    pub(crate) fn name_blob(&self, file: &Path, digest: &Digest, size: u64) -> Result<bool, StoreError> {
         let path = self.layout.blob(digest);
         // Renamed inside the transaction, of which there is one at a time: nobody comes between the look and the rename.
         self.db.write_files(|db| {
             self.lease.hold(digest);
             if std::fs::metadata(&path).is_ok_and(|there| there.len() == size) {
-                return Ok(add_file(db, FileKind::Blob, digest, size)?);
+                add_file(db, FileKind::Blob, digest, size)?;
+                return Ok(false);
             }
             std::fs::rename(file, &path).map_err(StoreError::io("write", &path))?;
             // Another file than the one that was synced.
             forget_file(db, FileKind::Blob, digest)?;
-            Ok(add_file(db, FileKind::Blob, digest, size)?)
+            add_file(db, FileKind::Blob, digest, size)?;
+            Ok(true)
         })
     }
 

@@ -252,7 +252,7 @@ fn network_name(magic: u64) -> Option<&'static str> {
 }
 
 /// Programs that serve through FUSE what lies elsewhere, by the name that they mount it under.
-const FROM_AFAR: [&str; 28] = [
+const FROM_AFAR: [&str; 29] = [
     "afp",
     "beegfs",
     "blobfuse",
@@ -271,6 +271,7 @@ const FROM_AFAR: [&str; 28] = [
     "juicefs",
     "lizardfs",
     "mfs",
+    "mfsmount",
     "moosefs",
     "mountpoint-s3",
     "rclone",
@@ -289,8 +290,11 @@ fn served_from_afar(mountinfo: &str, device: u64) -> Option<String> {
     let number = format!("{}:{}", rustix::fs::major(device), rustix::fs::minor(device));
     mountinfo.lines().find_map(|line| {
         let (mount, filesystem) = line.split_once(" - ")?;
-        let kind = filesystem.split(' ').next()?;
-        let program = kind.strip_prefix("fuse.").filter(|program| FROM_AFAR.contains(program))?;
+        let mut fields = filesystem.split(' ');
+        let (kind, source) = (fields.next()?, fields.next()?);
+        // Without a name of its own, a program is known by what it says to mount: `NAME`, `NAME#…`, `NAME:…`.
+        let named = if kind == "fuse" { source.split(['#', ':']).next() } else { kind.strip_prefix("fuse.") };
+        let program = named.filter(|program| FROM_AFAR.contains(program))?;
         (mount.split(' ').nth(2)? == number).then(|| format!("{program} through FUSE"))
     })
 }
@@ -406,10 +410,14 @@ mod tests {
                          65 22 8:17 / /disk rw - fuseblk /dev/sdb1 rw\n\
                          66 22 0:41 / /mnt/a\\040b rw - fuse.s3fs s3fs rw\n\
                          67 22 0:42 / /any rw - fuse any rw\n\
+                         68 22 0:43 / /s3 rw - fuse mountpoint-s3 rw\n\
+                         69 22 0:44 / /old rw - fuse sshfs#ann@far:/srv rw\n\
                          broken\n";
         let found = |major, minor| served_from_afar(mountinfo, rustix::fs::makedev(major, minor));
         assert_eq!(found(0, 39).as_deref(), Some("sshfs through FUSE"));
         assert_eq!(found(0, 41).as_deref(), Some("s3fs through FUSE"));
+        assert_eq!(found(0, 43).as_deref(), Some("mountpoint-s3 through FUSE"));
+        assert_eq!(found(0, 44).as_deref(), Some("sshfs through FUSE"));
         for (major, minor) in [(0, 40), (8, 17), (0, 42), (253, 0), (0, 3), (0, 390)] {
             assert_eq!(found(major, minor), None, "{major}:{minor}");
         }

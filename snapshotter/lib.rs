@@ -36,7 +36,6 @@
 mod blob;
 mod cache_mount;
 mod db;
-mod direct;
 mod durable;
 mod error;
 mod form;

@@ -121,7 +121,7 @@ impl PartialBlob<'_> {
     /// The bytes are not those of the digest; then they are thrown away. Or the disk.
     pub fn commit(self) -> Result<u64, StoreError> {
         // The file holds the lock until the blob has its name.
-        let (_file, found, size) = self.bytes.finish().map_err(StoreError::io("write", &self.path))?;
+        let (_file, found, size) = self.bytes.finish();
         if found != self.expected {
             let _ = fs::remove_file(&self.path);
             return Err(StoreError::WrongDigest { expected: self.expected, found });

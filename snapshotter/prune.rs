@@ -303,7 +303,9 @@ fn choose(policy: &PrunePolicy, facts: &Facts, candidates: Vec<Candidate>, sizes
         items.contains(&candidate.id)
             || (policy.and_above && candidate.layers.iter().any(layer))
             // Of a base the layers are what takes space.
-            || (matches!(candidate.unit, Unit::Base(_)) && candidate.layers.iter().all(layer))
+            || (matches!(candidate.unit, Unit::Base(_))
+                && !candidate.layers.is_empty()
+                && candidate.layers.iter().all(layer))
     };
     let since = policy.unused_since.map(jiff::Timestamp::as_millisecond);
     let mut fitting: Vec<Candidate> = candidates

@@ -240,7 +240,7 @@ pub async fn run(args: &Args, session: &Session) -> Result<ExitCode, Report> {
     let caches = args.cache_specs().map_err(|why| Report::new(why).with_exit_code(2))?;
     let mut outputs = default_outputs(std::mem::take(&mut request.outputs), session.config.load);
     args.amend(&mut outputs).map_err(|why| Report::new(why).with_exit_code(2))?;
-    request.leaving = Leaving::of(&outputs, !caches.is_empty());
+    request.leaving = Leaving::of(&outputs);
     let tags = request.tags.clone();
     let mode = if args.quiet { Mode::Quiet } else { args.progress };
     let mode = Mode::choose(Some(mode)).map_err(|error| Report::of(&error).with_exit_code(2))?;

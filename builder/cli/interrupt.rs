@@ -30,29 +30,36 @@ static MEANING: Mutex<Meaning> = Mutex::new(Meaning::End);
 
 /// While it lives, signals mean something else.
 #[must_use]
-pub(super) struct Listening(());
+pub(super) struct Listening {
+    /// What comes afterwards ends the process.
+    ends: bool,
+}
 
 /// Has the first signal cancel, and a second one end the process.
 pub(super) fn cancels(cancelled: &CancellationToken, progress: &Progress) -> Listening {
-    begin(Meaning::Cancel(cancelled.clone(), progress.clone()))
+    begin(Meaning::Cancel(cancelled.clone(), progress.clone()));
+    Listening { ends: true }
 }
 
-/// Leaves signals to the program in the foreground.
+/// Leaves signals to the program in the foreground. One that was meant for it may be noticed when it has ended, and must not
+/// take the place of its status.
 pub(super) fn program() -> Listening {
-    begin(Meaning::Program)
+    begin(Meaning::Program);
+    Listening { ends: false }
 }
 
 impl Drop for Listening {
     fn drop(&mut self) {
-        set(Meaning::End);
+        if self.ends {
+            set(Meaning::End);
+        }
     }
 }
 
-fn begin(meaning: Meaning) -> Listening {
+fn begin(meaning: Meaning) {
     static START: Once = Once::new();
     set(meaning);
     START.call_once(|| drop(tokio::spawn(listen())));
-    Listening(())
 }
 
 fn set(meaning: Meaning) {

@@ -274,9 +274,9 @@ async fn warn_of_stuck(session: &Session) -> Result<(), WorkError> {
         }
     };
     eprintln!(
-        "WARNING: {} could not be removed: {how}, or remove them as root: rm -rf {}/*",
+        "WARNING: {} could not be removed: {how}, or remove them as root: rm -rf '{}'/*",
         bytes(size),
-        trash.display()
+        trash.display().to_string().replace('\'', r"'\''")
     );
     Ok(())
 }

@@ -40,13 +40,6 @@ pub struct OutputSpec {
 }
 
 impl OutputSpec {
-    /// Nothing is made of the image but what the store has of it anyway.
-    pub(crate) fn is_plain(&self) -> bool {
-        let Keeping { unpack, dangling_prefix, canonical, .. } = &self.keeping;
-        let wants_manifest = *canonical || dangling_prefix.is_some() || self.provenance.is_some();
-        !wants_manifest && !*unpack && self.annotations.is_empty() && !self.rewrites()
-    }
-
     /// Its layers are others than those of the build.
     pub(crate) fn rewrites(&self) -> bool {
         self.squash || self.rewrite_timestamp == Some(true) || self.epoch.is_some()

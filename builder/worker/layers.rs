@@ -31,6 +31,9 @@ use super::{WorkError, blocking};
 use crate::export::{Descriptor, GZIP, LayerBlob, LayerCompression};
 use crate::images::{ImageError, Remote};
 
+/// So often a layer that turns out to be damaged is had anew: one form of it after the other, and what comes from a registry.
+const ROUNDS: usize = 4;
+
 /// Layers that are fetched or unpacked at the same time.
 const PARALLEL: usize = 4;
 
@@ -432,13 +435,14 @@ impl Layers {
         bytes: bool,
         begins: Option<Begins>,
     ) -> Result<LayerBlob, WorkError> {
-        loop {
+        for _ in 0..ROUNDS {
             // What is here was damaged, if nothing comes of it: then the layer is as one that was never here.
             let begins = begins.clone();
             if let Some(blob) = self.try_blob(context, layer, number, compression, types, bytes, begins).await? {
                 return Ok(blob);
             }
         }
+        Err(self.gone(context, layer, WorkError::LayerLost(layer.chain)))
     }
 
     #[expect(clippy::too_many_arguments, reason = "as above")]

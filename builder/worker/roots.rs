@@ -79,7 +79,7 @@ impl StepRoot {
                 let active = changes.ok_or(none)?;
                 remove(active.fs())?;
                 super::exec::forget_parents(active.fs(), stubs, &below.tree);
-                let (made, blob) = commit_served(active.fs(), &options, store.known_blob_writer(true)?)?;
+                let (made, blob) = commit_served(active.fs(), &options, store.known_blob_writer()?)?;
                 blob.commit(&made.diff_id)?;
                 let record = LayerRecord::own(parent, made.diff_id, made.content, made.size, jiff::Timestamp::now());
                 remove_marks(active.fs())?;
@@ -89,7 +89,7 @@ impl StepRoot {
             Kind::Directory { changes, .. } => {
                 let (active, populated) = changes.ok_or(none)?;
                 remove(active.fs())?;
-                let blob = store.known_blob_writer(true)?;
+                let blob = store.known_blob_writer()?;
                 let (made, blob) = commit_native(active.fs(), &below.tree, &populated, &options, blob)?;
                 blob.commit(&made.diff_id)?;
                 let record = LayerRecord::own(parent, made.diff_id, made.content, made.size, jiff::Timestamp::now());

@@ -311,12 +311,12 @@ impl BuildWorker {
         let (store, op, parent, base_tree, created) =
             (Arc::clone(&self.store), op.clone(), base.chain, base_tree.clone(), self.now);
         let (scratch, token) = (self.scratch.clone(), context.cancelled.clone());
-        let is_used = self.ahead.of_step(&Op::File(op.clone()).key());
+        let leaving = self.ahead.of_step(&Op::File(op.clone()).key());
         let (record, packed) = blocking(move || {
             let (now, cancelled) = ((created.as_second(), 0), &|| token.is_cancelled());
             let work = file::Work { op: &op, base: &base_tree, inputs: &trees, now, scratch: &scratch, cancelled };
             let plan = work.plan()?;
-            let (written, new) = plan.write(&work, NewLayer::new(&store, is_used)?)?;
+            let (written, new) = plan.write(&work, NewLayer::new(&store, leaving)?)?;
             let packed = new.commit(&written.diff_id)?;
             let record = snapshotter::LayerRecord::own(parent, written.diff_id, written.content, written.size, created);
             store.put_index(&record.chain, &written.index.encode())?;

@@ -83,6 +83,23 @@ fn blobs() {
     assert!(!repaired(&env, &context, "after").contains("is damaged"));
 }
 
+/// A step that runs again finds the damaged file under the name of what it makes, which then is not what it wrote.
+#[test]
+fn compressed_blobs_that_a_step_makes_again() {
+    let env = TestEnv::new();
+    let noise: Vec<u8> = (0..50_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let context = env.dockerfile("c", "FROM scratch\nCOPY f /f\n").file("f", &noise);
+    for (turn, name) in ["first", "again"].into_iter().enumerate() {
+        let said = env.build(&context, &["--no-cache", "-o", &to(&env, name)]).ok().stderr;
+        assert_eq!(said.contains("is damaged"), turn > 0, "{said}");
+        let image = Layout::from_archive(&env.path(format!("{name}.tar"))).image();
+        assert!(image.find("f").is_some_and(|file| file.body == noise), "{name}");
+        let blobs = files(&env.store().join("blobs"));
+        let packed = blobs.iter().filter(|blob| fs::read(blob).is_ok_and(|bytes| bytes.starts_with(&[0x1f, 0x8b])));
+        packed.for_each(|blob| flip(blob));
+    }
+}
+
 #[test]
 fn files_of_unpacked_layers() {
     let (env, context, _) = prepared();

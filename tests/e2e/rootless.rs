@@ -156,7 +156,7 @@ fn what_other_ids_left_is_named_and_removed_with_them() {
     let trash = env.store().join("trash");
     let left = || fs::read_dir(&trash).expect("ours").count();
     let out = as_user(&env, false, &["system", "prune", "-a", "-f"]).ok();
-    let told = format!("rm -rf {}/*", trash.display());
+    let told = format!("rm -rf '{}'/*", trash.display());
     assert_eq!(out.stderr.matches("could not be removed").count(), 1, "{}", out.text());
     assert!(out.stderr.contains("/etc/subuid") && out.stderr.contains(&told), "{}", out.stderr);
     assert!(left() > 0);
