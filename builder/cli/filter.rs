@@ -2,7 +2,7 @@
 
 use std::str::FromStr as _;
 
-use regex::Regex;
+use regex_lite::Regex;
 use snapshotter::{PrunePolicy, UsageItem, UsageKind};
 
 use super::prune::usage;
