@@ -22,7 +22,7 @@ use crate::export::{
 };
 use crate::session::Session;
 use crate::variant::{Variant, variants};
-use crate::worker::{BlobTypes, ReadableTree, WorkError, blocking};
+use crate::worker::{BlobForm, BlobTypes, ReadableTree, WorkError, blocking};
 
 /// Layers that are compressed at the same time: each also reads and hashes, which one core does alone.
 const LAYERS_AT_ONCE: usize = 4;
@@ -559,7 +559,9 @@ pub async fn artifact(
             let blob = {
                 let _slot = slots.acquire().await.map_err(|_| WorkError::Cancelled)?;
                 let begins = begun.as_ref().and_then(export::Early::begins);
-                session.layers.blob(context, layer, number, output.compression, blob_types, bytes, begins).await?
+                let compression = output.compression;
+                let form = BlobForm { number, compression, types: blob_types, bytes, begins };
+                session.layers.blob(context, layer, &form).await?
             };
             let is_new = || sent.lock().is_ok_and(|mut sent| sent.insert(blob.descriptor.digest));
             if let Some(begun) = begun {

@@ -22,7 +22,7 @@ use super::{Recorded, format};
 use crate::export::{Descriptor, LayerBlob};
 use crate::progress::bytes;
 use crate::session::Session;
-use crate::worker::{BlobTypes, WorkError, blocking};
+use crate::worker::{BlobForm, BlobTypes, WorkError, blocking};
 
 /// A cache that could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -272,7 +272,8 @@ async fn add_blobs(
             return Ok(None);
         }
         let bytes = registry.is_none();
-        match session.layers.blob(context, layer, number, to.compression, types, bytes, None).await {
+        let form = BlobForm { number, compression: to.compression, types, bytes, begins: None };
+        match session.layers.blob(context, layer, &form).await {
             Ok(blob) => Ok::<_, ExportError>(Some(blob)),
             // The image is out. What made the layer is done again by the next build, which misses it.
             Err(error @ WorkError::LayerGone { .. }) => {

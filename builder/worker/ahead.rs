@@ -22,7 +22,8 @@ impl Leaving {
     #[must_use]
     pub fn of(outputs: &[OutputSpec]) -> Option<Self> {
         outputs.iter().find_map(|output| match output.kind {
-            OutputKind::Image { push: true, .. } | OutputKind::Oci(_) | OutputKind::Docker(Some(_)) => {
+            // What is pushed is on its way while it is compressed, which begins when the steps are done.
+            OutputKind::Oci(_) | OutputKind::Docker(Some(_)) => {
                 let types = if output.oci_media_types { BlobTypes::Oci } else { BlobTypes::Docker };
                 let algorithm = output.compression.algorithm;
                 // Layers that are written anew at the end do not leave as they are made.
@@ -122,7 +123,7 @@ mod tests {
         for (specs, leaving) in [
             (vec!["type=image"], None),
             (vec!["type=cacheonly"], None),
-            (vec!["type=image,push=true,name=a/b"], gzip(BlobTypes::Oci)),
+            (vec!["type=image,push=true,name=a/b"], None),
             (vec!["type=oci,dest=x"], gzip(BlobTypes::Oci)),
             (vec!["type=image", "type=docker,dest=x"], gzip(BlobTypes::Docker)),
             (vec!["type=oci,dest=x,compression=uncompressed"], None),

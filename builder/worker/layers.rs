@@ -422,40 +422,29 @@ impl Layers {
         }
     }
 
-    /// The blob of a layer, compressed as asked. A layer that only a registry has is left there unless `bytes` are needed. If it
-    /// has to be compressed for it, `begins` is told when it is.
-    #[expect(clippy::too_many_arguments, reason = "each is used once, and no two belong together")]
+    /// The blob of a layer in the form that is asked for.
     pub(crate) async fn blob(
         &self,
         context: &RunContext,
         layer: &LayerRecord,
-        number: usize,
-        compression: LayerCompression,
-        types: BlobTypes,
-        bytes: bool,
-        begins: Option<Begins>,
+        form: &BlobForm,
     ) -> Result<LayerBlob, WorkError> {
         for _ in 0..ROUNDS {
             // What is here was damaged, if nothing comes of it: then the layer is as one that was never here.
-            let begins = begins.clone();
-            if let Some(blob) = self.try_blob(context, layer, number, compression, types, bytes, begins).await? {
+            if let Some(blob) = self.try_blob(context, layer, form).await? {
                 return Ok(blob);
             }
         }
         Err(self.gone(context, layer, WorkError::LayerLost(layer.chain)))
     }
 
-    #[expect(clippy::too_many_arguments, reason = "as above")]
     async fn try_blob(
         &self,
         context: &RunContext,
         layer: &LayerRecord,
-        number: usize,
-        compression: LayerCompression,
-        types: BlobTypes,
-        bytes: bool,
-        begins: Option<Begins>,
+        form: &BlobForm,
     ) -> Result<Option<LayerBlob>, WorkError> {
+        let BlobForm { number, compression, types, bytes, ref begins } = *form;
         let wanted = types.media_type(compression.algorithm);
         let mut known = self.store.layer_blobs(&layer.diff_id)?;
         let own = layer.writer.is_some();
@@ -506,7 +495,7 @@ impl Layers {
         {
             return Err(self.gone(context, layer, error));
         }
-        self.compress(context, layer, compression, wanted, begins).await
+        self.compress(context, layer, compression, wanted, begins.clone()).await
     }
 
     /// `None`: all that was here of it was damaged.
@@ -582,6 +571,19 @@ impl Layers {
         };
         incoming(&self.store, &self.remote, context, blob, number, keep).await
     }
+}
+
+/// How the blob of a layer is wanted.
+#[derive(Clone)]
+pub(crate) struct BlobForm {
+    /// Of the layer in its image, for progress.
+    pub(crate) number: usize,
+    pub(crate) compression: LayerCompression,
+    pub(crate) types: BlobTypes,
+    /// Needed here: otherwise a layer that only a registry has is left there.
+    pub(crate) bytes: bool,
+    /// Told when the layer begins to be compressed, if it has to be.
+    pub(crate) begins: Option<Begins>,
 }
 
 /// Names of layer media types.

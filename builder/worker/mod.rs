@@ -51,6 +51,7 @@ pub use git::GitError;
 pub(crate) use growing::{Begins, Growing};
 pub use http::HttpError;
 pub(crate) use keep::Opened;
+pub(crate) use layers::BlobForm;
 pub(crate) use layers::pipe;
 pub use layers::{BlobTypes, Layers};
 pub(crate) use roots::StepRoot;

@@ -32,7 +32,7 @@ pub(crate) fn ctrl_c_ends_the_build_and_its_steps() {
     env.rbuild(["images", "-a"]).ok().lacks("it ");
 }
 
-/// A build whose step listens to no signal, and which takes its time to end once it is killed: a process that was brought into
+/// A build that was given up once, whose step listens to no signal, and which takes its time to end once it is killed: a process that was brought into
 /// it is not collected by its own parent, which is stopped, and until then the kernel does not end the step's first process.
 fn reluctant(env: &TestEnv) -> (Running, Running) {
     let mark = format!("sleep\0{}\0", 1_000_000 + std::process::id());
@@ -50,6 +50,8 @@ fn reluctant(env: &TestEnv) -> (Running, Running) {
     let children = format!("/proc/{0}/task/{0}/children", visitor.pid());
     wait_for(|| fs::read_to_string(&children).ok().filter(|pids| !pids.trim().is_empty()));
     visitor.signal(Signal::STOP);
+    build.signal_group(Signal::INT);
+    build.wait_for("another Ctrl-C ends it at once");
     (build, visitor)
 }
 
@@ -69,9 +71,7 @@ pub(crate) fn one_ctrl_c_waits_until_the_step_has_ended() {
         return;
     }
     let env = TestEnv::busybox();
-    let (mut build, visitor) = reluctant(&env);
-    build.signal_group(Signal::INT);
-    build.wait_for("another Ctrl-C ends it at once");
+    let (build, visitor) = reluctant(&env);
     visitor.signal(Signal::CONT);
     let out = build.finish().exits(130).contains("CANCELED").contains("the build was cancelled");
     assert!(!out.text().contains("DONE 1"), "{}", out.text());
@@ -86,9 +86,7 @@ pub(crate) fn a_second_ctrl_c_ends_rbuild_at_once_and_all_its_steps() {
         return;
     }
     let env = TestEnv::busybox();
-    let (mut build, visitor) = reluctant(&env);
-    build.signal_group(Signal::INT);
-    build.wait_for("another Ctrl-C ends it at once");
+    let (build, visitor) = reluctant(&env);
     build.signal_group(Signal::INT);
     // The step cannot end yet, and rbuild has.
     build.finish().exits(130).lacks("CANCELED");
