@@ -136,12 +136,19 @@ impl Running {
     /// Waits until the output so far contains `text`; panics at the time-out or when the program ends without it.
     #[track_caller]
     pub fn wait_for(&mut self, text: &str) {
+        assert!(self.prints(text), "{} ended without printing {text:?}:\n{}", self.shown, self.output());
+    }
+
+    /// Whether it prints `text` before it ends; panics at the time-out.
+    pub fn prints(&mut self, text: &str) -> bool {
         loop {
             let ended = self.child.as_mut().expect("taken only by finish").try_wait().expect("our child").is_some();
             if self.output().contains(text) {
-                return;
+                return true;
             }
-            assert!(!ended, "{} ended without printing {text:?}:\n{}", self.shown, self.output());
+            if ended {
+                return false;
+            }
             assert!(self.started.elapsed() < self.timeout, "{}: no {text:?} in time:\n{}", self.shown, self.output());
             std::thread::sleep(Duration::from_millis(5));
         }
