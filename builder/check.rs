@@ -204,7 +204,7 @@ impl Checked {
     pub fn sarif(&self) -> Value {
         let uri = self.source.name();
         let place = |span: frontend::Span| {
-            let (start, end) = (self.source.line_column(span.start), self.source.line_column(span.end));
+            let (start, end) = (self.source.line_column(span.start()), self.source.line_column(span.end()));
             json!({
                 "physicalLocation": {
                     "artifactLocation": { "uri": uri },

@@ -79,7 +79,7 @@ impl Diagnostics {
     pub fn render(&self, source: &SourceFile) -> String {
         let mut out = String::new();
         for diagnostic in &self.0 {
-            let at = source.line_column(diagnostic.span.start);
+            let at = source.line_column(diagnostic.span.start());
             out.push_str(&format!("{}:{}:{}: {diagnostic}\n", source.name(), at.line, at.column));
         }
         out

@@ -69,7 +69,7 @@ impl PatternError {
     pub fn diagnostic(&self, source: &SourceFile) -> Diagnostic {
         let span = source.line_span(self.line).unwrap_or_default();
         let text = source.slice(span);
-        let start = span.start + (text.len() - text.trim_start().len());
+        let start = span.start() + (text.len() - text.trim_start().len());
         let message = format!("the pattern is invalid: {}", self.reason);
         Diagnostic::new(Span::new(start, start + text.trim().len()), message)
     }

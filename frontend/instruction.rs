@@ -10,18 +10,19 @@ mod flags;
 mod mount;
 mod parse;
 mod print;
+mod read;
 mod words;
 
 pub use ast::*;
 pub use mount::{Mount, MountField, MountFlag, MountType};
+pub(crate) use parse::is_keyword;
 
 use crate::diagnostic::{Diagnostic, Diagnostics};
-use crate::lines::{self, Lines};
 use crate::source::{SourceFile, Span};
 
 /// Parses a Dockerfile. All independent problems are reported at once.
 pub fn parse(source: &SourceFile) -> Result<Dockerfile, Diagnostics> {
-    let (dockerfile, mut problems) = read(source);
+    let (dockerfile, mut problems) = read::file(source);
     if dockerfile.instructions.is_empty() && problems.is_empty() {
         problems.push(
             Diagnostic::new(Span::default(), "the file has no instructions")
@@ -30,7 +31,7 @@ pub fn parse(source: &SourceFile) -> Result<Dockerfile, Diagnostics> {
     }
     // Behind a line that could not be read, the missing FROM may be that line.
     let early = before_first_from(&dockerfile.instructions)
-        .filter(|early| problems.iter().all(|problem| problem.span.start > early.span.start));
+        .filter(|early| problems.iter().all(|problem| problem.span.start() > early.span.start()));
     if let Some(early) = early {
         let keyword = early.keyword.text.to_uppercase();
         problems.push(
@@ -44,7 +45,7 @@ pub fn parse(source: &SourceFile) -> Result<Dockerfile, Diagnostics> {
 /// Parses one trigger of a base image's `OnBuild` list: [`OnbuildInstruction::trigger`]. Spans are those of `source`.
 /// Triggers always use `\` as escape character.
 pub fn parse_trigger(source: &SourceFile) -> Result<Instruction, Diagnostics> {
-    let (dockerfile, problems) = read(source);
+    let (dockerfile, problems) = read::file(source);
     let whole = Span::new(0, source.text().len());
     let mut instructions = finish(dockerfile, problems)?.instructions;
     match (instructions.pop(), instructions.is_empty()) {
@@ -54,21 +55,6 @@ pub fn parse_trigger(source: &SourceFile) -> Result<Instruction, Diagnostics> {
         (Some(instruction), true) => Ok(instruction),
         _ => Err(Diagnostic::new(whole, "an ONBUILD trigger must be one instruction").into()),
     }
-}
-
-fn read(source: &SourceFile) -> (Dockerfile, Vec<Diagnostic>) {
-    let mut lines = lines::read(source);
-    let escape = lines.escape;
-    let (mut instructions, mut warnings, mut problems) = (Vec::new(), Vec::new(), Vec::new());
-    for line in &mut lines {
-        match parse::instruction(line, escape, &mut warnings) {
-            Ok(instruction) => instructions.push(instruction),
-            Err(problem) => problems.push(problem),
-        }
-    }
-    let Lines { directives, problems: mut all, empty_continuations, .. } = lines;
-    all.append(&mut problems);
-    (Dockerfile { directives, escape, instructions, warnings, empty_continuations }, all)
 }
 
 fn finish(mut dockerfile: Dockerfile, mut problems: Vec<Diagnostic>) -> Result<Dockerfile, Diagnostics> {

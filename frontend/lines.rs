@@ -13,7 +13,7 @@ mod joined;
 mod json;
 
 use crate::diagnostic::Diagnostic;
-use crate::instruction::{Directive, EmptyContinuation, Heredoc, Word};
+use crate::instruction::{Directive, EmptyContinuation, Heredoc, Word, is_keyword};
 use crate::source::{SourceFile, Span};
 
 pub(crate) use directive::check_comment;
@@ -136,6 +136,46 @@ impl<'a> Physical<'a> {
 }
 
 impl<'a> Lines<'a> {
+    /// Where in the text the next line begins.
+    pub(crate) fn at(&self) -> usize {
+        self.physical.at
+    }
+
+    /// The lines from behind the middle on, beginning with one that seems to begin an instruction. It does not if it
+    /// belongs to a here-document. `None` if there is no such line.
+    pub(crate) fn second_half(&self) -> Option<Self> {
+        let Physical { text, at } = self.physical;
+        let middle = memchr::memchr(b'\n', &text.as_bytes()[at + (text.len() - at) / 2..])?;
+        let mut physical = Physical { text, at: at + (text.len() - at) / 2 + middle + 1 };
+        let mut may_begin = false;
+        loop {
+            let before = physical;
+            let line = physical.next_raw()?;
+            if may_begin && line.text.split_once(' ').is_some_and(|(word, _)| is_keyword(word)) {
+                let (problems, empty_continuations) = (Vec::new(), Vec::new());
+                return Some(Self {
+                    directives: Vec::new(),
+                    escape: self.escape,
+                    problems,
+                    empty_continuations,
+                    physical: before,
+                });
+            }
+            // Comments belong to the instruction below, and those and empty lines may stand inside of one.
+            let text = line.text.trim();
+            may_begin = !text.is_empty()
+                && !text.starts_with('#')
+                && !is_continued(line.text.trim_end_matches(['\r', '\n']), self.escape);
+        }
+    }
+
+    /// Takes over what was found in the lines that follow.
+    pub(crate) fn append(&mut self, mut behind: Self) {
+        self.problems.append(&mut behind.problems);
+        self.empty_continuations.append(&mut behind.empty_continuations);
+        self.physical = behind.physical;
+    }
+
     /// The next line with its ending, its length checked.
     fn next_raw(&mut self) -> Option<Line<'a>> {
         let line = self.physical.next_raw()?;
@@ -230,11 +270,11 @@ impl<'a> Lines<'a> {
         let mut span = text.trimmed_span();
         let read = &self.physical.text[..self.physical.at];
         if !heredocs.is_empty() {
-            span.end = read.trim_end_matches(['\r', '\n']).len();
+            span = span.up_to(read.trim_end_matches(['\r', '\n']).len());
         } else if part.is_some() {
             // Continued up to the end of the file: what was read to see that belongs to it, as in BuildKit.
             // With its newline, as an empty last line has nothing else.
-            span.end = read.len();
+            span = span.up_to(read.len());
         }
         Some(LogicalLine { text, head, span, comments: std::mem::take(comments), heredocs })
     }

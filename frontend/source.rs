@@ -6,19 +6,39 @@
 use std::fmt;
 
 /// A range of bytes of a [`SourceFile`], half open.
+///
+/// A large file has a million of them, so they are as small as they can be: what lies beyond 4 GiB, which no Dockerfile
+/// reaches, is cut off.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Span {
-    /// Offset of the first byte.
-    pub start: usize,
-    /// Offset behind the last byte.
-    pub end: usize,
+    start: u32,
+    end: u32,
 }
 
 impl Span {
     /// The bytes from `start` up to `end`.
     #[must_use]
     pub fn new(start: usize, end: usize) -> Self {
-        Self { start, end: end.max(start) }
+        let offset = |at| u32::try_from(at).unwrap_or(u32::MAX);
+        Self { start: offset(start), end: offset(end.max(start)) }
+    }
+
+    /// Offset of the first byte.
+    #[must_use]
+    pub fn start(self) -> usize {
+        self.start as usize
+    }
+
+    /// Offset behind the last byte.
+    #[must_use]
+    pub fn end(self) -> usize {
+        self.end as usize
+    }
+
+    /// The same beginning, and another end.
+    #[must_use]
+    pub fn up_to(self, end: usize) -> Self {
+        Self::new(self.start(), end)
     }
 
     /// The smallest span that covers both.
@@ -30,7 +50,7 @@ impl Span {
     /// How many bytes it covers.
     #[must_use]
     pub fn len(self) -> usize {
-        self.end - self.start
+        self.end() - self.start()
     }
 
     /// Whether it covers nothing: a position between two bytes.
@@ -96,7 +116,7 @@ impl SourceFile {
     /// What `span` covers; empty if it does not lie in this text.
     #[must_use]
     pub fn slice(&self, span: Span) -> &str {
-        self.text.get(span.start..span.end).unwrap_or("")
+        self.text.get(span.start()..span.end()).unwrap_or("")
     }
 
     /// How many lines there are. A final newline does not begin another one.
@@ -137,9 +157,9 @@ impl SourceFile {
     /// The first and last line that `span` touches, in the form in which graph nodes carry them.
     #[must_use]
     pub fn lines(&self, span: Span) -> graph::Span {
-        let last = if span.is_empty() { span.start } else { span.end - 1 };
+        let last = if span.is_empty() { span.start() } else { span.end() - 1 };
         let number = |offset| u32::try_from(self.line_of(offset)).unwrap_or(u32::MAX);
-        graph::Span { first: number(span.start), last: number(last) }
+        graph::Span { first: number(span.start()), last: number(last) }
     }
 }
 

@@ -74,7 +74,7 @@ mod tests {
             let options = Options { build_args: build_args.into_iter().collect(), ..Options::default() };
             check(&SourceFile::new("Dockerfile", text), &options)
                 .err()
-                .map(|problem| (problem.span.start, problem.message))
+                .map(|problem| (problem.span.start(), problem.message))
         };
         assert_eq!(problem("FROM a", None), None);
         assert_eq!(problem("# syntax=docker/dockerfile:1 # x", None), None);

@@ -47,13 +47,13 @@ impl Excerpt {
     /// A place in the text.
     #[must_use]
     pub fn of_place(source: &SourceFile, span: frontend::Span) -> Self {
-        Self { range: Some(span.start..span.end), ..Self::of_lines(source, source.lines(span)) }
+        Self { range: Some(span.start()..span.end()), ..Self::of_lines(source, source.lines(span)) }
     }
 
     pub(super) fn of_problem(source: &SourceFile, problem: &Diagnostic) -> Self {
         let mut message = problem.message.clone();
         for related in &problem.related {
-            let at = source.line_column(related.span.start);
+            let at = source.line_column(related.span.start());
             message.push_str(&format!("\n  {}:{}:{}: {}", source.name(), at.line, at.column, related.message));
         }
         Self { message: Some(message), hint: problem.hint.clone(), ..Self::of_place(source, problem.span) }
@@ -111,11 +111,12 @@ impl Excerpt {
         let line = source.line_span(number)?;
         let written = source.slice(line);
         // Carets under all of several lines say no more than their marks.
-        if range.start < line.start || range.start > line.end || range.end > line.end + 1 {
+        if range.start < line.start() || range.start > line.end() || range.end > line.end() + 1 {
             return None;
         }
-        let before = written.get(..range.start - line.start)?;
-        let blamed = written.get(range.start - line.start..range.end.min(line.end).max(range.start) - line.start)?;
+        let before = written.get(..range.start - line.start())?;
+        let blamed =
+            written.get(range.start - line.start()..range.end.min(line.end()).max(range.start) - line.start())?;
         let columns = |text: &str| width(&neutralise(text.as_bytes(), Colours::Strip));
         let indent = columns(before);
         // Together, because what a tab takes depends on what stands before it.

@@ -91,7 +91,7 @@ impl Report {
         let mut report = match problems.0.as_slice() {
             [] => Self::new(format!("failed to solve: {} cannot be used", source.name())),
             [problem] => {
-                let at = source.line_column(problem.span.start);
+                let at = source.line_column(problem.span.start());
                 let place = format!("{}:{}:{}", source.name(), at.line, at.column);
                 let mut report = Self::new(format!("failed to solve: {place}: {}", problem.message));
                 report.hint.clone_from(&problem.hint);

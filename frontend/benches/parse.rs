@@ -66,7 +66,7 @@ fn main() {
             continue;
         }
         let source = megabyte(part);
-        let rounds = if only.is_some() { 1 } else { 30 };
+        let rounds = if only.is_some() { 100 } else { 30 };
         let mut times: Vec<Duration> = (0..rounds)
             .map(|_| {
                 let start = Instant::now();

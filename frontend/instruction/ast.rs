@@ -7,8 +7,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use ecow::EcoString;
 use graph::{NetworkMode, SecurityMode};
-use smol_str::SmolStr;
 
 use super::mount::MountFlag;
 use crate::diagnostic::Diagnostic;
@@ -18,7 +18,7 @@ use crate::source::Span;
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Word {
     /// The text, unexpanded. Most words are short and need no memory of their own.
-    pub text: SmolStr,
+    pub text: EcoString,
     /// Where it stands. May cover continuations and quotes that the text does not have.
     pub span: Span,
 }
@@ -26,7 +26,7 @@ pub struct Word {
 impl Word {
     /// A text and its place.
     #[must_use]
-    pub fn new(text: impl Into<SmolStr>, span: Span) -> Self {
+    pub fn new(text: impl Into<EcoString>, span: Span) -> Self {
         Self { text: text.into(), span }
     }
 }
@@ -88,13 +88,13 @@ pub struct Instruction {
     /// From the keyword to the end, here-documents included.
     pub span: Span,
     /// The whole line, continuations joined, without here-document bodies and leading space. See [`Instruction::code`].
-    pub original: SmolStr,
+    pub original: EcoString,
     /// All flags, in order, also those that have become fields of `kind`.
-    pub flags: Vec<Flag>,
+    pub flags: Box<[Flag]>,
     /// The here-documents that the line asked for, in order.
-    pub heredocs: Vec<Heredoc>,
+    pub heredocs: Box<[Heredoc]>,
     /// The comment lines above it, without `#`.
-    pub comments: Vec<Word>,
+    pub comments: Box<[Word]>,
     /// What it says.
     pub kind: InstructionKind,
 }
@@ -117,7 +117,7 @@ impl Instruction {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Flag {
     /// Without the dashes.
-    pub name: SmolStr,
+    pub name: EcoString,
     /// What stands behind the equals sign, if there is one.
     pub value: Option<Word>,
     /// All of it.
@@ -214,13 +214,13 @@ pub struct RunInstruction {
     /// The command. If it has here-documents they are in [`Instruction::heredocs`].
     pub command: CommandLine,
     /// `--mount`, in order.
-    pub mounts: Vec<MountFlag>,
+    pub mounts: Box<[MountFlag]>,
     /// `--network`; `None` if not given.
     pub network: Option<NetworkMode>,
     /// `--security`; `None` if not given.
     pub security: Option<SecurityMode>,
     /// `--device`, in order.
-    pub devices: Vec<Device>,
+    pub devices: Box<[Device]>,
 }
 
 /// `RUN --device=name[,required]`
@@ -314,7 +314,7 @@ pub struct CopyInstruction {
     /// `--parents`.
     pub parents: bool,
     /// `--exclude`, in order.
-    pub excludes: Vec<Word>,
+    pub excludes: Box<[Word]>,
 }
 
 /// `ADD [flags] source… destination`
@@ -337,7 +337,7 @@ pub struct AddInstruction {
     /// `--unpack`, if given.
     pub unpack: Option<bool>,
     /// `--exclude`, in order.
-    pub excludes: Vec<Word>,
+    pub excludes: Box<[Word]>,
 }
 
 /// What COPY and ADD read.
@@ -346,7 +346,7 @@ pub enum CopySource {
     /// A path, pattern or URL.
     Path(Word),
     /// A here-document.
-    Inline(InlineFile),
+    Inline(Box<InlineFile>),
 }
 
 /// A file whose content stands in the Dockerfile.

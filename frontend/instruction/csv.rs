@@ -1,9 +1,9 @@
 //! One line of comma-separated values, as RFC 4180 quotes them: the notation of `--mount` and `--device`.
 
-use smol_str::SmolStr;
+use ecow::EcoString;
 
 /// The fields of the line.
-pub(super) fn fields(line: &str) -> Result<Vec<SmolStr>, &'static str> {
+pub(super) fn fields(line: &str) -> Result<Vec<EcoString>, &'static str> {
     let line = line.strip_suffix('\n').map_or(line, |line| line.strip_suffix('\r').unwrap_or(line));
     if line.is_empty() {
         return Err("it is empty");
@@ -23,7 +23,7 @@ pub(super) fn fields(line: &str) -> Result<Vec<SmolStr>, &'static str> {
     }
 }
 
-type Field<'a> = (SmolStr, Option<&'a str>);
+type Field<'a> = (EcoString, Option<&'a str>);
 
 fn plain_field(text: &str) -> Result<Field<'_>, &'static str> {
     let (field, next) = match text.split_once(',') {
@@ -33,7 +33,7 @@ fn plain_field(text: &str) -> Result<Field<'_>, &'static str> {
     if field.contains('"') {
         return Err("a quote may only stand at the beginning of a field");
     }
-    Ok((SmolStr::new(field), next))
+    Ok((EcoString::from(field), next))
 }
 
 /// `text` begins behind the opening quote.
@@ -55,7 +55,7 @@ fn quoted_field(mut text: &str) -> Result<Field<'_>, &'static str> {
 
 #[cfg(test)]
 mod tests {
-    use smol_str::SmolStr;
+    use ecow::EcoString;
 
     use super::fields;
 
@@ -75,7 +75,7 @@ mod tests {
             (r#""a"#, None),
             (r#""a"b"#, None),
         ] {
-            let expected = expected.map(|fields| fields.into_iter().map(SmolStr::from).collect::<Vec<_>>());
+            let expected = expected.map(|fields| fields.into_iter().map(EcoString::from).collect::<Vec<_>>());
             assert_eq!(fields(line).ok(), expected, "{line:?}");
         }
     }

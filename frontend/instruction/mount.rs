@@ -6,8 +6,8 @@
 
 use std::fmt;
 
+use ecow::EcoString;
 use graph::CacheSharing;
-use smol_str::{SmolStr, StrExt as _};
 
 use super::ast::Word;
 use super::csv;
@@ -29,11 +29,11 @@ pub struct MountFlag {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct MountField {
     /// In lower case.
-    pub key: SmolStr,
+    pub key: EcoString,
     /// What stands behind the equals sign, if there is one.
-    pub value: Option<SmolStr>,
+    pub value: Option<EcoString>,
     /// The field as written.
-    pub text: SmolStr,
+    pub text: EcoString,
 }
 
 /// What is mounted.
@@ -127,8 +127,8 @@ impl MountFlag {
         let mut from = None;
         for text in texts {
             let (key, field_value) = match text.split_once('=') {
-                Some((key, field_value)) => (key.to_lowercase_smolstr(), Some(SmolStr::new(field_value))),
-                None => (text.to_lowercase_smolstr(), None),
+                Some((key, field_value)) => (EcoString::from(key).to_lowercase(), Some(EcoString::from(field_value))),
+                None => (text.to_lowercase(), None),
             };
             if let ("from", Some(name)) = (key.as_str(), &field_value) {
                 if name.find('$').is_some_and(|at| at + 1 != name.len()) {

@@ -6,8 +6,8 @@ mod onbuild;
 
 use std::ops::Range;
 
+use ecow::EcoString;
 use graph::{NetworkMode, SecurityMode};
-use smol_str::SmolStr;
 
 use super::ast::*;
 use super::flags::{FlagKind, Flags};
@@ -46,7 +46,7 @@ pub(super) fn keyword(word: &str) -> &'static str {
     let Some(upper) = upper.get_mut(..word.len()) else { return "" };
     upper.copy_from_slice(word.as_bytes());
     upper.make_ascii_uppercase();
-    if let Some(known) = KEYWORDS.into_iter().find(|known| known.as_bytes() == upper) {
+    if let Some(known) = KEYWORDS.iter().find(|known| known.as_bytes() == upper) {
         return known;
     }
     // Two letters that are not ASCII become so in lower case, and BuildKit looks at that.
@@ -54,6 +54,11 @@ pub(super) fn keyword(word: &str) -> &'static str {
         true => keyword(&word.replace('\u{130}', "i").replace('\u{212a}', "k")),
         false => "",
     }
+}
+
+/// Whether an instruction can begin with this word.
+pub(crate) fn is_keyword(word: &str) -> bool {
+    !keyword(word).is_empty()
 }
 
 /// Parses a line.
@@ -67,8 +72,9 @@ pub(super) fn instruction(line: LogicalLine<'_>, escape: char, warnings: &mut Ve
         warnings,
     };
     let kind = request.kind()?;
-    let original = SmolStr::new(line.text.as_str().trim_start());
+    let original = EcoString::from(line.text.as_str().trim_start());
     let LogicalLine { head: Head { keyword, flags, .. }, span, comments, heredocs, .. } = line;
+    let (flags, heredocs, comments) = (flags.into(), heredocs.into(), comments.into());
     Ok(Instruction { keyword, span, original, flags, heredocs, comments, kind })
 }
 
@@ -404,7 +410,7 @@ fn device(word: Word) -> Result<Device> {
     let mut device = Device { name: String::new(), required: false, span: word.span };
     for field in fields {
         let (key, value) = match field.split_once('=') {
-            Some((key, value)) => (key.to_lowercase(), Some(value)),
+            Some((key, value)) => (EcoString::from(key).to_lowercase(), Some(value)),
             None => (field.to_lowercase(), None),
         };
         match (key.as_str(), value) {

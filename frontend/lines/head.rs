@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use smol_str::SmolStr;
+use ecow::EcoString;
 
 use super::joined::{Joined, trim};
 use super::json::{JsonForm, string_array};
@@ -82,7 +82,7 @@ fn flags(text: &Joined<'_>, range: Range<usize>, escape: char) -> (Vec<Flag>, Ra
             }
             None => (word.text.as_str(), None),
         };
-        flags.push(Flag { name: SmolStr::new(&name[2..]), value, span: text.span(at..stop) });
+        flags.push(Flag { name: EcoString::from(&name[2..]), value, span: text.span(at..stop) });
         at = stop;
     }
 }

@@ -28,9 +28,11 @@ pub fn parse_heredoc(word: &str) -> Result<Option<HeredocWord>, ExpandError> {
         return Ok(None);
     }
     let fd = if digits == 0 { 0 } else { word[..digits].parse().unwrap_or(u64::MAX) };
-    // What nearly everybody writes: nothing that could be quoted or expanded.
-    if rest.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.')) {
-        return Ok(Some(HeredocWord { name: rest.to_owned(), fd, expand: true, chomp }));
+    // What nearly everybody writes: a plain name, or one in quotes.
+    let quoted = ['"', '\''].iter().find_map(|quote| rest.strip_prefix(*quote)?.strip_suffix(*quote));
+    let name = quoted.unwrap_or(rest);
+    if !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.')) {
+        return Ok(Some(HeredocWord { name: name.to_owned(), fd, expand: quoted.is_none(), chomp }));
     }
     // These words are read with `\` whatever the file's escape character is.
     let expander = Expander::new('\\').keep_unset(true);

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
-use smol_str::SmolStr;
+use ecow::EcoString;
 
 use crate::instruction::Word;
 use crate::source::Span;
@@ -67,7 +67,7 @@ impl<'a> Joined<'a> {
 
     /// A part of the text with its place.
     pub(crate) fn word(&self, range: Range<usize>) -> Word {
-        Word { text: SmolStr::new(&self.text[range.clone()]), span: self.span(range) }
+        Word { text: EcoString::from(&self.text[range.clone()]), span: self.span(range) }
     }
 }
 

@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use smol_str::SmolStr;
+use ecow::EcoString;
 
 /// What a text is.
 #[derive(Clone, PartialEq, Debug)]
@@ -16,7 +16,7 @@ pub(crate) enum JsonForm {
     /// A JSON array with something in it that is not a string.
     NotStrings,
     /// The decoded strings, and where they stand in the text.
-    Strings(Vec<(SmolStr, Range<usize>)>),
+    Strings(Vec<(EcoString, Range<usize>)>),
 }
 
 /// Reads `text` as a JSON array of strings.
@@ -39,7 +39,7 @@ const MAX_DEPTH: usize = 10_000;
 struct Scanner<'a> {
     text: &'a str,
     at: usize,
-    strings: Vec<(SmolStr, Range<usize>)>,
+    strings: Vec<(EcoString, Range<usize>)>,
     only_strings: bool,
 }
 
@@ -161,14 +161,14 @@ impl Scanner<'_> {
         value.is_finite().then_some(())
     }
 
-    fn string(&mut self) -> Option<SmolStr> {
+    fn string(&mut self) -> Option<EcoString> {
         if !self.eat(b'"') {
             return None;
         }
         let bytes = self.text.as_bytes();
         let plain = bytes[self.at..].iter().position(|&byte| matches!(byte, b'"' | b'\\' | 0..b' '))?;
         if bytes[self.at + plain] == b'"' {
-            let text = SmolStr::new(&self.text[self.at..self.at + plain]);
+            let text = EcoString::from(&self.text[self.at..self.at + plain]);
             self.at += plain + 1;
             return Some(text);
         }

@@ -214,7 +214,7 @@ fn large_files_take_linear_time_and_no_stack() {
     let text = file(&continued);
     let lines = read(&text);
     assert_eq!(lines.lines.len(), 1);
-    assert_eq!(lines.lines[0].span.end, continued.len());
+    assert_eq!(lines.lines[0].span.end(), continued.len());
     assert_eq!(read(&file(&"RUN a\n".repeat(LINES))).lines.len(), LINES);
     assert_eq!(read(&file(&"RUN <<A\nA\n".repeat(LINES / 2))).lines.len(), LINES / 2);
     assert_eq!(read(&file(&format!("RUN <<A\n{}A", "x\n".repeat(LINES)))).lines.len(), 1);
@@ -241,8 +241,8 @@ fn an_instruction_that_is_continued_up_to_the_end_of_the_file_ends_there() {
         let source = SourceFile::new("Dockerfile", text);
         let mut lines = super::read(&source);
         let span = lines.by_ref().last().expect("two instructions").span;
-        assert_eq!(source.line_column(span.end - 1).line, last, "{text:?}");
-        let found = lines.empty_continuations.last().map(|empty| source.line_column(empty.end.end).line);
+        assert_eq!(source.line_column(span.end() - 1).line, last, "{text:?}");
+        let found = lines.empty_continuations.last().map(|empty| source.line_column(empty.end.end()).line);
         assert_eq!(found, empty, "{text:?}");
     }
 }

@@ -26,8 +26,11 @@ pub fn apply<'a>(source: &SourceFile, findings: impl IntoIterator<Item = &'a sup
     let mut mended = 0;
     for finding in findings {
         let fits = |edit: &Edit| {
-            let inside = source.text().get(edit.span.start..edit.span.end).is_some();
-            inside && edits.iter().all(|other| other.span.end <= edit.span.start || edit.span.end <= other.span.start)
+            let inside = source.text().get(edit.span.start()..edit.span.end()).is_some();
+            inside
+                && edits
+                    .iter()
+                    .all(|other| other.span.end() <= edit.span.start() || edit.span.end() <= other.span.start())
         };
         if !finding.edits.is_empty() && finding.edits.iter().all(fits) {
             edits.extend(&finding.edits);
@@ -38,9 +41,9 @@ pub fn apply<'a>(source: &SourceFile, findings: impl IntoIterator<Item = &'a sup
     let mut text = String::with_capacity(source.text().len());
     let mut at = 0;
     for edit in edits {
-        text.push_str(&source.text()[at..edit.span.start]);
+        text.push_str(&source.text()[at..edit.span.start()]);
         text.push_str(&edit.text);
-        at = edit.span.end;
+        at = edit.span.end();
     }
     text.push_str(&source.text()[at..]);
     (text, mended)

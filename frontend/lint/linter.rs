@@ -62,7 +62,7 @@ impl Linter {
 
     /// All findings in the order of the text, and the problem that they are if `error=true` was said.
     pub(crate) fn finish(mut self) -> (Vec<Finding>, Option<Diagnostic>) {
-        self.findings.sort_by_key(|finding| finding.span.start);
+        self.findings.sort_by_key(|finding| finding.span.start());
         let mut names: Vec<&str> = self.findings.iter().map(|finding| finding.rule.name).collect();
         names.sort_unstable();
         names.dedup();

@@ -15,9 +15,9 @@ pub(crate) fn check(linter: &mut Linter, source: &SourceFile, dockerfile: &Docke
     for empty in &dockerfile.empty_continuations {
         let lines = empty.lines.iter().map(|line| {
             // With its ending, so that nothing of the line remains.
-            let rest = &source.text()[line.end..];
+            let rest = &source.text()[line.end()..];
             let ending = rest.find('\n').map_or(rest.len(), |at| at + 1);
-            Edit::new(Span::new(line.start, line.end + ending), "")
+            Edit::new(Span::new(line.start(), line.end() + ending), "")
         });
         linter.report_with(&RULE, &[], empty.end, "Empty continuation line", lines);
     }

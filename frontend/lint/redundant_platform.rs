@@ -31,9 +31,9 @@ pub(crate) fn check(
         format!("Setting platform to predefined {} in FROM is redundant as this is the default behavior", written.text);
     let flag = instruction.flags.iter().find(|flag| flag.name == "platform");
     let edit = flag.map(|flag| {
-        let rest = &source.text()[flag.span.end..];
+        let rest = &source.text()[flag.span.end()..];
         let spaces = rest.len() - rest.trim_start_matches([' ', '\t']).len();
-        Edit::new(Span::new(flag.span.start, flag.span.end + spaces), "")
+        Edit::new(Span::new(flag.span.start(), flag.span.end() + spaces), "")
     });
     linter.report_with(&RULE, &instruction.comments, instruction.span, message, edit);
 }

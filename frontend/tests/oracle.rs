@@ -51,7 +51,7 @@ impl<'a> Case<'a> {
     }
 
     fn keyword(&self) -> String {
-        self.instruction.keyword.text.to_uppercase()
+        self.instruction.keyword.text.to_uppercase().into()
     }
 
     /// All behind the keyword.
@@ -253,7 +253,7 @@ fn with_second(case: &Case<'_>) -> Result<(Reading, Reading), String> {
             }
         }
         (InstructionKind::Onbuild(ours), second::Instruction::Onbuild(theirs)) => {
-            a.args = vec![ours.keyword.text.to_uppercase()];
+            a.args = vec![ours.keyword.text.to_uppercase().into()];
             let kind = format!("{:?}", theirs.instruction);
             b.args = vec![kind[..kind.find('(').unwrap_or(0)].to_uppercase()];
         }

@@ -13,10 +13,10 @@ fn describe(source: &SourceFile) -> String {
     match parse(source) {
         Err(problems) => {
             for problem in &problems.0 {
-                let at = source.line_column(problem.span.start);
+                let at = source.line_column(problem.span.start());
                 writeln!(out, "error {}:{} {:?}: {problem}", at.line, at.column, source.slice(problem.span)).unwrap();
                 for related in &problem.related {
-                    let at = source.line_column(related.span.start);
+                    let at = source.line_column(related.span.start());
                     writeln!(out, "    {}:{} {}", at.line, at.column, related.message).unwrap();
                 }
             }
@@ -36,7 +36,7 @@ fn describe(source: &SourceFile) -> String {
                 }
             }
             for warning in &file.warnings {
-                let at = source.line_column(warning.span.start);
+                let at = source.line_column(warning.span.start());
                 writeln!(out, "warning {}:{}: {warning}", at.line, at.column).unwrap();
             }
         }

@@ -141,9 +141,9 @@ fn files_are_printed_and_parsed_again() {
 }
 
 fn check_places(source: &SourceFile, span: Span) {
-    assert!(span.start <= span.end && span.end <= source.text().len());
-    assert!(source.text().is_char_boundary(span.start) && source.text().is_char_boundary(span.end), "{span:?}");
-    assert!(source.line_column(span.start).line >= 1);
+    assert!(span.start() <= span.end() && span.end() <= source.text().len());
+    assert!(source.text().is_char_boundary(span.start()) && source.text().is_char_boundary(span.end()), "{span:?}");
+    assert!(source.line_column(span.start()).line >= 1);
 }
 
 proptest! {

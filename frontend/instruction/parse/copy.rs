@@ -103,12 +103,12 @@ impl Request<'_> {
                 // Of several with one name all get the content of the last; in JSON form there is no content.
                 let body = self.heredocs.iter().rev().find(|heredoc| heredoc.name.text == word.name);
                 let content = body.map_or("", |heredoc| heredoc.content.as_str());
-                CopySource::Inline(InlineFile {
+                CopySource::Inline(Box::new(InlineFile {
                     data: if word.chomp { chomp_tabs(content) } else { content.to_owned() },
                     name: word.name,
                     expand: word.expand,
                     word: arg,
-                })
+                }))
             }
         });
         Ok((sources.collect(), dest))
