@@ -1,14 +1,17 @@
 //! Blobs: immutable files named by the sha256 of their bytes.
 
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::{self, Seek as _, SeekFrom, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use graph::{Digest, KeyHasher};
 use sha2::Digest as _;
 use tempfile::NamedTempFile;
 
 use crate::db::{FileKind, add_file, forget_file, has_file};
+use crate::layer::{Bytes, Shares};
 use crate::{Room, Store, StoreError};
 
 /// A file whose bytes are on their way to the disk while more come: who waits for the sync at the end finds most of it done.
@@ -17,6 +20,8 @@ pub(crate) struct Counted<F> {
     size: u64,
     /// How much the kernel was told to write.
     leaving: u64,
+    /// So many of the bytes that come next are in the file already.
+    shared: usize,
 }
 
 /// Bytes that are worth a system call.
@@ -24,6 +29,13 @@ const PIECE: u64 = 8 << 20;
 
 impl<F: Write + AsFd> Write for Counted<F> {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        if self.shared > 0 {
+            let there = data.len().min(self.shared);
+            self.shared -= there;
+            self.size += there as u64;
+            self.leaving = self.size;
+            return Ok(there);
+        }
         let written = self.file.write(data)?;
         self.size += written as u64;
         if self.size - self.leaving >= PIECE {
@@ -35,6 +47,20 @@ impl<F: Write + AsFd> Write for Counted<F> {
 
     fn flush(&mut self) -> io::Result<()> {
         self.file.flush()
+    }
+}
+
+impl Counted<NamedTempFile> {
+    fn share(&mut self, from: &File, offset: u64, length: u64) -> io::Result<Option<Bytes>> {
+        let Ok(shared) = usize::try_from(length) else { return Ok(None) };
+        // After an error a part may be there, and what is written next goes over it.
+        if sys::file::clone_range(from, offset, length, self.file.as_file(), self.size).is_err() {
+            return Ok(None);
+        }
+        let there = Arc::new(self.file.as_file().try_clone()?);
+        self.file.seek(SeekFrom::Start(self.size + length))?;
+        self.shared = shared;
+        Ok(Some(Bytes::Part { file: there, offset: self.size, size: length }))
     }
 }
 
@@ -52,7 +78,7 @@ impl<F: Write + AsFd> Hashed<F> {
 
     /// `hasher` knows the `size` bytes that are in the file already.
     pub(crate) fn resumed(file: F, hasher: sha2::Sha256, size: u64) -> Self {
-        Self { counted: Counted { file, size, leaving: size }, hasher }
+        Self { counted: Counted { file, size, leaving: size, shared: 0 }, hasher }
     }
 
     pub(crate) fn size(&self) -> u64 {
@@ -153,6 +179,12 @@ impl Write for KnownBlobWriter<'_> {
     }
 }
 
+impl Shares for KnownBlobWriter<'_> {
+    fn share(&mut self, file: &File, offset: u64, length: u64) -> io::Result<Option<Bytes>> {
+        self.bytes.share(file, offset, length)
+    }
+}
+
 impl KnownBlobWriter<'_> {
     /// Gives the blob its name: the digest of all that was written.
     ///
@@ -180,7 +212,7 @@ impl Store {
     /// The disk.
     pub fn known_blob_writer(&self) -> Result<KnownBlobWriter<'_>, StoreError> {
         let (file, room) = self.new_blob()?;
-        Ok(KnownBlobWriter { store: self, bytes: Counted { file, size: 0, leaving: 0 }, room })
+        Ok(KnownBlobWriter { store: self, bytes: Counted { file, size: 0, leaving: 0, shared: 0 }, room })
     }
 
     /// Starts a blob.

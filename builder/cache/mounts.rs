@@ -12,7 +12,7 @@ use std::path::Path;
 
 use graph::Digest;
 use sha2::{Digest as _, Sha256};
-use snapshotter::layer::{CommitOptions, EntryKind, LayerError, LayerIndex, commit_upper, write_upper};
+use snapshotter::layer::{CommitOptions, EntryKind, LayerError, LayerIndex, WRITER_VERSION, commit_upper, write_upper};
 use snapshotter::{CacheMountSharing, Store};
 use solver::RunContext;
 
@@ -168,7 +168,7 @@ impl Packer<'_> {
             return Err(PackError::Io(io::Error::other("it holds device nodes")));
         }
         let mut splitter = Splitter::new(|part| self.add(part));
-        write_upper(directory, &held.index, &mut splitter)?;
+        write_upper(directory, &held.index, WRITER_VERSION, &mut splitter)?;
         let tar = splitter.finish()?;
         if tar != held.diff_id {
             return Err(PackError::Changed);

@@ -1,10 +1,12 @@
 //! What is known of a layer's use before it is made: what leaves compressed is compressed from the bytes that are at hand.
 
 use std::collections::HashSet;
+use std::fs::File;
 use std::io::{self, Write};
 
 use graph::{ContentDigest, Digest, Graph, NodeId, Op, Operation};
 use snapshotter::layer::compress::{Compression, Encoder};
+use snapshotter::layer::{Bytes, Shares};
 use snapshotter::{BlobWriter, KnownBlobWriter, LayerBlobRecord, Store};
 
 use super::{BlobTypes, WorkError};
@@ -106,6 +108,12 @@ impl Write for NewLayer<'_> {
 
     fn flush(&mut self) -> io::Result<()> {
         self.raw.flush()
+    }
+}
+
+impl Shares for NewLayer<'_> {
+    fn share(&mut self, file: &File, offset: u64, length: u64) -> io::Result<Option<Bytes>> {
+        self.raw.share(file, offset, length)
     }
 }
 

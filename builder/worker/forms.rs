@@ -2,14 +2,15 @@
 
 use std::fs::File;
 use std::io::{self, BufReader, Read, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use graph::Digest;
 use rayon::prelude::*;
 use rustix::fs::OFlags;
 use sha2::Digest as _;
-use snapshotter::layer::{Entry, EntryKind, LayerIndex, compress, write_upper};
+use snapshotter::LayerRecord;
+use snapshotter::layer::{Entry, EntryKind, LayerError, LayerIndex, WRITER_VERSION, compress, write_upper};
 
 use super::WorkError;
 
@@ -24,9 +25,29 @@ pub(super) fn open_in(directory: Option<&PathBuf>, path: &[u8]) -> io::Result<Fi
 pub(super) enum TarAt {
     Plain(PathBuf),
     Compressed(Digest, PathBuf),
-    Snapshot(Digest, PathBuf, Arc<LayerIndex>),
+    Snapshot(Digest, Unpacked),
     /// A directory made for a process with other ids, of which it is not certain that all can be read.
-    Foreign(PathBuf, Arc<LayerIndex>),
+    Foreign(Unpacked),
+}
+
+/// A layer's directory.
+#[derive(Clone)]
+pub(super) struct Unpacked {
+    pub(super) directory: PathBuf,
+    pub(super) index: Arc<LayerIndex>,
+    /// The version of the writer that made the layer's tar.
+    pub(super) writer: u32,
+}
+
+impl Unpacked {
+    pub(super) fn new(directory: &Path, index: Arc<LayerIndex>, layer: &LayerRecord) -> Self {
+        Self { directory: directory.to_owned(), index, writer: layer.writer.unwrap_or(WRITER_VERSION) }
+    }
+
+    /// Makes the tar again.
+    fn write(&self, out: impl Write) -> Result<(), LayerError> {
+        write_upper(&self.directory, &self.index, self.writer, out)
+    }
 }
 
 impl TarAt {
@@ -40,7 +61,7 @@ impl TarAt {
         match self {
             Self::Plain(path) => hashed(path) == Some(*diff_id),
             Self::Compressed(digest, path) => hashed(path) == Some(*digest),
-            Self::Snapshot(_, directory, index) | Self::Foreign(directory, index) => {
+            Self::Snapshot(_, Unpacked { directory, index, .. }) | Self::Foreign(Unpacked { directory, index, .. }) => {
                 index.entries().iter().all(|entry| match entry.kind {
                     EntryKind::File { size, digest, .. } => {
                         let mut hasher = blake3::Hasher::new();
@@ -68,7 +89,7 @@ impl TarAt {
     }
 
     fn agrees(&self, wanted: impl Fn(&Entry) -> bool + Sync) -> bool {
-        let Self::Snapshot(_, directory, index) = self else { return true };
+        let Self::Snapshot(_, Unpacked { directory, index, .. }) = self else { return true };
         let Ok(root) = sys::file::open_root(directory) else { return false };
         index.entries().par_iter().with_min_len(256).filter(|entry| wanted(entry)).all(|entry| {
             let stat = || -> io::Result<std::fs::Metadata> {
@@ -88,15 +109,23 @@ impl TarAt {
         })
     }
 
+    /// The file that is the archive, if it lies uncompressed on this disk.
+    pub(super) fn archive(&self) -> Option<File> {
+        match self {
+            Self::Plain(path) => File::open(path).ok(),
+            _ => None,
+        }
+    }
+
     pub(super) fn open(&self) -> io::Result<Box<dyn Read + Send>> {
         match self {
             Self::Plain(path) => Ok(Box::new(BufReader::with_capacity(1 << 18, File::open(path)?))),
             Self::Compressed(_, path) => compress::decoder(BufReader::with_capacity(1 << 18, File::open(path)?)),
-            Self::Snapshot(_, directory, index) | Self::Foreign(directory, index) => {
+            Self::Snapshot(_, unpacked) | Self::Foreign(unpacked) => {
                 // Made anew on the way, by a thread of its own.
                 let (reader, mut writer) = io::pipe()?;
-                let (directory, index) = (directory.clone(), Arc::clone(index));
-                std::thread::spawn(move || write_upper(&directory, &index, &mut writer));
+                let unpacked = unpacked.clone();
+                std::thread::spawn(move || unpacked.write(&mut writer));
                 Ok(Box::new(BufReader::with_capacity(1 << 18, reader)))
             }
         }
@@ -104,9 +133,7 @@ impl TarAt {
 
     pub(super) fn write_to(&self, out: &mut impl Write) -> Result<(), WorkError> {
         match self {
-            Self::Snapshot(_, directory, index) | Self::Foreign(directory, index) => {
-                write_upper(directory, index, out)?;
-            }
+            Self::Snapshot(_, unpacked) | Self::Foreign(unpacked) => unpacked.write(out)?,
             _ => {
                 // Large pieces, which can be hashed and compressed at the same time.
                 io::copy(&mut io::BufReader::with_capacity(512 << 10, self.open()?), out)?;

@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io::{self, BufReader, Read, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -12,8 +12,8 @@ use graph::Digest;
 use sha2::Digest as _;
 use snapshotter::layer::compress::Compression;
 use snapshotter::layer::{
-    Applied, ApplyOptions, CommitOptions, LayerError, LayerIndex, Marks, Mended, Ownership, Tree, WRITER_VERSION,
-    apply, commit_upper, compress, mend,
+    Applied, ApplyOptions, CommitOptions, LayerError, LayerIndex, Marks, Mended, Ownership, Tree, apply, apply_sharing,
+    can_write, commit_upper, compress, mend,
 };
 use snapshotter::{Active, LayerBlobRecord, LayerRecord, Store};
 use solver::RunContext;
@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::disk_guard::DiskGuard;
 use super::file::ReadableTree;
-use super::forms::{TarAt, open_in};
+use super::forms::{TarAt, Unpacked, open_in};
 use super::growing::{Begins, growing};
 use super::places::{Place, Places};
 use super::served::Joined;
@@ -255,7 +255,7 @@ impl Layers {
 
     /// Whether all that is missing of a step's layer is its index, which its directory tells.
     fn lacks_only_index(&self, layer: &LayerRecord) -> Result<bool, WorkError> {
-        Ok(layer.writer == Some(WRITER_VERSION)
+        Ok(layer.writer.is_some_and(can_write)
             && self.index(&layer.chain)?.is_none()
             && self.store.snapshot(&layer.chain)?.is_some()
             && self.find_tar(layer)?.is_none())
@@ -266,10 +266,10 @@ impl Layers {
     async fn index_again(&self, context: &RunContext, layer: &LayerRecord, below: Tree) -> Result<bool, WorkError> {
         let (directory, token) = (self.snapshot(&layer.chain)?, context.cancelled.clone());
         let path = directory.clone();
-        let ownership = self.ownership();
+        let (ownership, version) = (self.ownership(), layer.writer);
         let made = blocking(move || {
             let cancelled = || token.is_cancelled();
-            let options = CommitOptions { below: Some(&below), ownership, cancelled: Some(&cancelled) };
+            let options = CommitOptions { below: Some(&below), ownership, version, cancelled: Some(&cancelled) };
             Ok(commit_upper(&directory, &options)?)
         })
         .await?;
@@ -298,7 +298,9 @@ impl Layers {
             let disk = self.store.root().to_owned();
             let unpacked = blocking(move || {
                 let applied = tar.open().map_err(LayerError::Read).and_then(|from| {
-                    apply(DiskGuard::new(from, disk), active.fs(), &options, &|| token.is_cancelled())
+                    let archive = tar.archive();
+                    let from = DiskGuard::new(from, disk);
+                    apply_sharing(from, archive.as_ref(), active.fs(), &options, &|| token.is_cancelled())
                 });
                 Ok((tar, applied.map(|applied| (active, applied))))
             });
@@ -376,7 +378,7 @@ impl Layers {
             }
         }
         // The same layer on another stack.
-        let is_exact = |record: &LayerRecord| record.writer == Some(WRITER_VERSION);
+        let is_exact = |record: &LayerRecord| record.writer.is_some_and(can_write);
         self.unpacked_tar(layer, is_exact)
     }
 
@@ -389,14 +391,13 @@ impl Layers {
         let mut foreign = None;
         for chain in self.store.chains_with(&layer.diff_id)? {
             let Some(index) = self.index(&chain)? else { continue };
-            if !self.store.layer(&chain)?.is_some_and(|record| will_do(&record)) {
-                continue;
-            }
+            let Some(record) = self.store.layer(&chain)?.filter(&will_do) else { continue };
+            let unpacked = |directory: &Path| Unpacked::new(directory, Arc::clone(&index), &record);
             if let Some(snapshot) = self.store.snapshot(&chain)? {
-                return Ok(Some(TarAt::Snapshot(chain, snapshot.fs().to_owned(), index)));
+                return Ok(Some(TarAt::Snapshot(chain, unpacked(snapshot.fs()))));
             }
             let other = self.store.foreign_snapshots(&chain)?.into_iter().next();
-            foreign = foreign.or(other.map(|snapshot| TarAt::Foreign(snapshot.fs().to_owned(), index)));
+            foreign = foreign.or(other.map(|snapshot| TarAt::Foreign(unpacked(snapshot.fs()))));
         }
         Ok(foreign)
     }

@@ -62,7 +62,12 @@ impl StepRoot {
         stubs: &[executor::Stub],
         cancelled: &(dyn Fn() -> bool + Sync),
     ) -> Result<LayerRecord, WorkError> {
-        let options = CommitOptions { below: Some(&below.tree), ownership: self.ownership, cancelled: Some(cancelled) };
+        let options = CommitOptions {
+            below: Some(&below.tree),
+            ownership: self.ownership,
+            version: None,
+            cancelled: Some(cancelled),
+        };
         let remove = |from: &Path| executor::stubs::remove(from, stubs).map_err(WorkError::Stubs);
         let none = WorkError::Internal("a step without a place for its changes");
         match self.kind {

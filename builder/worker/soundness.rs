@@ -11,7 +11,7 @@ use snapshotter::layer::{Applied, LayerError};
 use snapshotter::{LayerRecord, StoreError};
 use solver::RunContext;
 
-use super::forms::TarAt;
+use super::forms::{TarAt, Unpacked};
 use super::layers::Layers;
 use super::{WorkError, blocking};
 
@@ -27,12 +27,12 @@ impl Layers {
                 self.store.remove_blob(digest)?;
                 path
             }
-            TarAt::Snapshot(chain, path, _) => {
+            TarAt::Snapshot(chain, Unpacked { directory: path, .. }) => {
                 self.store.remove_snapshot(chain, path)?;
                 path
             }
             // Whether it is damaged or closed to us is not for us to say.
-            TarAt::Foreign(path, _) => {
+            TarAt::Foreign(Unpacked { directory: path, .. }) => {
                 self.store.disregard(path);
                 context.progress.warn(format!(
                     "{} cannot be read, as files in it belong to ids that there are not here (rbuild doctor says more)",
@@ -77,7 +77,7 @@ impl Layers {
                 forms.extend(self.store.blob_path(&blob.digest).map(|path| TarAt::Compressed(blob.digest, path)));
             }
             if let (Some(snapshot), Some(index)) = (self.store.snapshot(&layer.chain)?, self.index(&layer.chain)?) {
-                forms.push(TarAt::Snapshot(layer.chain, snapshot.fs().to_owned(), index));
+                forms.push(TarAt::Snapshot(layer.chain, Unpacked::new(snapshot.fs(), index, &layer)));
             }
             for form in forms {
                 let diff_id = layer.diff_id;
@@ -170,7 +170,7 @@ impl Layers {
             let (Some(snapshot), Some(index)) = (self.store.snapshot(&layer.chain)?, self.index(&layer.chain)?) else {
                 continue;
             };
-            let form = TarAt::Snapshot(layer.chain, snapshot.fs().to_owned(), index);
+            let form = TarAt::Snapshot(layer.chain, Unpacked::new(snapshot.fs(), index, &layer));
             let (form, sound) = blocking(move || {
                 let sound = is_sound(&form);
                 Ok((form, sound))

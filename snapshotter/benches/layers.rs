@@ -7,7 +7,9 @@ use std::path::Path;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use graph::{ContentDigest, Digest};
 use snapshotter::layer::compress::{Compression, Encoder};
-use snapshotter::layer::{ApplyOptions, CommitOptions, LayerIndex, Marks, Ownership, apply, commit_upper, write_upper};
+use snapshotter::layer::{
+    ApplyOptions, CommitOptions, LayerIndex, Marks, Ownership, WRITER_VERSION, apply, commit_upper, write_upper,
+};
 use snapshotter::{CacheRecord, Store};
 
 const FILES: usize = 2_000;
@@ -43,7 +45,7 @@ fn layers(criterion: &mut Criterion) {
     let bytes = files(&upper);
     let committed = commit_upper(&upper, &CommitOptions::default()).expect("commit");
     let mut tar = Vec::new();
-    write_upper(&upper, &committed.index, &mut tar).expect("write");
+    write_upper(&upper, &committed.index, WRITER_VERSION, &mut tar).expect("write");
 
     let mut group = criterion.benchmark_group("layer of 2,000 files");
     group.sample_size(20).throughput(Throughput::Bytes(bytes));
@@ -51,7 +53,7 @@ fn layers(criterion: &mut Criterion) {
         bencher.iter(|| commit_upper(&upper, &CommitOptions::default()).expect("commit"));
     });
     group.bench_function("write the tar", |bencher| {
-        bencher.iter(|| write_upper(&upper, &committed.index, io::sink()).expect("write"));
+        bencher.iter(|| write_upper(&upper, &committed.index, WRITER_VERSION, io::sink()).expect("write"));
     });
     group.bench_function("apply the tar", |bencher| {
         // Whoever runs this need not be root.

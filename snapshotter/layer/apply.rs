@@ -9,7 +9,7 @@ use graph::{ContentDigest, Digest};
 use super::disk::Disk;
 use super::entry::{EntryKind, clean, is_within, join, keeps_xattr, show, split};
 use super::error::LayerError;
-use super::header::{OPAQUE, WHITEOUT};
+use super::header::{ALIGNMENT, LARGE, OPAQUE, WHITEOUT};
 use super::index::LayerIndex;
 use super::read::{Member, MemberKind, Piece, TarReader};
 use super::state::{Inode, InodeId, Meta, NodeId, NodeKind, ROOT, State};
@@ -76,10 +76,23 @@ pub fn apply(
     options: &ApplyOptions,
     cancelled: &dyn Fn() -> bool,
 ) -> Result<Applied, LayerError> {
+    apply_sharing(tar, None, dest, options, cancelled)
+}
+
+/// As [`apply`], of an archive that is all there is in the file `archive`: where the file system can, what is unpacked
+/// of large files shares its blocks.
+pub fn apply_sharing(
+    tar: impl Read,
+    archive: Option<&File>,
+    dest: &Path,
+    options: &ApplyOptions,
+    cancelled: &dyn Fn() -> bool,
+) -> Result<Applied, LayerError> {
     let none = |_: usize, _: &[u8]| Err(io::ErrorKind::NotFound.into());
     Applier {
         state: State::new(None),
         disk: Some(Disk::new(dest, *options)?),
+        archive,
         below: None,
         open_below: &none,
         cancelled,
@@ -100,13 +113,14 @@ pub fn apply_upon(
 ) -> Result<Applied, LayerError> {
     let disk = Some(Disk::new(dest, *options)?);
     let (state, open_below) = (State::new(Some(below)), &open_below);
-    Applier { state, disk, below: Some(below), open_below, cancelled, holes: 0 }.run(tar)
+    Applier { state, disk, archive: None, below: Some(below), open_below, cancelled, holes: 0 }.run(tar)
 }
 
 /// Reads an uncompressed layer without unpacking it.
 pub fn index_tar(tar: impl Read, cancelled: &dyn Fn() -> bool) -> Result<Applied, LayerError> {
     let none = |_: usize, _: &[u8]| Err(io::ErrorKind::NotFound.into());
-    Applier { state: State::new(None), disk: None, below: None, open_below: &none, cancelled, holes: 0 }.run(tar)
+    Applier { state: State::new(None), disk: None, archive: None, below: None, open_below: &none, cancelled, holes: 0 }
+        .run(tar)
 }
 
 /// What a hard link is made to.
@@ -119,6 +133,8 @@ struct Applier<'a> {
     state: State<'a>,
     /// `None`: only the index is wanted.
     disk: Option<Disk>,
+    /// The archive, as long as blocks may be shared with it.
+    archive: Option<&'a File>,
     below: Option<&'a Tree>,
     open_below: &'a dyn Fn(usize, &[u8]) -> io::Result<File>,
     cancelled: &'a dyn Fn() -> bool,
@@ -285,6 +301,11 @@ impl Applier<'_> {
             Some(disk) => Some(disk.create(&self.state, dir, name, &meta)?),
             None => None,
         };
+        // What was shared is read all the same: it has to be what was promised.
+        let mut shared = match &mut file {
+            Some(file) => share(&mut self.archive, file, offset, size).map_err(LayerError::io("seek", &path()))?,
+            None => 0,
+        };
         let mut hasher = blake3::Hasher::new();
         let mut ends_in_hole = false;
         while let Some(piece) = reader.piece()? {
@@ -295,7 +316,9 @@ impl Applier<'_> {
                 Piece::Data(data) => {
                     hasher.update(data);
                     if let Some(file) = &mut file {
-                        file.write_all(data).map_err(|e| LayerError::io("write", &path())(e))?;
+                        let (there, fresh) = data.split_at(data.len().min(shared));
+                        shared -= there.len();
+                        file.write_all(fresh).map_err(|e| LayerError::io("write", &path())(e))?;
                     }
                     ends_in_hole = false;
                 }
@@ -412,6 +435,23 @@ impl Applier<'_> {
         self.state.node_mut(id).own = false;
         Ok(Source::File(id, inode))
     }
+}
+
+/// Makes the data that begin at `offset` of the archive those of an empty file, as far as blocks can be shared, and goes to
+/// their end. Returns how many bytes that are.
+fn share(archive: &mut Option<&File>, file: &mut File, offset: Option<u64>, size: u64) -> io::Result<usize> {
+    let (Some(from), Some(offset)) = (*archive, offset) else { return Ok(0) };
+    let Ok(length) = usize::try_from(size - size % ALIGNMENT) else { return Ok(0) };
+    if size < LARGE || offset % ALIGNMENT != 0 {
+        return Ok(0);
+    }
+    if sys::file::clone_range(from, offset, length as u64, &*file, 0).is_err() {
+        // It will not be otherwise for the next file. What was shared all the same is written over.
+        *archive = None;
+        return Ok(0);
+    }
+    file.seek(SeekFrom::Start(length as u64))?;
+    Ok(length)
 }
 
 /// Holes cost nothing to store and much to hash.

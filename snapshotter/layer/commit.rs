@@ -18,7 +18,7 @@ use super::entry::{Entry, EntryKind, MAX_PATHS, join, keeps_xattr, show};
 use super::error::LayerError;
 use super::index::{LayerIndex, implicit_dir};
 use super::tree::{Finger, Tree};
-use super::write::{Expect, LayerWriter};
+use super::write::{Expect, LayerWriter, WRITER_VERSION};
 
 /// Files up to this size are read by several threads at once, larger ones as they are hashed.
 const SMALL: u64 = 256 * 1024;
@@ -33,6 +33,8 @@ pub struct CommitOptions<'a> {
     pub below: Option<&'a Tree>,
     /// Whose files are: where all belong to one id on the disk, what was there before still belongs to whom it did.
     pub ownership: Ownership,
+    /// The version of the writer, where a layer is made again; otherwise the newest.
+    pub version: Option<u32>,
     /// Asked for every entry; once it says yes, that is the end.
     pub cancelled: Option<&'a (dyn Fn() -> bool + Sync)>,
 }
@@ -78,7 +80,7 @@ pub fn commit_upper(upper: &Path, options: &CommitOptions<'_>) -> Result<Committ
     let walk = Walk { options, below, served: false, names: HashMap::new(), entries: Vec::new(), path_bytes: 0 };
     let mut entries = walk.run(&root)?;
     options.keep_owners(&mut entries);
-    let mut writer = LayerWriter::new(io::sink());
+    let mut writer = LayerWriter::of_version(options.version.unwrap_or(WRITER_VERSION), io::sink());
     write_entries(&mut writer, &root, &entries, Expect::Nothing, options)?;
     let (written, _) = writer.finish()?;
     Ok(Committed { diff_id: written.diff_id, content: written.content, size: written.size, index: written.index })
@@ -139,10 +141,11 @@ const MARK: &[u8] = b".wh.";
 /// Those that hide all that is below the directory that they are in.
 const OPAQUE: &[&[u8]] = &[b".wh..wh..opq", b".wh..opq"];
 
-/// Makes the bytes of a layer again from its directory. Whoever stores or sends them verifies the diff id.
-pub fn write_upper(dir: &Path, index: &LayerIndex, out: impl Write) -> Result<(), LayerError> {
+/// Makes the bytes of a layer again from its directory, as that version of the writer made them ([`super::can_write`]).
+/// Whoever stores or sends them verifies the diff id.
+pub fn write_upper(dir: &Path, index: &LayerIndex, version: u32, out: impl Write) -> Result<(), LayerError> {
     let root = open_dir(dir)?;
-    let mut writer = LayerWriter::new(out);
+    let mut writer = LayerWriter::of_version(version, out);
     write_entries(&mut writer, &root, index.entries(), Expect::Trusted, &CommitOptions::default())?;
     writer.finish()?;
     Ok(())

@@ -16,17 +16,29 @@ pub(crate) const OPAQUE: &[u8] = b".wh..wh..opq";
 /// Prefix of the PAX records that hold extended attributes.
 pub(crate) const XATTR: &[u8] = b"SCHILY.xattr.";
 
+/// The data of large files begin at multiples of this, the usual block of a file system: those can be cloned
+/// (`FICLONERANGE` of ioctl_ficlonerange(2)) into the layer and out of it.
+pub(crate) const ALIGNMENT: u64 = 4096;
+/// What is large enough to be worth the padding, a record `comment` (pax, POSIX.1-2008) of at most 4608 bytes.
+pub(crate) const LARGE: u64 = 1 << 20;
+
 /// What fits in the seven octal digits of mode, owner and device fields.
 const MAX_SHORT: u64 = 0o777_7777;
 /// What fits in the eleven octal digits of size and mtime.
 const MAX_LONG: u64 = 0o777_7777_7777;
 
 /// Appends the header blocks of `entry`. Times are whole seconds. Implicit directories have no header.
-pub(crate) fn push_header(out: &mut Vec<u8>, entry: &Entry) -> Result<(), LayerError> {
+///
+/// If `out` ends at the offset `at` of the archive, the data of a large file, which follow, begin at a multiple of
+/// [`ALIGNMENT`].
+pub(crate) fn push_header(out: &mut Vec<u8>, entry: &Entry, at: Option<u64>) -> Result<(), LayerError> {
     let mut header = Fields { mode: entry.mode.into(), ..Fields::default() };
     header.name.clone_from(&entry.path);
     match &entry.kind {
-        EntryKind::File { size, .. } => header.size = *size,
+        EntryKind::File { size, .. } => {
+            header.size = *size;
+            header.align = at.filter(|_| *size >= LARGE);
+        }
         EntryKind::Dir { opaque, implicit } => {
             if !implicit {
                 if header.name.is_empty() {
@@ -90,6 +102,8 @@ struct Fields {
     size: u64,
     mtime: i64,
     device: (u64, u64),
+    /// Where the first header begins, if the data are to be aligned.
+    align: Option<u64>,
     /// PAX records; sorted, as Go's writer has them.
     records: BTreeMap<Vec<u8>, Vec<u8>>,
 }
@@ -106,6 +120,7 @@ impl Default for Fields {
             size: 0,
             mtime: 0,
             device: (0, 0),
+            align: None,
             records: BTreeMap::new(),
         }
     }
@@ -154,8 +169,15 @@ impl Fields {
         } else {
             self.records.insert(b"mtime".to_vec(), self.mtime.to_string().into());
         }
-        if !self.records.is_empty() {
-            self.push_records(out);
+        let mut records = Vec::new();
+        for (key, value) in &self.records {
+            push_record(&mut records, key, value);
+        }
+        if let Some(at) = self.align {
+            align(&mut records, at);
+        }
+        if !records.is_empty() {
+            self.push_records(&records, out);
         }
 
         let mut block = Header::new_ustar();
@@ -176,11 +198,7 @@ impl Fields {
         out.extend_from_slice(block.as_bytes());
     }
 
-    fn push_records(&self, out: &mut Vec<u8>) {
-        let mut data = Vec::new();
-        for (key, value) in &self.records {
-            push_record(&mut data, key, value);
-        }
+    fn push_records(&self, data: &[u8], out: &mut Vec<u8>) {
         let mut block = Header::new_ustar();
         let (dir, name) = split(&self.name);
         let mut alias = ascii(&super::join(&super::join(dir, b"PaxHeaders.0"), name));
@@ -199,9 +217,29 @@ impl Fields {
         block.set_cksum();
         out.extend_from_slice(block.as_bytes());
         let padding = padding(data.len() as u64);
-        out.extend_from_slice(&data);
+        out.extend_from_slice(data);
         out.extend_from_slice(&[0; BLOCK][..padding]);
     }
+}
+
+/// Adds a comment to the PAX records of a header that begins at `at`, so long that the data behind it are aligned.
+fn align(records: &mut Vec<u8>, at: u64) {
+    const EMPTY: usize = b"12 comment=\n".len();
+    let behind = |blocks: usize| at + (blocks * BLOCK) as u64;
+    let used = records.len().div_ceil(BLOCK);
+    // The header itself, and what is in front of it if there are records.
+    let before = 1 + usize::from(used > 0) + used;
+    if behind(before) % ALIGNMENT == 0 {
+        return;
+    }
+    let mut blocks = (records.len() + EMPTY).div_ceil(BLOCK);
+    while behind(2 + blocks) % ALIGNMENT != 0 {
+        blocks += 1;
+    }
+    let length = blocks * BLOCK - records.len();
+    // One byte less where its own length would take another digit; the block is filled up with zeros then.
+    let value = length - length.to_string().len() - b" comment=\n".len();
+    push_record(records, b"comment", &vec![b' '; value]);
 }
 
 /// A record is its own length in decimal, a blank, key, `=`, value and a newline; the length counts itself.
@@ -254,6 +292,7 @@ fn octal(field: &mut [u8], value: u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::layer::TarReader;
 
     #[test]
     fn a_record_counts_its_own_length() {
@@ -264,6 +303,30 @@ mod tests {
             assert_eq!(out, want.as_bytes());
             assert_eq!(out.len().to_string(), want.split(' ').next().unwrap_or_default());
         }
+    }
+
+    #[test]
+    fn the_data_of_large_files_are_aligned_whatever_stands_in_front() {
+        for at in (0..2 * ALIGNMENT).step_by(BLOCK) {
+            for length in (0..1200).chain([4000, 5000]) {
+                let mut entry = Entry::file("f", LARGE, 0o644);
+                if length > 0 {
+                    entry.xattrs.push((b"user.x".to_vec(), vec![b'x'; length]));
+                }
+                let (mut plain, mut aligned) = (Vec::new(), Vec::new());
+                push_header(&mut plain, &entry, None).unwrap();
+                push_header(&mut aligned, &entry, Some(at)).unwrap();
+                assert_eq!((at + aligned.len() as u64) % ALIGNMENT, 0, "{at} {length}");
+                assert!(aligned.len() <= plain.len() + ALIGNMENT as usize + BLOCK, "{at} {length}");
+                let member = |bytes: &[u8]| TarReader::new(bytes).next_member().unwrap().unwrap();
+                let (plain, aligned) = (member(&plain), member(&aligned));
+                assert_eq!((plain.name, plain.xattrs), (aligned.name, aligned.xattrs));
+            }
+        }
+        let small = Entry::file("f", LARGE - 1, 0o644);
+        let mut bytes = Vec::new();
+        push_header(&mut bytes, &small, Some(0)).unwrap();
+        assert_eq!(bytes.len(), BLOCK);
     }
 
     #[test]

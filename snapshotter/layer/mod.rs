@@ -30,7 +30,7 @@ mod state;
 mod tree;
 mod write;
 
-pub use apply::{Applied, ApplyOptions, Marks, Ownership, apply, apply_upon, hash_zeros, index_tar};
+pub use apply::{Applied, ApplyOptions, Marks, Ownership, apply, apply_sharing, apply_upon, hash_zeros, index_tar};
 pub use commit::{CommitOptions, Committed, commit_served, commit_upper, remove_marks, write_upper};
 pub(crate) use disk::opaque_key;
 pub use entry::{
@@ -45,7 +45,7 @@ pub use native::{Bytes, Populated, Sharing, commit_native, populate};
 pub use read::{Member, MemberKind, Piece, TarReader};
 pub use squash::squash;
 pub use tree::{Finger, Found, Resolved, Tree};
-pub use write::{Expect, LayerWriter, WRITER_VERSION, Written};
+pub use write::{Expect, LayerWriter, Shares, WRITER_VERSION, Written, can_write};
 
 #[cfg(test)]
 mod tests;

@@ -48,6 +48,14 @@ pub enum Bytes {
 }
 
 impl Bytes {
+    /// The file in which they are, and where they begin.
+    pub(crate) fn place(&self) -> (&File, u64) {
+        match self {
+            Self::Whole(file) => (file, 0),
+            Self::Part { file, offset, .. } => (file, *offset),
+        }
+    }
+
     /// To be read from the beginning.
     #[must_use]
     pub fn reader(self) -> Box<dyn Read + Send> {

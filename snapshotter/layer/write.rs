@@ -1,18 +1,27 @@
 //! The one place where the bytes of a layer are made.
 
-use std::io::{self, Read, Write};
+use std::fs::File;
+use std::io::{self, Cursor, Read, Write};
+use std::os::unix::fs::FileExt;
 
 use graph::{ContentDigest, Digest};
 use sha2::Digest as _;
 
 use super::entry::{Entry, EntryKind, clean, cmp_paths, show, split};
 use super::error::LayerError;
-use super::header::{BLOCK, END, WHITEOUT, padding, push_header};
+use super::header::{ALIGNMENT, BLOCK, END, LARGE, WHITEOUT, padding, push_header};
 use super::index::LayerIndex;
+use super::native::Bytes;
 
 /// Recorded beside a diff id whose bytes are made again from a directory: raised when the same entries would give other
-/// bytes.
-pub const WRITER_VERSION: u32 = 1;
+/// bytes. The bytes of version 1, in which data are not aligned, are made again as well.
+pub const WRITER_VERSION: u32 = 2;
+
+/// Whether the bytes that a version wrote can be made again.
+#[must_use]
+pub fn can_write(version: u32) -> bool {
+    (1..=WRITER_VERSION).contains(&version)
+}
 
 /// Bytes are hashed and passed on in pieces of this size.
 const PIECE: usize = 512 * 1024;
@@ -26,6 +35,17 @@ pub enum Expect {
     Digest,
     /// The entry's digest was computed from these very bytes: only the length is checked.
     Trusted,
+}
+
+/// What a layer is written to, which may be a file that can have blocks in common with others.
+pub trait Shares: Write {
+    /// Makes the next `length` bytes those of `file` from `offset` on by sharing blocks; offset and length are multiples of
+    /// 4096, and so is the number of bytes written before. The bytes are then written like all others, and read, for
+    /// that, from what is returned. `None`: blocks cannot be shared.
+    ///
+    /// # Errors
+    /// Of the file that is written to.
+    fn share(&mut self, file: &File, offset: u64, length: u64) -> io::Result<Option<Bytes>>;
 }
 
 /// A finished layer.
@@ -44,7 +64,8 @@ pub struct Written {
 /// Writes a deterministic tar to `out`, which may be [`std::io::sink`] when only the digests are wanted.
 ///
 /// Entries come in the order of [`super::cmp_paths`]. What BuildKit would write is written: PAX records only where a plain
-/// header cannot say it, whole seconds, no names of users.
+/// header cannot say it, whole seconds, no names of users. One thing is added: in front of the data of files of 1 MiB and more
+/// a comment may stand that makes them begin at a multiple of 4096 bytes.
 pub struct LayerWriter<W> {
     out: W,
     sha: sha2::Sha256,
@@ -57,6 +78,8 @@ pub struct LayerWriter<W> {
     entries: Vec<Entry>,
     /// Names with a meaning in layers are ordinary ones.
     plain: bool,
+    /// The data of large files begin where blocks do.
+    aligned: bool,
 }
 
 impl<W: Write> LayerWriter<W> {
@@ -70,12 +93,18 @@ impl<W: Write> LayerWriter<W> {
             flushed: 0,
             entries: Vec::new(),
             plain: false,
+            aligned: true,
         }
+    }
+
+    /// Starts a layer as an earlier version wrote it.
+    pub(crate) fn of_version(version: u32, out: W) -> Self {
+        Self { aligned: version > 1, ..Self::new(out) }
     }
 
     /// Starts an ordinary archive, in which a name that begins with `.wh.` is just a name.
     pub(crate) fn plain(out: W) -> Self {
-        Self { plain: true, ..Self::new(out) }
+        Self { plain: true, aligned: false, ..Self::new(out) }
     }
 
     /// Adds anything but a file with data. An implicit directory is only noted in the index.
@@ -97,19 +126,61 @@ impl<W: Write> LayerWriter<W> {
 
     /// Adds a regular file ([`EntryKind::File`]), whose source must give exactly as many bytes as the entry says. Returns
     /// the digest of the data.
-    pub fn append_file(
+    pub fn append_file(&mut self, entry: Entry, data: impl Read, expect: Expect) -> Result<ContentDigest, LayerError> {
+        self.header(&entry)?;
+        self.data(entry, data, expect)
+    }
+
+    /// As [`Self::append_file`], for bytes that lie on a disk. Those of a large file are not copied where the layer can share
+    /// their blocks; then they are read from the layer itself, so that what is digested is what is stored. All are read
+    /// through `reader`.
+    pub fn append_bytes<R: Read>(
         &mut self,
-        mut entry: Entry,
-        mut data: impl Read,
+        entry: Entry,
+        bytes: Bytes,
         expect: Expect,
-    ) -> Result<ContentDigest, LayerError> {
+        reader: impl FnOnce(Box<dyn Read + Send>) -> R,
+    ) -> Result<ContentDigest, LayerError>
+    where
+        W: Shares,
+    {
+        self.header(&entry)?;
+        let data = match entry.kind {
+            EntryKind::File { size, .. } if size >= LARGE => self.share(&bytes, size, &entry.path)?,
+            _ => None,
+        };
+        let data = data.unwrap_or_else(|| bytes.reader());
+        self.data(entry, reader(data), expect)
+    }
+
+    /// Shares the whole blocks of a file whose header was just written, and reads the rest.
+    fn share(&mut self, bytes: &Bytes, size: u64, path: &[u8]) -> Result<Option<Box<dyn Read + Send>>, LayerError>
+    where
+        W: Shares,
+    {
+        let (file, offset) = bytes.place();
+        let (length, rest) = (size - size % ALIGNMENT, size % ALIGNMENT);
+        if offset % ALIGNMENT != 0 {
+            return Ok(None);
+        }
+        self.flush_stage().map_err(LayerError::Write)?;
+        let Some(shared) = self.out.share(file, offset, length).map_err(LayerError::Write)? else { return Ok(None) };
+        let mut end = vec![0; rest as usize];
+        match file.read_exact_at(&mut end, offset + length) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                return Err(LayerError::Changed { path: show(path) });
+            }
+            read => read.map_err(LayerError::io("read", path))?,
+        }
+        Ok(Some(Box::new(shared.reader().chain(Cursor::new(end)))))
+    }
+
+    /// Adds the data of a file whose header was just written.
+    fn data(&mut self, mut entry: Entry, mut data: impl Read, expect: Expect) -> Result<ContentDigest, LayerError> {
         let path = show(&entry.path);
-        let EntryKind::File { size, digest, offset } = &mut entry.kind else {
+        let EntryKind::File { size, digest: known, .. } = entry.kind else {
             return Err(LayerError::Unrepresentable { path, reason: "only a regular file has data" });
         };
-        let (size, known) = (*size, *digest);
-        *offset = None;
-        self.header(&entry)?;
         let start = self.flushed + self.stage.len() as u64;
 
         let mut hasher = (expect != Expect::Trusted).then(blake3::Hasher::new);
@@ -180,7 +251,8 @@ impl<W: Write> LayerWriter<W> {
             return unrepresentable("names that begin with \".wh.\" stand for removed files there");
         }
         self.room()?;
-        push_header(&mut self.stage, entry)
+        let at = self.flushed + self.stage.len() as u64;
+        push_header(&mut self.stage, entry, self.aligned.then_some(at))
     }
 
     fn note(&mut self, mut entry: Entry) -> Result<(), LayerError> {

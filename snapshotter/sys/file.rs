@@ -224,6 +224,23 @@ pub fn start_writeback(file: impl AsFd, offset: u64, length: u64) {
     unsafe { libc::sync_file_range(file.as_fd().as_raw_fd(), offset, length, libc::SYNC_FILE_RANGE_WRITE) };
 }
 
+/// Has both files share the blocks of a range (`FICLONERANGE`, ioctl_ficlonerange(2)): offsets and length are multiples of
+/// the file system's block. Nothing is read or written, and a change of one file is none of the other.
+///
+/// # Errors
+/// `EOPNOTSUPP`, `EXDEV`, `EINVAL`: it cannot be done there. A part may have been.
+pub fn clone_range(from: impl AsFd, offset: u64, length: u64, to: impl AsFd, to_offset: u64) -> io::Result<()> {
+    let range = libc::file_clone_range {
+        src_fd: from.as_fd().as_raw_fd().into(),
+        src_offset: offset,
+        src_length: length,
+        dest_offset: to_offset,
+    };
+    // SAFETY: the kernel reads the structure, which lives until the call returns, and both descriptors are open.
+    let answer = unsafe { libc::ioctl(to.as_fd().as_raw_fd(), libc::FICLONERANGE as _, &raw const range) };
+    if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::{MetadataExt, PermissionsExt};

@@ -241,6 +241,54 @@ fn a_file_system_that_clones_files() {
     same_layers(&copies, &overlays);
 }
 
+/// Context, layers and the directories that steps see have the blocks of a large file in common.
+#[test]
+fn large_files_take_their_room_once() {
+    let made = ["mkfs.xfs", "mkfs.btrfs"].into_iter().find(|program| crate::support::can(program));
+    if !ready() || !require(&[made.unwrap_or("mkfs.xfs"), "busybox"]) {
+        return;
+    }
+    let env = TestEnv::new();
+    let image = env.path("disk");
+    fs::File::create(&image).and_then(|file| file.set_len(1 << 30)).expect("ours");
+    Run::new(made.expect("required")).arg("-q").arg(&image).ok();
+    fs::create_dir(env.path("disk.dir")).expect("ours");
+    // 65 MiB and three bytes.
+    let mut script = format!("RBUILD={}\n", env!("CARGO_BIN_EXE_rbuild"));
+    script.push_str(
+        r#"cd "$1"; mount -o loop disk disk.dir; mkdir -m 700 disk.dir/store; mkdir disk.dir/c; c=disk.dir/c
+        cp $(command -v busybox) $c/busybox; head -c 68157443 /dev/urandom > $c/big
+        cat > $c/Dockerfile <<'EOF'
+        FROM scratch AS one
+        COPY busybox /bin/busybox
+        COPY big /big
+        RUN ["/bin/busybox", "sha256sum", "/big"]
+        FROM one
+        COPY --from=one /big /another
+        RUN ["/bin/busybox", "sha256sum", "/another"]
+EOF
+        used() { sync; df --output=used -B1M disk.dir | tail -n 1; }
+        before=$(used)
+        $RBUILD --root disk.dir/store build -t a --progress plain $c 2>&1 | grep -o '[0-9a-f]\{64\} .*$'
+        sha256sum < $c/big
+        echo took $(($(used) - before)) MiB
+        # Elsewhere nothing can be shared, and the same comes of it.
+        export SOURCE_DATE_EPOCH=1
+        $RBUILD --root disk.dir/store build -q --iidfile shared $c >/dev/null
+        mkdir -m 700 copies; $RBUILD --root copies build -q --iidfile copied $c >/dev/null; cmp shared copied
+        # What the author writes over his file is none of the layer.
+        printf changed | dd of=$c/big conv=notrunc status=none
+        printf 'FROM a\nRUN ["/bin/busybox", "sha256sum", "/big"]\n' | $RBUILD --root disk.dir/store build --progress plain - 2>&1 | grep -o '[0-9a-f]\{64\} .*$'
+        "#,
+    );
+    let out = env.program("unshare").args(["-m", "sh", "-ec", &script, "sh"]).arg(env.dir()).timeout(120).ok();
+    let lines: Vec<_> = out.stdout.lines().map(|line| line.split_whitespace().next().unwrap_or_default()).collect();
+    let [first, second, written, took, after] = lines[..] else { panic!("{}", out.stdout) };
+    assert_eq!((first, second, after, took), (written, written, written, "took"), "{}", out.stdout);
+    let took = out.stdout.lines().nth(3).and_then(|line| line.split(' ').nth(1)).and_then(|mib| mib.parse().ok());
+    assert!(took.is_some_and(|mib: u64| mib < 30), "four copies would take 260 MiB: {}", out.stdout);
+}
+
 /// An overlay takes 500 lower directories.
 #[test]
 fn a_step_upon_more_layers_than_an_overlay_takes() {

@@ -2,13 +2,13 @@
 //! files that come next.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::sync::mpsc::sync_channel;
 
 use graph::ContentDigest;
 use rayon::prelude::*;
-use snapshotter::layer::{Entry, EntryKind, Expect, LayerError, LayerWriter, Written};
+use snapshotter::layer::{Bytes, Entry, EntryKind, Expect, LayerError, LayerWriter, Shares, Written};
 
 use super::staging::{Content, Planned, lossy};
 use super::{BASE, FileError, Plan, Work};
@@ -30,14 +30,14 @@ enum Data<'a> {
     /// Checked.
     Read(Vec<u8>),
     Shared(std::sync::Arc<[u8]>),
-    Stream(Box<dyn Read + Send>),
+    Stored(Bytes),
     Spooled(At<'a>),
 }
 
 impl Plan {
     /// Writes the layer to `out`, reading every source once. A file that is no longer what it was when the step was keyed
     /// is an error.
-    pub(crate) fn write<W: Write>(self, work: &Work<'_>, out: W) -> Result<(Written, W), FileError> {
+    pub(crate) fn write<W: Shares>(self, work: &Work<'_>, out: W) -> Result<(Written, W), FileError> {
         let Self { planned, spool } = self;
         let spool = spool.as_ref();
         let mut writer = LayerWriter::new(out);
@@ -113,12 +113,12 @@ fn prepare<'a>(work: &Work<'_>, spool: Option<&'a File>, planned: Planned) -> Re
         Content::Source { source, layer, path } => {
             let tree = if source == BASE { Some(work.base) } else { work.inputs.get(source) };
             let read = |source| FileError::Read { path: lossy(&path), source };
-            let open = tree.map_or_else(|| Err(io::ErrorKind::NotFound.into()), |tree| tree.open(layer, &path));
-            let data = open.map_err(read)?;
+            let find = tree.map_or_else(|| Err(io::ErrorKind::NotFound.into()), |tree| (tree.bytes)(layer, &path));
+            let found = find.map_err(read)?;
             match small(&entry) {
-                None => Data::Stream(data),
+                None => Data::Stored(found),
                 Some((size, digest)) => {
-                    let bytes = read_all(data, size).map_err(read)?;
+                    let bytes = read_all(found.reader(), size).map_err(read)?;
                     if ContentDigest::of(&bytes) != digest {
                         return Err(LayerError::Changed { path: lossy(&entry.path) }.into());
                     }
@@ -148,8 +148,7 @@ fn read_all(mut data: impl Read, size: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn append<W: Write>(writer: &mut LayerWriter<W>, ready: Ready<'_>, work: &Work<'_>) -> Result<(), FileError> {
-    let until = |data| Until { data, cancelled: work.cancelled };
+fn append<W: Shares>(writer: &mut LayerWriter<W>, ready: Ready<'_>, work: &Work<'_>) -> Result<(), FileError> {
     let Ready { entry, data } = ready;
     match data {
         Data::None => writer.append(entry)?,
@@ -159,12 +158,13 @@ fn append<W: Write>(writer: &mut LayerWriter<W>, ready: Ready<'_>, work: &Work<'
         Data::Read(bytes) => {
             writer.append_file(entry, &*bytes, Expect::Trusted)?;
         }
-        Data::Stream(data) => {
-            writer.append_file(entry, until(data), Expect::Digest)?;
+        Data::Stored(bytes) => {
+            writer.append_bytes(entry, bytes, Expect::Digest, |data| Until { data, cancelled: work.cancelled })?;
         }
         Data::Spooled(at) => {
             let EntryKind::File { size, .. } = entry.kind else { return Ok(()) };
-            writer.append_file(entry, until(Box::new(at.take(size))), Expect::Trusted)?;
+            let data = Until { data: Box::new(at.take(size)), cancelled: work.cancelled };
+            writer.append_file(entry, data, Expect::Trusted)?;
         }
     }
     Ok(())

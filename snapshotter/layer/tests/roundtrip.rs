@@ -73,7 +73,7 @@ fn as_root_a_directory_survives_byte_for_byte() {
 
     let committed = commit_upper(&source, &CommitOptions::default()).expect("commit");
     let mut tar = Vec::new();
-    write_upper(&source, &committed.index, &mut tar).expect("write");
+    write_upper(&source, &committed.index, WRITER_VERSION, &mut tar).expect("write");
     assert_eq!((Digest::of(&tar), tar.len() as u64), (committed.diff_id, committed.size));
 
     let applied = apply(&*tar, &copy, &options(), &|| false).expect("apply");
@@ -88,7 +88,7 @@ fn as_root_a_directory_survives_byte_for_byte() {
     assert_eq!(LayerIndex::decode(&applied.index.encode()).expect("decode"), applied.index);
 
     let mut again = Vec::new();
-    write_upper(&copy, &applied.index, &mut again).expect("write");
+    write_upper(&copy, &applied.index, WRITER_VERSION, &mut again).expect("write");
     assert!(again == tar, "the copy gives other bytes");
     assert_eq!(commit_upper(&copy, &CommitOptions::default()).expect("commit").diff_id, committed.diff_id);
 
@@ -127,7 +127,20 @@ fn as_root_the_same_bytes_on_any_number_of_threads() {
 /// Raise [`WRITER_VERSION`] when this changes: diff ids that were recorded cannot be made again any more.
 #[test]
 fn the_bytes_of_a_layer_are_fixed() {
-    let mut writer = LayerWriter::new(Vec::new());
+    let expected = [
+        (1, "49e8402e009d2bfa4ae24c5459606e1c0c209815accd84f4b0decb6b85013fd4"),
+        (2, "03eef19b2ecfa51a382dcb2ba51d8f9fe2f6e5d6d93e424ce8f9a0041e58b28c"),
+    ];
+    assert_eq!(WRITER_VERSION, 2);
+    for (version, diff_id) in expected {
+        assert!(can_write(version));
+        let written = some_of_everything(LayerWriter::of_version(version, Vec::new()));
+        assert_eq!(written.diff_id.hex(), diff_id, "version {version}");
+        assert_eq!(written.content.hex(), "ad7a152f51911f977efcb722068eb292cd5daa384296d0301cfc67e95f9a67ae");
+    }
+}
+
+fn some_of_everything(mut writer: LayerWriter<Vec<u8>>) -> Written {
     let mut suid = Entry::file("bin/su", 3, 0o4755);
     (suid.uid, suid.gid, suid.mtime) = (0, 5_000_000, (TIME, 999));
     suid.xattrs.push((b"user.x".to_vec(), b"\n=\0".to_vec()));
@@ -135,15 +148,17 @@ fn the_bytes_of_a_layer_are_fixed() {
     writer.append_file(suid, &b"abc"[..], Expect::Nothing).expect("append");
     writer.append(Entry::new("bin/sx", EntryKind::Hardlink { target: b"bin/su".to_vec() }, 0o755)).expect("append");
     writer.append(Entry::new("dev", EntryKind::CharDev { major: 5, minor: 1 }, 0o600)).expect("append");
+    let large = vec![b'l'; 1 << 20];
+    for name in ["large", "larger"] {
+        writer.append_file(Entry::file(name, 1 << 20, 0o644), &*large, Expect::Nothing).expect("append");
+    }
     writer.append(Entry::new("n".repeat(101), EntryKind::Symlink { target: vec![b't'; 101] }, 0o777)).expect("append");
     writer.append(Entry::new("x/gone", EntryKind::Whiteout, 0)).expect("append");
     let opaque = EntryKind::Dir { opaque: true, implicit: false };
     writer.append(Entry::new("y", opaque, 0o700)).expect("append");
     let (written, tar) = writer.finish().expect("finish");
     assert_eq!(written.diff_id, Digest::of(&tar));
-    assert_eq!(WRITER_VERSION, 1);
-    assert_eq!(written.diff_id.hex(), "8ffc011e1ae56bf6adb55b3b8441d8e0d09f24ab55ea182670b41358704ba244");
-    assert_eq!(written.content.hex(), "fab03b08191018fb6f5c20c09f6b9726e066a883aea3d1549f83f3af2d368093");
+    written
 }
 
 #[test]
@@ -162,7 +177,7 @@ fn sizes_beyond_the_octal_field() {
     let mut bytes = Vec::new();
     let mut entry = Entry::file("huge", 9 << 30, 0o644);
     (entry.uid, entry.mtime) = (4_000_000_000, (-1, 0));
-    push_header(&mut bytes, &entry).expect("header");
+    push_header(&mut bytes, &entry, None).expect("header");
     let member = TarReader::new(&*bytes).next_member().expect("read").expect("a member");
     assert_eq!(member.kind, MemberKind::File { size: 9 << 30, offset: Some(bytes.len() as u64) });
     assert_eq!((member.uid, member.mtime), (4_000_000_000, (-1, 0)));
@@ -211,7 +226,7 @@ fn as_root_gnu_tar_and_busybox_read_our_bytes() {
     upper(&source);
     let committed = commit_upper(&source, &CommitOptions::default()).expect("commit");
     let mut tar = Vec::new();
-    write_upper(&source, &committed.index, &mut tar).expect("write");
+    write_upper(&source, &committed.index, WRITER_VERSION, &mut tar).expect("write");
     std::fs::write(temp.path().join("layer.tar"), &tar).expect("write");
     let dest = temp.path().join("gnu");
     std::fs::create_dir(&dest).expect("mkdir");
@@ -296,7 +311,7 @@ fn as_root_umoci_unpacks_our_layers() {
         commit_upper(&source, &CommitOptions { below: Some(&tree), cancelled: None, ..CommitOptions::default() })
             .expect("commit");
     let mut tar = Vec::new();
-    write_upper(&source, &committed.index, &mut tar).expect("write");
+    write_upper(&source, &committed.index, WRITER_VERSION, &mut tar).expect("write");
 
     let image = temp.path().join("image");
     let blobs = image.join("blobs/sha256");

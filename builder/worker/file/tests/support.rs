@@ -5,11 +5,12 @@
 //! follow them. A line `---` begins the next layer.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::io::{self, Seek, Write};
 use std::sync::Arc;
 
 use graph::{ChmodSpec, ChownSpec, CopyAction, FileAction, FileOp, ParentsSpec, UserSpec};
-use snapshotter::layer::{Entry, EntryKind, LayerIndex, Tree, Written};
+use snapshotter::layer::{Entry, EntryKind, LayerIndex, Shares, Tree, Written};
 
 use super::super::{FileError, ReadableTree, Work, copied_digest};
 
@@ -193,6 +194,25 @@ pub(super) fn chown(text: &str) -> ChownSpec {
     ChownSpec { user: part(user), group: group.map(part) }
 }
 
+/// A layer that is no file.
+struct Memory(Vec<u8>);
+
+impl Write for Memory {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        self.0.write(data)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Shares for Memory {
+    fn share(&mut self, _: &File, _: u64, _: u64) -> io::Result<Option<snapshotter::layer::Bytes>> {
+        Ok(None)
+    }
+}
+
 /// Carries out actions and gives back the layer.
 pub(super) fn run(
     base: &ReadableTree,
@@ -204,7 +224,8 @@ pub(super) fn run(
     let scratch = std::env::temp_dir();
     let cancelled = &|| false;
     let work = Work { op: &op, base, inputs: &inputs, now: (NOW, 0), scratch: &scratch, cancelled };
-    work.plan()?.write(&work, Vec::new())
+    let (written, Memory(tar)) = work.plan()?.write(&work, Memory(Vec::new()))?;
+    Ok((written, tar))
 }
 
 /// The layer that an instruction makes, as text; or the error, after `error: `.
