@@ -1,10 +1,7 @@
-//! How long a megabyte of Dockerfile takes: `cargo bench -p rbuild-frontend --bench parse`.
-//!
-//! With the name of a shape as argument that shape is parsed once, for a profiler that counts instructions:
-//! `valgrind --tool=callgrind target/…/release/deps/parse-… mixed`.
+//! How long a megabyte of Dockerfile takes: `cargo bench -p rbuild-frontend --bench parse`. A name of a shape behind `--` has
+//! only that one parsed; `--profile-time 5` does it for a profiler.
 
-use std::time::{Duration, Instant};
-
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use frontend::{SourceFile, parse};
 
 /// What Dockerfiles are made of, each repeated to a megabyte. The first is what most look like; the others are each a kind
@@ -58,29 +55,18 @@ fn megabyte(part: &str) -> SourceFile {
     SourceFile::new("Dockerfile", text)
 }
 
-#[expect(clippy::print_stdout, reason = "the time is what a benchmark is for")]
-fn main() {
-    let only = std::env::args().nth(1).filter(|name| !name.starts_with('-'));
+fn parsing(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("parse 1 MiB");
     for (name, part) in SHAPES {
-        if only.as_deref().is_some_and(|only| only != name) {
-            continue;
-        }
         let source = megabyte(part);
-        let rounds = if only.is_some() { 100 } else { 30 };
-        let mut times: Vec<Duration> = (0..rounds)
-            .map(|_| {
-                let start = Instant::now();
-                let file = parse(&source).expect("it is a Dockerfile");
-                let time = start.elapsed();
-                assert!(file.instructions.len() > 20);
-                time
-            })
-            .collect();
-        times.sort_unstable();
-        println!(
-            "parsing 1 MiB, {name}: median {:.1} ms, best {:.1} ms ({rounds} runs)",
-            times[times.len() / 2].as_secs_f64() * 1e3,
-            times[0].as_secs_f64() * 1e3
-        );
+        group.throughput(Throughput::Bytes(source.text().len() as u64));
+        group.bench_function(name, |bencher| {
+            // What is parsed is not freed while the clock runs.
+            bencher.iter_with_large_drop(|| parse(&source).expect("it is a Dockerfile"));
+        });
     }
+    group.finish();
 }
+
+criterion_group!(benches, parsing);
+criterion_main!(benches);
