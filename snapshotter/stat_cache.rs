@@ -4,15 +4,14 @@
 //! before it was read that a later change could leave the same times is not remembered.
 
 use std::collections::HashMap;
-use std::fs::Metadata;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use graph::ContentDigest;
+use rustix::fs::Stat;
 
 use crate::blob::{hashed_name, write_file};
 use crate::{Store, StoreError};
@@ -31,14 +30,14 @@ pub struct StatKey {
 impl StatKey {
     /// From stat(2).
     #[must_use]
-    pub fn of(metadata: &Metadata) -> Self {
-        let nanos = |seconds: i64, nanos: i64| seconds.wrapping_mul(1_000_000_000).wrapping_add(nanos);
+    pub fn of(stat: &Stat) -> Self {
+        let nanos = |seconds: i64, nanos: u64| seconds.wrapping_mul(1_000_000_000).wrapping_add(nanos as i64);
         Self {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            size: metadata.size(),
-            mtime: nanos(metadata.mtime(), metadata.mtime_nsec()),
-            ctime: nanos(metadata.ctime(), metadata.ctime_nsec()),
+            device: stat.st_dev,
+            inode: stat.st_ino,
+            size: u64::try_from(stat.st_size).unwrap_or(0),
+            mtime: nanos(stat.st_mtime, stat.st_mtime_nsec),
+            ctime: nanos(stat.st_ctime, stat.st_ctime_nsec),
         }
     }
 
@@ -101,7 +100,9 @@ impl Hasher for Mix {
 pub struct StatCache {
     path: Option<PathBuf>,
     began: i64,
-    known: HashMap<(u64, u64), (StatKey, StatFacts), BuildHasherDefault<Mix>>,
+    /// The file, and where in it the record of a device and inode begins: a load decodes nothing.
+    bytes: Vec<u8>,
+    known: HashMap<(u64, u64), u32, BuildHasherDefault<Mix>>,
     new: Mutex<Vec<(StatKey, StatFacts)>>,
 }
 
@@ -109,13 +110,27 @@ impl StatCache {
     /// Knows nothing and remembers nothing.
     #[must_use]
     pub fn empty() -> Self {
-        Self { path: None, began: now(), known: HashMap::default(), new: Mutex::default() }
+        Self { path: None, began: now(), bytes: Vec::new(), known: HashMap::default(), new: Mutex::default() }
+    }
+
+    /// How many files it knows.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.known.len()
+    }
+
+    /// Whether it knows none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.known.is_empty()
     }
 
     /// What is known of a file in this state.
     #[must_use]
     pub fn get(&self, key: &StatKey) -> Option<StatFacts> {
-        self.known.get(&(key.device, key.inode)).filter(|(known, _)| known == key).map(|(_, facts)| *facts)
+        let at = *self.known.get(&(key.device, key.inode))? as usize;
+        let (known, facts) = decode(self.bytes.get(at..at + RECORD)?);
+        (known == *key).then_some(facts)
     }
 
     /// Remembers a file whose state was taken before its bytes and attributes were read.
@@ -135,8 +150,13 @@ impl Store {
         let root = root.canonicalize().unwrap_or_else(|_| root.to_owned());
         let path = self.layout.join("stat").join(hashed_name("stat/1", root.as_os_str().as_bytes()));
         let bytes = std::fs::read(&path).unwrap_or_default();
-        let known = unsealed(&bytes).chunks_exact(RECORD).map(decode).collect();
-        Ok(StatCache { path: Some(path), began: now(), known, new: Mutex::default() })
+        let place = |(number, record): (usize, &[u8])| {
+            let (key, _) = decode(record);
+            let at = u32::try_from(MAGIC.len() + number * RECORD).ok()?;
+            Some(((key.device, key.inode), at))
+        };
+        let known = unsealed(&bytes).chunks_exact(RECORD).enumerate().map_while(place).collect();
+        Ok(StatCache { path: Some(path), began: now(), bytes, known, new: Mutex::default() })
     }
 
     /// Keeps what was learnt. Of two processes the later one wins; that costs a read, no more.
@@ -149,15 +169,19 @@ impl Store {
         if new.is_empty() {
             return Ok(());
         }
-        let mut all = cache.known.clone();
+        let new: HashMap<(u64, u64), &(StatKey, StatFacts)> =
+            new.iter().map(|state| ((state.0.device, state.0.inode), state)).collect();
         // A directory whose files come and go would make it grow for ever; what is dropped costs one read each.
-        if all.len() > MOST {
-            all.clear();
-        }
-        all.extend(new.iter().map(|(key, facts)| ((key.device, key.inode), (*key, *facts))));
-        let mut bytes = Vec::with_capacity(MAGIC.len() + all.len() * RECORD);
+        let kept = if cache.known.len() > MOST { &[] } else { unsealed(&cache.bytes) };
+        let mut bytes = Vec::with_capacity(MAGIC.len() + kept.len() + new.len() * RECORD + SEAL);
         bytes.extend_from_slice(MAGIC);
-        for (key, facts) in all.values() {
+        for record in kept.chunks_exact(RECORD) {
+            let (key, _) = decode(record);
+            if !new.contains_key(&(key.device, key.inode)) {
+                bytes.extend_from_slice(record);
+            }
+        }
+        for (key, facts) in new.values() {
             for number in [key.device, key.inode, key.size, key.mtime as u64, key.ctime as u64] {
                 bytes.extend_from_slice(&number.to_le_bytes());
             }
@@ -179,7 +203,7 @@ fn unsealed(bytes: &[u8]) -> &[u8] {
     if blake3::hash(records).as_bytes() == seal { records } else { &[] }
 }
 
-fn decode(record: &[u8]) -> ((u64, u64), (StatKey, StatFacts)) {
+fn decode(record: &[u8]) -> (StatKey, StatFacts) {
     let number = |at: usize| u64::from_le_bytes(record[at * 8..at * 8 + 8].try_into().unwrap_or_default());
     let key = StatKey {
         device: number(0),
@@ -189,7 +213,7 @@ fn decode(record: &[u8]) -> ((u64, u64), (StatKey, StatFacts)) {
         ctime: number(4) as i64,
     };
     let digest = ContentDigest::from_bytes(record[40..72].try_into().unwrap_or_default());
-    ((key.device, key.inode), (key, StatFacts { digest, is_plain: record[72] == 1 }))
+    (key, StatFacts { digest, is_plain: record[72] == 1 })
 }
 
 fn now() -> i64 {
@@ -226,7 +250,7 @@ mod tests {
         let store = Store::open(&directory.path().join("store")).unwrap();
         let file = directory.path().join("file");
         std::fs::write(&file, "x").unwrap();
-        let key = StatKey::of(&std::fs::metadata(&file).unwrap());
+        let key = StatKey::of(&rustix::fs::stat(&file).unwrap());
         let facts = StatFacts { digest: ContentDigest::of(b"x"), is_plain: true };
         let cache = store.stat_cache(directory.path()).unwrap();
         cache.put(&key, facts);
@@ -240,6 +264,6 @@ mod tests {
         let cache = store.stat_cache(directory.path()).unwrap();
         assert_eq!(cache.get(&key), Some(facts));
         std::fs::write(&file, "y").unwrap();
-        assert_eq!(cache.get(&StatKey::of(&std::fs::metadata(&file).unwrap())), None);
+        assert_eq!(cache.get(&StatKey::of(&rustix::fs::stat(&file).unwrap())), None);
     }
 }

@@ -8,13 +8,14 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use frontend::dockerignore::DirState;
 use graph::ContentDigest;
 use rayon::prelude::*;
+use rustix::fs::{AtFlags, FileType, Stat};
+use rustix::io::Errno;
 use snapshotter::layer::{Entry, EntryKind, LayerIndex, Tree, ancestors, join, keeps_xattr, split};
 use snapshotter::{StatCache, StatFacts, StatKey};
 
@@ -83,7 +84,7 @@ struct Pending {
 /// Something that a directory has and the context may have.
 struct Seen {
     path: Vec<u8>,
-    metadata: std::fs::Metadata,
+    stat: Stat,
     /// Of a regular file that was seen in this state before.
     known: Option<StatFacts>,
     /// Of a symbolic link.
@@ -95,20 +96,18 @@ struct Seen {
     below: Option<Pending>,
 }
 
-/// A regular file.
+/// A regular file that must be read.
 struct Found {
     /// Its place among the entries.
     entry: usize,
     /// What stat said.
     key: StatKey,
-    /// What was known of it.
-    known: Option<StatFacts>,
 }
 
 /// So many names of a directory are worth another thread.
 const CHUNK: usize = 64;
 /// So many directories are looked into at the same time, at most.
-const BATCH: usize = 256;
+const BATCH: usize = 32;
 /// Fewer are not worth other threads.
 const FEW: usize = 8;
 
@@ -144,6 +143,10 @@ impl<'a> Walk<'a> {
         if self.wanted.is_empty() {
             return Ok(());
         }
+        // Most of what was there is still there. Room that is not used costs nothing.
+        self.entries.reserve(self.cache.len());
+        // Every index has it; where it comes first, the others need not move.
+        self.entries.push(Entry::new(*b"", EntryKind::Dir { opaque: false, implicit: true }, 0o755));
         let all = self.wanted.reach(b"") == Reach::All;
         let mut pending = vec![Pending { path: Vec::new(), state: self.ignore.root(), all }];
         while !pending.is_empty() {
@@ -157,59 +160,53 @@ impl<'a> Walk<'a> {
                 pending.extend(self.keep(seen));
             }
         }
+        if self.entries.len() == 1 {
+            self.entries.clear();
+        }
         Ok(())
     }
 
     /// What there is in a directory, by name.
     fn contents(&self, directory: &Pending) -> Result<Vec<Seen>, ContextError> {
-        let mut names = self.names(&directory.path)?;
-        names.sort_unstable();
-        let look = |name: Vec<u8>| self.look(directory, &name).transpose();
+        let name: &[u8] = if directory.path.is_empty() { b"." } else { &directory.path };
+        let read = || -> io::Result<_> {
+            let opened = sys::file::open_dir(&self.directory, name)?;
+            let mut names = names(&opened)?;
+            names.sort_unstable();
+            Ok((opened, names))
+        };
+        let read = read().map_err(|source| ContextError::Read { path: self.full(&directory.path), source });
+        let (opened, names) = read?;
+        let look = |name: Vec<u8>| self.look(directory, &opened, &name).transpose();
         if names.len() < 2 * CHUNK {
             return names.into_iter().filter_map(look).collect();
         }
         names.into_par_iter().with_min_len(CHUNK).filter_map(look).collect()
     }
 
-    fn names(&self, directory: &[u8]) -> Result<Vec<Vec<u8>>, ContextError> {
-        let read = || -> io::Result<Vec<Vec<u8>>> {
-            let name = if directory.is_empty() { b"." } else { directory };
-            let mut names = Vec::new();
-            for entry in rustix::fs::Dir::new(sys::file::open_dir(&self.directory, name)?)? {
-                let entry = entry?;
-                let name = entry.file_name().to_bytes();
-                if !matches!(name, b"." | b"..") {
-                    names.push(name.to_vec());
-                }
-            }
-            Ok(names)
-        };
-        read().map_err(|source| ContextError::Read { path: self.full(directory), source })
-    }
-
     /// Looks at what is there, unless nobody wants it.
-    fn look(&self, directory: &Pending, name: &[u8]) -> Result<Option<Seen>, ContextError> {
+    fn look(&self, directory: &Pending, opened: &OwnedFd, name: &[u8]) -> Result<Option<Seen>, ContextError> {
         let path = join(&directory.path, name);
         let reach = if directory.all { Reach::All } else { self.wanted.reach(&path) };
         if reach == Reach::None {
             return Ok(None);
         }
-        let full = self.full(&path);
-        let read = |source| ContextError::Read { path: full.clone(), source };
-        let metadata = match std::fs::symlink_metadata(&full) {
-            Ok(metadata) => metadata,
+        let read = |source| ContextError::Read { path: self.full(&path), source };
+        let stat = match rustix::fs::statat(opened, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => stat,
             // Gone since the directory was read.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(read(source)),
+            Err(Errno::NOENT) => return Ok(None),
+            Err(error) => return Err(read(error.into())),
         };
+        let kind = FileType::from_raw_mode(stat.st_mode);
         let patterns = self.ignore.patterns();
         let text = String::from_utf8_lossy(&path);
         let (mut ignored, mut below) = (false, None);
         // What has nothing in it does not lead to what is wanted.
-        if reach == Reach::Below && !metadata.is_dir() && !metadata.is_symlink() {
+        if reach == Reach::Below && !kind.is_dir() && !kind.is_symlink() {
             return Ok(None);
         }
-        if metadata.is_dir() {
+        if kind.is_dir() {
             let decided = patterns.directory(&directory.state, &text);
             ignored = decided.verdict.ignored;
             let state = decided.state;
@@ -218,24 +215,24 @@ impl<'a> Walk<'a> {
             ignored = patterns.file(&directory.state, &text).ignored;
         }
         // Sockets mean nothing to anybody else.
-        if (ignored && below.is_none()) || metadata.file_type().is_socket() {
+        if (ignored && below.is_none()) || kind.is_socket() {
             return Ok(None);
         }
         let (mut target, mut xattrs) = (Vec::new(), Vec::new());
-        let known = if metadata.is_file() { self.cache.get(&StatKey::of(&metadata)) } else { None };
-        if metadata.is_symlink() {
-            target = std::fs::read_link(&full).map_err(read)?.as_os_str().as_bytes().to_vec();
+        let known = if kind.is_file() { self.cache.get(&StatKey::of(&stat)) } else { None };
+        if kind.is_symlink() {
+            target = sys::file::readlink(opened, name).map_err(read)?;
         } else if !known.is_some_and(|known| known.is_plain) {
-            xattrs = self.xattrs(&path, &full).map_err(read)?;
+            xattrs = self.xattrs(&path).map_err(read)?;
         }
-        let passed = ignored || (reach == Reach::Below && metadata.is_dir());
-        Ok(Some(Seen { path, metadata, known, target, xattrs, passed, below }))
+        let passed = ignored || (reach == Reach::Below && kind.is_dir());
+        Ok(Some(Seen { path, stat, known, target, xattrs, passed, below }))
     }
 
-    fn xattrs(&self, path: &[u8], full: &Path) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
+    fn xattrs(&self, path: &[u8]) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
         // Most files have none that matters: one call, nothing allocated.
         let mut buffer = [0; 512];
-        let none = match rustix::fs::llistxattr(full, &mut buffer[..]) {
+        let none = match rustix::fs::llistxattr(self.full(path), &mut buffer[..]) {
             Ok(length) => !buffer[..length].split(|byte| *byte == 0).any(keeps_xattr),
             Err(error) => error == rustix::io::Errno::OPNOTSUPP,
         };
@@ -254,30 +251,31 @@ impl<'a> Walk<'a> {
 
     /// Makes it part of the context; gives back the directory that is to be read.
     fn keep(&mut self, seen: Seen) -> Option<Pending> {
-        let Seen { path, metadata, known, target, xattrs, passed, below } = seen;
-        let entry = Entry {
-            mtime: (metadata.mtime(), u32::try_from(metadata.mtime_nsec()).unwrap_or(0)),
-            xattrs,
-            ..Entry::new(path.clone(), self.kind(&path, &metadata, target), metadata.mode() & 0o7777)
-        };
+        let Seen { path, stat, known, target, xattrs, passed, below } = seen;
+        let kind = self.kind(&path, &stat, target);
+        let mtime = (stat.st_mtime, u32::try_from(stat.st_mtime_nsec).unwrap_or(0));
+        let mut entry = Entry { mtime, xattrs, ..Entry::new(path, kind, stat.st_mode & 0o7777) };
         if passed {
-            self.passed.insert(path, entry);
+            self.passed.insert(entry.path.clone(), entry);
             return below;
         }
         if !self.passed.is_empty() {
-            for ancestor in ancestors(&path) {
+            for ancestor in ancestors(&entry.path) {
                 self.entries.extend(self.passed.remove(ancestor));
             }
         }
-        if let EntryKind::File { .. } = entry.kind {
-            self.files.push(Found { entry: self.entries.len(), key: StatKey::of(&metadata), known });
+        if let EntryKind::File { digest, .. } = &mut entry.kind {
+            match known {
+                Some(known) => *digest = known.digest,
+                None => self.files.push(Found { entry: self.entries.len(), key: StatKey::of(&stat) }),
+            }
         }
         self.entries.push(entry);
         below
     }
 
-    fn kind(&mut self, path: &[u8], metadata: &std::fs::Metadata, target: Vec<u8>) -> EntryKind {
-        let kind = metadata.file_type();
+    fn kind(&mut self, path: &[u8], stat: &Stat, target: Vec<u8>) -> EntryKind {
+        let kind = FileType::from_raw_mode(stat.st_mode);
         if kind.is_dir() {
             EntryKind::Dir { opaque: false, implicit: false }
         } else if kind.is_symlink() {
@@ -285,19 +283,23 @@ impl<'a> Walk<'a> {
         } else if kind.is_fifo() {
             EntryKind::Fifo
         } else if kind.is_char_device() || kind.is_block_device() {
-            let (major, minor) = (rustix::fs::major(metadata.rdev()), rustix::fs::minor(metadata.rdev()));
+            let (major, minor) = (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev));
             match kind.is_char_device() {
                 true => EntryKind::CharDev { major, minor },
                 false => EntryKind::BlockDev { major, minor },
             }
         } else {
-            if metadata.nlink() > 1 {
-                let first = self.links.entry((metadata.dev(), metadata.ino())).or_insert_with(|| path.to_vec());
+            if stat.st_nlink > 1 {
+                let first = self.links.entry((stat.st_dev, stat.st_ino)).or_insert_with(|| path.to_vec());
                 if first != path {
                     return EntryKind::Hardlink { target: first.clone() };
                 }
             }
-            EntryKind::File { size: metadata.len(), digest: ContentDigest::from_bytes([0; 32]), offset: None }
+            EntryKind::File {
+                size: u64::try_from(stat.st_size).unwrap_or(0),
+                digest: ContentDigest::from_bytes([0; 32]),
+                offset: None,
+            }
         }
     }
 
@@ -317,6 +319,19 @@ impl<'a> Walk<'a> {
     }
 }
 
+/// What an open directory has, in no order.
+fn names(directory: &OwnedFd) -> io::Result<Vec<Vec<u8>>> {
+    let mut names = Vec::new();
+    for entry in rustix::fs::Dir::read_from(directory)? {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if !matches!(name, b"." | b"..") {
+            names.push(name.to_vec());
+        }
+    }
+    Ok(names)
+}
+
 /// `target` seen from `directory`, inside the root, without asking what is a link.
 fn lexical(directory: &[u8], target: &[u8]) -> Vec<u8> {
     let start: &[u8] = if target.first() == Some(&b'/') { b"" } else { directory };
@@ -333,7 +348,7 @@ fn lexical(directory: &[u8], target: &[u8]) -> Vec<u8> {
     parts.join(&b'/')
 }
 
-/// The digests of all files, in order: known ones from the cache, the others read on all cores.
+/// The digests of files, in order, read on all cores.
 fn digests(
     directory: &OwnedFd,
     root: &Path,
@@ -342,9 +357,6 @@ fn digests(
     cache: &StatCache,
 ) -> Result<Vec<ContentDigest>, ContextError> {
     let digest = |file: &Found| {
-        if let Some(known) = file.known {
-            return Ok(known.digest);
-        }
         let Entry { path, xattrs, .. } = &entries[file.entry];
         let failed = |source| ContextError::Read { path: root.join(std::ffi::OsStr::from_bytes(path)), source };
         let digest = open_beneath(directory, path).and_then(hash).map_err(failed)?;

@@ -284,7 +284,7 @@ pub(crate) fn copied_digest(tree: &Tree, action: &CopyAction) -> Result<graph::C
     let mut hasher = graph::KeyHasher::new("copy-source/2");
     for root in selection.roots() {
         hasher.field(&root.name);
-        let mut files: HashMap<(usize, &[u8]), u64> = HashMap::new();
+        let mut files = Numbers::default();
         selection.walk(root, |item| {
             hasher.field(item.relative).number(item.role as u64);
             match (&item.entry.kind, item.file) {
@@ -298,8 +298,7 @@ pub(crate) fn copied_digest(tree: &Tree, action: &CopyAction) -> Result<graph::C
                 }
                 (_, Some(file)) => {
                     hash_entry(&mut hasher, file.entry);
-                    let next = files.len() as u64;
-                    hasher.number(*files.entry((file.layer, &file.entry.path)).or_insert(next));
+                    hasher.number(files.of(tree, file));
                 }
                 _ => hash_entry(&mut hasher, item.entry),
             }
@@ -307,4 +306,27 @@ pub(crate) fn copied_digest(tree: &Tree, action: &CopyAction) -> Result<graph::C
         })?;
     }
     Ok(hasher.finish())
+}
+
+/// Files by number, in the order in which they are met; what is met again has the number it had.
+#[derive(Default)]
+struct Numbers<'a> {
+    next: u64,
+    /// Which layers have files of several names. In the others nothing is met again.
+    linked: HashMap<usize, bool>,
+    known: HashMap<(usize, &'a [u8]), u64>,
+}
+
+impl<'a> Numbers<'a> {
+    fn of(&mut self, tree: &Tree, file: Found<'a>) -> u64 {
+        let is_link = |entry: &Entry| matches!(entry.kind, EntryKind::Hardlink { .. });
+        let may_be_met_again =
+            *self.linked.entry(file.layer).or_insert_with(|| tree.layers()[file.layer].entries().iter().any(is_link));
+        let number = match may_be_met_again {
+            true => *self.known.entry((file.layer, &file.entry.path)).or_insert(self.next),
+            false => self.next,
+        };
+        self.next += u64::from(number == self.next);
+        number
+    }
 }
