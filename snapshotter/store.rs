@@ -19,6 +19,7 @@ use crate::lease::{self, Lease};
 use crate::reaper::Reaper;
 use crate::record::{CacheRecord, ForeignLayer, LayerBlobRecord, LayerRecord, RecordedKey};
 use crate::recover;
+use crate::usage::note_made_by;
 
 /// An open store. Shared by threads; several processes may have it open.
 ///
@@ -421,7 +422,20 @@ impl Store {
     /// # Errors
     /// The database, or [`StoreError::NoLayer`] for a result whose layers are not recorded.
     pub fn save(&self, keys: &[ContentDigest], record: &CacheRecord) -> Result<(), StoreError> {
-        self.save_as(keys, record, "REPLACE")
+        self.save_as(keys, record, "REPLACE", None)
+    }
+
+    /// As [`Store::save`], and what made the layer on top, for the list of what takes space.
+    ///
+    /// # Errors
+    /// As [`Store::save`].
+    pub fn save_made_by(
+        &self,
+        keys: &[ContentDigest],
+        record: &CacheRecord,
+        made_by: Option<&str>,
+    ) -> Result<(), StoreError> {
+        self.save_as(keys, record, "REPLACE", made_by)
     }
 
     /// Records a result that somebody else tells of. What is recorded under one of the keys stays.
@@ -429,10 +443,16 @@ impl Store {
     /// # Errors
     /// As [`Store::save`].
     pub fn save_foreign(&self, keys: &[ContentDigest], record: &CacheRecord) -> Result<(), StoreError> {
-        self.save_as(keys, record, "IGNORE")
+        self.save_as(keys, record, "IGNORE", None)
     }
 
-    fn save_as(&self, keys: &[ContentDigest], record: &CacheRecord, conflict: &str) -> Result<(), StoreError> {
+    fn save_as(
+        &self,
+        keys: &[ContentDigest],
+        record: &CacheRecord,
+        conflict: &str,
+        made_by: Option<&str>,
+    ) -> Result<(), StoreError> {
         let now = jiff::Timestamp::now().as_millisecond();
         self.db.write_files(|db| {
             if let Some(chain) = &record.chain {
@@ -440,6 +460,9 @@ impl Store {
                     return Err(StoreError::NoLayer(*chain).into());
                 }
                 self.lease.hold(chain);
+                if let Some(made_by) = made_by {
+                    note_made_by(db, chain, made_by)?;
+                }
             }
             let mut statement = db.prepare_cached(&format!(
                 "INSERT OR {conflict} INTO records (key, chain, content, definition, created, used)
@@ -475,8 +498,7 @@ impl Store {
     /// # Errors
     /// The database.
     pub fn put_note(&self, kind: &str, key: &str, value: &str) -> Result<(), StoreError> {
-        self.db.write(|db| db.execute("INSERT OR REPLACE INTO notes VALUES (?1, ?2, ?3)", [kind, key, value]))?;
-        Ok(())
+        self.db.write(|db| put_note(db, kind, key, value))
     }
 }
 
@@ -575,6 +597,10 @@ fn find_layer_blobs(db: &Connection, diff_id: &Digest) -> rusqlite::Result<Vec<L
 fn find_locations(db: &Connection, digest: &Digest) -> rusqlite::Result<Vec<String>> {
     let mut statement = db.prepare_cached("SELECT repository FROM locations WHERE digest = ?1")?;
     statement.query_map([digest.as_bytes()], |row| row.get(0))?.collect()
+}
+
+pub(crate) fn put_note(db: &Connection, kind: &str, key: &str, value: &str) -> rusqlite::Result<()> {
+    db.prepare_cached("INSERT OR REPLACE INTO notes VALUES (?1, ?2, ?3)")?.execute([kind, key, value]).map(drop)
 }
 
 #[cfg(test)]

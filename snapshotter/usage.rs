@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::gc::{Layers, Marked, reached_from};
 use crate::image::UNNAMED;
 use crate::recover::chains_of;
+use crate::store::put_note;
 use crate::{Store, StoreError, lease};
 
 /// What an item is, by BuildKit's names where it has one.
@@ -144,8 +145,7 @@ impl Store {
     /// # Errors
     /// The database.
     pub fn describe_layer(&self, chain: &Digest, made_by: &str) -> Result<(), StoreError> {
-        let short: String = made_by.chars().take(200).collect();
-        self.put_note(MADE_BY, &chain.hex(), &short)
+        self.db.write(|db| note_made_by(db, chain, made_by))
     }
 
     /// Measures the store. Takes a look at every file.
@@ -159,6 +159,12 @@ impl Store {
         let facts = self.db.read(|db| Facts::read(self, db, &leases, Some(std::process::id())))?;
         Ok(Survey { store: self, facts, seen: HashSet::new(), items: BTreeMap::new() }.run())
     }
+}
+
+/// Keeps what made a layer, or its beginning.
+pub(crate) fn note_made_by(db: &Connection, chain: &Digest, made_by: &str) -> rusqlite::Result<()> {
+    let short: String = made_by.chars().take(200).collect();
+    put_note(db, MADE_BY, &chain.hex(), &short)
 }
 
 /// What the database and the leases say.

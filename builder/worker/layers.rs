@@ -162,10 +162,12 @@ impl Layers {
         let mut places = Vec::with_capacity(layers.len());
         for layer in layers {
             let Some(index) = self.index(&layer.chain)? else { return Ok(None) };
-            let place = match (self.store.snapshot(&layer.chain)?, self.store.blob_path(&layer.diff_id)) {
-                (Some(snapshot), _) => Place::Directory(snapshot.fs().to_owned()),
-                (None, Some(tar)) => Place::Tar(tar, Arc::clone(&index)),
-                (None, None) => return Ok(None),
+            let place = if let Some(snapshot) = self.store.snapshot(&layer.chain)? {
+                Place::Directory(snapshot.fs().to_owned())
+            } else if let Some(tar) = self.store.blob_path(&layer.diff_id) {
+                Place::Tar(tar, Arc::clone(&index))
+            } else {
+                return Ok(None);
             };
             indexes.push(index);
             places.push(place);

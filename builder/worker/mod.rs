@@ -357,10 +357,7 @@ impl Worker for BuildWorker {
         };
         self.note(keys.all(), op.key(), rootfs.chain, rootfs.content, false);
         let record = CacheRecord { chain: rootfs.chain, content: rootfs.content, definition: op.key() };
-        if let (Some(chain), Some(made_by)) = (&rootfs.chain, made_by(op)) {
-            self.store.describe_layer(chain, &made_by)?;
-        }
-        self.store.save(&keys.all(), &record)?;
+        self.store.save_made_by(&keys.all(), &record, made_by(op).as_deref())?;
         self.tidy();
         Ok(())
     }
