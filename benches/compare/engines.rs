@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::report::Sample;
+use crate::report::{Sample, worked};
 use crate::scenes::{Output, Scene};
 use crate::servers::{Server, on_path, wait_until};
 
@@ -134,11 +134,12 @@ impl Engine {
             _ => "bench".to_owned(),
         };
         let commands = self.commands(place, scene.result, &image, &archive);
-        let (started, mut peak) = (Instant::now(), 0);
+        let (started, before, mut peak) = (Instant::now(), worked(), 0);
         for mut command in commands {
             peak = timed(&mut command).map(|bytes| peak.max(bytes)).map_err(|why| format!("{}: {why}", self.name))?;
         }
-        let sample = Sample { seconds: started.elapsed().as_secs_f64(), peak_bytes: peak };
+        let seconds = started.elapsed().as_secs_f64();
+        let sample = Sample { seconds, busy: worked() - before, peak_bytes: peak };
         let _ = std::fs::remove_file(&archive);
         Ok(sample)
     }

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use crate::engines::timed;
-use crate::report::{Sample, median};
+use crate::report::{Sample, median, worked};
 use crate::scenes::{busybox, files, noise, write};
 
 /// One table.
@@ -134,10 +134,11 @@ pub(crate) fn run(directory: &Path, runs: usize, of: &str) -> Result<(), String>
                 if series.from_nothing {
                     let _ = fs::remove_dir_all(&store);
                 }
-                let started = Instant::now();
+                let (started, before) = (Instant::now(), worked());
                 let peak_bytes = timed(&mut build(&context, &store))?;
                 if turn > 0 {
-                    samples.push(Sample { seconds: started.elapsed().as_secs_f64(), peak_bytes });
+                    let seconds = started.elapsed().as_secs_f64();
+                    samples.push(Sample { seconds, busy: worked() - before, peak_bytes });
                 }
             }
             let peak = samples.iter().map(|sample| sample.peak_bytes).max().unwrap_or_default() / 1_000_000;

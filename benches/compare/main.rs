@@ -5,8 +5,8 @@
 //! With `--growth all|stages|files|layers|MiB|builds` it is only rbuild, with more and more to do.
 //!
 //! Peers are found on PATH: buildah (with runc), docker's classic builder (dockerd is started for the time of the benchmark),
-//! BuildKit (buildkitd likewise); where images are only moved, skopeo. Scenes that move images need docker-registry, one needs Debian's mirrors. Medians, ratios and
-//! the peak memory of rbuild's process tree are printed; the raw runs are kept as JSON below the target directory. Nothing is
+//! BuildKit (buildkitd likewise); where images are only moved, skopeo. Scenes that move images need docker-registry, one needs Debian's mirrors. Medians, ratios, the
+//! work of all cores together and the peak memory of rbuild's process tree are printed; the raw runs are kept as JSON below the target directory. Nothing is
 //! asserted: machines differ, and a noisy one differs from itself. Run as root.
 
 mod engines;

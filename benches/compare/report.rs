@@ -8,23 +8,38 @@ use crate::scenes::Scene;
 #[derive(Clone, Copy)]
 pub(crate) struct Sample {
     pub(crate) seconds: f64,
+    /// Seconds of work of all cores together, whoever worked: daemons, registries and steps are in it.
+    pub(crate) busy: f64,
     /// Of the largest process; a daemon's is not in it.
     pub(crate) peak_bytes: u64,
 }
 
-pub(crate) const HEAD: &str = "scene      engine       min s  median s     max s   peak MB  rbuild/engine (medians)";
+pub(crate) const HEAD: &str =
+    "scene      engine       min s  median s     max s    work s   peak MB  rbuild/engine (medians)";
 
 type Samples = Vec<(&'static str, Vec<Sample>)>;
 
 /// Seconds of the middle run.
 pub(crate) fn median(samples: &[Sample]) -> f64 {
-    let mut seconds: Vec<f64> = samples.iter().map(|sample| sample.seconds).collect();
-    seconds.sort_by(f64::total_cmp);
-    match seconds.len() {
+    middle(samples.iter().map(|sample| sample.seconds))
+}
+
+fn middle(numbers: impl Iterator<Item = f64>) -> f64 {
+    let mut numbers: Vec<f64> = numbers.collect();
+    numbers.sort_by(f64::total_cmp);
+    match numbers.len() {
         0 => f64::NAN,
-        count if count % 2 == 1 => seconds[count / 2],
-        count => f64::midpoint(seconds[count / 2 - 1], seconds[count / 2]),
+        count if count % 2 == 1 => numbers[count / 2],
+        count => f64::midpoint(numbers[count / 2 - 1], numbers[count / 2]),
     }
+}
+
+/// What the cores did since the machine started, in seconds: user, nice, system, irq and softirq of `/proc/stat` (proc(5)), whose
+/// unit, `USER_HZ`, is a hundredth of a second.
+pub(crate) fn worked() -> f64 {
+    let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
+    let ticks: Vec<u64> = stat.split_whitespace().skip(1).map_while(|word| word.parse().ok()).collect();
+    [0, 1, 2, 5, 6].iter().filter_map(|at| ticks.get(*at)).sum::<u64>() as f64 / 100.0
 }
 
 /// The lines of one scene; rbuild's comes first.
@@ -36,8 +51,9 @@ pub(crate) fn table(scene: &str, samples: &Samples) -> String {
         let (least, most) = (seconds().fold(f64::INFINITY, f64::min), seconds().fold(0.0, f64::max));
         let middle = median(samples);
         let peak = samples.iter().map(|sample| sample.peak_bytes).max().unwrap_or_default() / 1_000_000;
+        let work = self::middle(samples.iter().map(|sample| sample.busy));
         let ratio = if *engine == "rbuild" { String::new() } else { format!("  {:.3}", own / middle) };
-        let _ = writeln!(text, "{scene:10} {engine:8} {least:9.3} {middle:9.3} {most:9.3} {peak:9}{ratio}");
+        let _ = writeln!(text, "{scene:10} {engine:8} {least:9.3} {middle:9.3} {most:9.3} {work:9.2} {peak:9}{ratio}");
     }
     text
 }
@@ -57,7 +73,8 @@ impl Figures {
             engines.iter().flat_map(move |(engine, samples)| {
                 samples.iter().map(move |sample| {
                     serde_json::json!({
-                        "scene": scene, "engine": engine, "seconds": sample.seconds, "peak_bytes": sample.peak_bytes,
+                        "scene": scene, "engine": engine, "seconds": sample.seconds, "work_seconds": sample.busy,
+                        "peak_bytes": sample.peak_bytes,
                     })
                 })
             })
