@@ -57,6 +57,8 @@ pub struct Store {
 impl Drop for Store {
     fn drop(&mut self) {
         let _ = self.note_use();
+        // Nearly always nothing is in it any more. Otherwise, and after a kill, the next process empties it.
+        let _ = std::fs::remove_dir(self.scratch_path());
         // What takes longer is left to the next process.
         self.reaper.settle(Duration::from_millis(100));
     }
@@ -155,13 +157,17 @@ impl Store {
         self.layout.join("builds")
     }
 
-    /// A directory for this process's temporary files. The next start after its end empties it.
+    /// A directory for this process's temporary files. What is left there at the end, the next process removes.
     #[must_use]
     pub fn scratch_directory(&self) -> PathBuf {
-        let path = self.layout.join("ingest").join(format!("{}.scratch", self.lease.id()));
+        let path = self.scratch_path();
         // Whoever writes there is told if this fails.
         let _ = std::fs::create_dir(&path);
         path
+    }
+
+    fn scratch_path(&self) -> PathBuf {
+        self.layout.join("ingest").join(format!("{}.scratch", self.lease.id()))
     }
 
     /// A name that no other thread or process uses, and that says whose it is.

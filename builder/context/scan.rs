@@ -348,7 +348,7 @@ fn lexical(directory: &[u8], target: &[u8]) -> Vec<u8> {
     parts.join(&b'/')
 }
 
-/// The digests of files, in order, read on all cores.
+/// The digests of files, in order, read on all cores where there are some.
 fn digests(
     directory: &OwnedFd,
     root: &Path,
@@ -363,6 +363,9 @@ fn digests(
         cache.put(&file.key, StatFacts { digest, is_plain: xattrs.is_empty() });
         Ok(digest)
     };
+    if files.len() < FEW {
+        return files.iter().map(digest).collect();
+    }
     files.par_iter().map(digest).collect()
 }
 
