@@ -648,6 +648,6 @@ fn finish(
     }
     let config = image::finish(unfinished.clone(), &layers, epoch, jiff::Timestamp::now());
     let config = serde_json::to_vec(&config).map_err(|error| BuildError::Internal(error.to_string()))?;
-    let id = session.store.put_blob(&config)?;
+    let id = Digest::of(&config);
     Ok(BuiltImage { platform: lowered.platform.clone(), rootfs, base_layers, unfinished, config, id, materials })
 }

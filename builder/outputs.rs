@@ -602,6 +602,7 @@ fn name_images(
     }
     let host = Platform::host();
     let Some(image) = images.iter().find(|image| image.platform == host).or(images.first()) else { return Ok(()) };
+    session.store.put_blob(&image.config)?;
     let manifest = package.map(Package::descriptor).map(|descriptor| ManifestRef {
         digest: descriptor.digest,
         media_type: descriptor.media_type.clone(),

@@ -233,9 +233,14 @@ impl Db {
         let log = lock::with_suffix(&self.path, "-wal");
         let length = std::fs::metadata(&log).map_or(0, |metadata| metadata.len());
         if length > LONG {
-            // A reader elsewhere may hinder it; then the log stays for now.
-            let _ = self.read(|db| db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0)));
+            self.empty_log();
         }
+    }
+
+    /// Brings the log into the database file and gives its room back. A reader elsewhere may hinder it; then the log stays
+    /// for now.
+    pub(crate) fn empty_log(&self) {
+        let _ = self.read(|db| db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0)));
     }
 
     /// Brings what was committed to the disk.

@@ -97,6 +97,8 @@ impl Store {
     /// # Errors
     /// The database or the disk.
     pub fn prune(&self, policy: &PrunePolicy) -> Result<Pruned, StoreError> {
+        // The database's log takes room too, now and when all is taken; what is reported as freed is without it.
+        self.db.empty_log();
         let before = self.usage()?;
         let disk = rustix::fs::statvfs(self.root());
         let disk = disk.map_err(|error| StoreError::io("examine", self.root())(error.into()))?;
@@ -115,6 +117,7 @@ impl Store {
             }
         }
         self.take(policy, &sizes, true)?;
+        self.db.empty_log();
         let after = self.usage()?;
         let stay: HashSet<(UsageKind, &str)> = after.items.iter().map(|item| (item.kind, &*item.id)).collect();
         let gone = |item: &&UsageItem| !stay.contains(&(item.kind, &*item.id));

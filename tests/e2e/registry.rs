@@ -331,11 +331,12 @@ fn a_download_goes_on_in_the_next_process() {
     let image = Layout::write(&env.path("image"), &[&busybox_base().tar, &env.path("large.tar")], &json!({}));
     registry.put("large:1", &image);
     let name = registry.name("large:1");
+    // Of the large layer: the base's is smaller.
     let partial = || {
         let entries = std::fs::read_dir(env.store().join("ingest")).into_iter().flatten().flatten();
         let mut partials = entries.filter(|entry| entry.file_name().to_string_lossy().ends_with(".partial"));
         partials
-            .find_map(|entry| entry.metadata().ok().map(|metadata| metadata.len()).filter(|length| *length > 1 << 20))
+            .find_map(|entry| entry.metadata().ok().map(|metadata| metadata.len()).filter(|length| *length > 4 << 20))
     };
     let first = env.rbuild(["pull", &name]).spawn();
     let caught = loop {
